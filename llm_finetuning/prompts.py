@@ -21,7 +21,7 @@ PHI2_FORMAT = """\
 {{ ' ' + message['content'] + eos_token }}
 {%- endif -%}
 {%- endfor -%}
-"""  # noqa: E501
+"""
 """Phi-2's own prompt format (model card of microsoft/phi-2), each answer closed by the end-of-text token."""
 
 DEFAULT_SYSTEM = """\

@@ -175,8 +175,7 @@ class Finetuning:
                 ),
                 (
                     self.micro_batch_tokens == 0 or self.micro_batch_tokens >= self.max_seq_length,
-                    f"micro_batch_tokens = {self.micro_batch_tokens}: 0, or at least max_seq_length"
-                    f" ({self.max_seq_length})",
+                    f"micro_batch_tokens = {self.micro_batch_tokens}: 0 or at least {self.max_seq_length} (max_seq_length)",
                 ),
                 *[
                     (getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: at least 1")
