@@ -1,0 +1,100 @@
+"""A finished folder → a repository on the Hugging Face Hub, compared with what the Hub then lists."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from llm_finetuning import sums
+from llm_finetuning.safety import check_no_pickles, check_no_tokens
+
+
+def push_to_hub(
+    folder: str | Path,
+    repository: str,
+    token: str | None = None,
+    private: bool = True,
+    message: str = "Upload from the finetuning notebook",
+    api=None,
+) -> str:
+    """Upload a model or adapter folder to `repository` ("user/name"), made if it is not there; returns the URL.
+
+    `token` comes from Colab's secrets or HF_TOKEN when it is None; never write one into a cell. Files that the Hub
+    already has are not sent again, so a stopped upload goes on. Every file is then compared with the Hub's own
+    listing of the commit: its SHA-256 for large files, its git hash for the others.
+
+    Raises ValueError for a folder that is not whole or a commit that differs, PermissionError without a token.
+    `api`: a huggingface_hub.HfApi or something that behaves like one.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    if "/" not in repository:
+        raise ValueError(f"hub_repository = {repository!r} is not user/name.")
+    api = api or _client(token)
+    url = api.create_repo(repository, private=private, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repository,
+        folder_path=folder,
+        commit_message=message,
+        ignore_patterns=["**/.*", ".*"],
+        delete_patterns="adapter_model*"
+        if _is_adapter(folder)
+        else ["model*.safetensors", "model*.index.json"],
+    )
+    _check_commit(api, folder, repository, commit.oid)
+    return f"{url}/tree/{commit.oid}"
+
+
+def find_token() -> str:
+    """The Hub's token from HF_TOKEN, Colab's secrets or `hf auth login`; PermissionError if there is none."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if not token:
+        raise PermissionError(
+            "No token for the Hugging Face Hub. In Colab add the secret HF_TOKEN (the key in the left bar) and "
+            "allow this notebook to read it; elsewhere set the environment variable HF_TOKEN, or run `hf auth login`."
+        )
+    return token
+
+
+def _client(token: str | None):
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token or find_token())
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / sums.NAME).exists() or not _is_adapter(folder):
+        sums.check_sums(folder)
+    check_no_pickles(folder)
+    check_no_tokens(folder)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").exists()
+
+
+def _check_commit(api, folder: Path, repository: str, revision: str) -> None:
+    """Compare every file with the Hub's listing of `revision`; ValueError names those that differ."""
+    listed = {
+        entry.path: entry for entry in api.list_repo_tree(repository, recursive=True, revision=revision)
+    }
+    names = [name for name in sums.files_below(folder) if not sums.is_hidden(name)]
+    wrong = [name for name in names if name not in listed or not _same(folder / name, listed[name])]
+    if wrong:
+        raise ValueError(
+            f"{repository} at {revision} differs from {folder} in: {', '.join(wrong)}. Upload again; "
+            "do not use that commit."
+        )
+
+
+def _same(path: Path, entry) -> bool:
+    if path.stat().st_size != entry.size:
+        return False
+    if entry.lfs:
+        return sums.hash_file(path) == entry.lfs.sha256
+    return _git_hash(path) == entry.blob_id
+
+
+def _git_hash(path: Path) -> str:
+    return hashlib.sha1(b"blob %d\0" % os.path.getsize(path) + path.read_bytes()).hexdigest()

@@ -1,0 +1,113 @@
+"""One writer at a time: a lock file beside the folder that is published, on a disk or on Drive."""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+ABANDONED = 600  # seconds without a sign of life after which another machine's lock no longer counts
+PATIENCE = 900  # seconds that a second run waits for the first
+STEP = 5  # seconds between two looks
+
+
+class Lock:
+    """`with Lock(path) as lock:` holds `path` until the block ends; `lock.beat()` shows that its owner lives.
+
+    The file names its owner: machine, process, and when that process started, so that a killed one is known by
+    being gone. Where the owner cannot be looked up (another machine), ABANDONED seconds of silence decide.
+    """
+
+    def __init__(self, path: Path, sleep: Callable[[float], None] = time.sleep):
+        self.path = path
+        self.sleep = sleep
+        self.mine = json.dumps(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "started": psutil.Process().create_time(),
+                "id": uuid.uuid4().hex,
+            }
+        )
+        self.beaten = 0.0
+
+    def __enter__(self) -> Self:
+        waited = 0
+        while not self._take():
+            if waited >= PATIENCE:
+                raise TimeoutError(
+                    f"{self._owner()} is publishing to the same folder ({self.path}). Wait until it has finished, "
+                    "or, if it no longer runs, delete that file, and run this cell again"
+                )
+            if not waited:
+                print(f"Waiting for {self._owner()}, which is publishing to the same folder.")
+            self.sleep(STEP)
+            waited += STEP
+        self.beaten = time.monotonic()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._content() == self.mine:
+            self.path.unlink()
+
+    def beat(self) -> None:
+        """Every half minute: renew the lock's time; RuntimeError if another run has taken it over."""
+        if time.monotonic() - self.beaten > 30:
+            self.confirm()
+
+    def confirm(self) -> None:
+        """RuntimeError unless the lock is still ours; call it before what must not happen twice."""
+        if self._content() != self.mine:
+            raise RuntimeError(
+                f"{self._owner()} has taken over publishing ({self.path}), so this run stops. "
+                "If that run has ended, run this cell again"
+            )
+        os.utime(self.path)
+        self.beaten = time.monotonic()
+
+    def _take(self) -> bool:
+        try:
+            with open(self.path, "x", encoding="utf-8") as file:
+                file.write(self.mine)
+            return True
+        except FileExistsError:
+            if self._abandoned():
+                self.path.unlink(missing_ok=True)
+            return False
+
+    def _abandoned(self) -> bool:
+        content = self._content()
+        if content is None:
+            return False  # released in this moment
+        try:
+            owner = json.loads(content)
+        except ValueError:  # written in this moment, or by a process killed while writing it
+            return self._silent() > STEP
+        if owner["host"] != socket.gethostname():
+            return self._silent() > ABANDONED
+        return not _alive(owner["pid"], owner["started"])
+
+    def _silent(self) -> float:
+        return time.time() - self.path.stat().st_mtime if self.path.exists() else 0.0
+
+    def _content(self) -> str | None:
+        return self.path.read_text(encoding="utf-8") if self.path.exists() else None
+
+    def _owner(self) -> str:
+        try:
+            owner = json.loads(self._content() or "")
+            return f"process {owner['pid']} on {owner['host']}"
+        except ValueError:
+            return "another run"
+
+
+def _alive(pid: int, started: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 1
+    except psutil.NoSuchProcess:
+        return False
