@@ -1,0 +1,170 @@
+"""What this machine is, and what that decides: device, dtype, attention, arithmetic speed, free memory and disk."""
+
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from . import attention
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device that trains. Memory in bytes, `flops` in operations per second as measured."""
+
+    device: str
+    name: str
+    capability: tuple[int, int] | None
+    memory: int
+    free_memory: int
+    host_memory: int
+    cores: int
+    flops: float
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+
+def look(dtype: str = "auto") -> Machine:
+    """Looks at the machine; the matrix rate is measured in under a second, in the dtype it would train in."""
+    host = host_memory()
+    if torch.cuda.is_available():
+        device = f"cuda:{torch.cuda.current_device()}"
+        free, total = torch.cuda.mem_get_info()
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    else:
+        device, name, capability = "cpu", cpu_name(), None
+        free, total = min(psutil.virtual_memory().available, host), host
+    rate = matmul_flops(device, choose_dtype(dtype, capability))
+    return Machine(device, name, capability, total, free, host, len(os.sched_getaffinity(0)), rate)
+
+
+def host_memory() -> int:
+    """Bytes of memory this process may use: the machine's, or its container's limit if that is lower."""
+    limits = [psutil.virtual_memory().total]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if Path(file).is_file() and (text := Path(file).read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def choose_dtype(wanted: str, capability: tuple[int, int] | None) -> torch.dtype:
+    """What the computation runs in.
+
+    "auto": bfloat16 on GPUs of capability 8.0 or later, float16 on older ones (a T4 only emulates bfloat16),
+    float32 on a CPU, where it is exact and small models are quick enough. Raises ValueError for bfloat16 on a GPU
+    without it.
+    """
+    if wanted == "auto":
+        if capability is None:
+            return torch.float32
+        return torch.bfloat16 if capability >= (8, 0) else torch.float16
+    if wanted == "bfloat16" and capability is not None and capability < (8, 0):
+        raise ValueError(
+            f"dtype = 'bfloat16': this GPU has capability {capability[0]}.{capability[1]} and only emulates it;"
+            " set dtype = 'auto'"
+        )
+    if wanted == "float16" and capability is None:
+        raise ValueError("dtype = 'float16': there is no GPU here; set dtype = 'float32' or 'bfloat16'")
+    return getattr(torch, wanted)
+
+
+def choose_attention(wanted: str, machine: Machine, dtype: torch.dtype, packing: bool) -> str:
+    """ "varlen" where torch's kernel runs and rows are packed, else "sdpa". Raises ValueError for what cannot be."""
+    possible = packing and dtype != torch.float32 and attention.available(machine.device)
+    if wanted == "varlen" and not possible:
+        raise ValueError(
+            "attention = 'varlen' needs packing = True, 16-bit values and a GPU of capability 8.0 or later:"
+            " set attention = 'auto'"
+        )
+    if wanted == "auto":
+        return attention.NAME if possible else "sdpa"
+    return wanted
+
+
+def matmul_flops(device: str, dtype: torch.dtype) -> float:
+    """Operations per second of a matrix product, median of five, after a warm-up."""
+    size = 8192 if device.startswith("cuda") else 768
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(7):
+        _wait(device)
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / sorted(seconds[2:])[2]
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def free_disk(folder: str | Path) -> int:
+    """Free bytes where `folder` is or will be."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+class PeakMemory:
+    """Peak memory of a block, in bytes: the GPU's allocator, or this process's resident set."""
+
+    def __init__(self, device: str):
+        self.on_gpu = device.startswith("cuda")
+        self.device = device
+
+    def start(self) -> "PeakMemory":
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif Path("/proc/self/clear_refs").exists():
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (man 5 proc)
+            except PermissionError:
+                pass  # the peak then counts from the start of the process
+        return self
+
+    def read(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) if self.on_gpu else peak_resident()
+
+
+def peak_resident() -> int:
+    """Highest resident set of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def as_gib(count: float) -> str:
+    """1.5e9 → '1.4 GiB'; small amounts in MiB."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"

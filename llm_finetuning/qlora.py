@@ -1,0 +1,181 @@
+"""The base model in 4 bits, and the adapters on it: what is trained and what is not."""
+
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from . import attention
+from .settings import Finetuning, split_names
+
+
+def load_base(settings: Finetuning, plan, model_path: str):
+    """The frozen base on the plan's device, in 4 bits where the settings ask for it.
+
+    `model_path` is what `bases.locate` gave; `plan` a `hardware.Plan`. Sampling-free, cache off, and
+    `gelu_new` replaced by the same function in one kernel (transformers.activations: both are
+    0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))).
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model_path, revision=_revision(settings, model_path))
+    if getattr(config, "hidden_act", None) == "gelu_new":
+        config.hidden_act = "gelu_pytorch_tanh"
+    if plan.attention == attention.NAME:
+        attention.register()
+    model = AutoModelForCausalLM.from_pretrained(
+        model_path,
+        revision=_revision(settings, model_path),
+        config=config,
+        dtype=plan.dtype,
+        attn_implementation=plan.attention,
+        quantization_config=quantization(settings, plan) if settings.use_4bit else None,
+        device_map={"": plan.device},
+        use_safetensors=True,
+    )
+    model.config.use_cache = False
+    return prepare_cpu_kernels(model)
+
+
+def _revision(settings: Finetuning, model_path: str) -> str | None:
+    return None if Path(model_path).exists() else settings.model_revision
+
+
+def quantization(settings: Finetuning, plan):
+    """The 4-bit configuration (arXiv 2305.14314): NF4, constants quantised again, computed in the plan's dtype."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=settings.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=plan.dtype,
+    )
+
+
+def prepare_cpu_kernels(model):
+    """Keeps bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    The repacked form serves inference only: after it a training step fails and `dequantize()` returns garbage
+    (bitsandbytes#2078).
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def add_adapters(model, settings: Finetuning):
+    """LoRA adapters on the intended modules of every layer; the base stays frozen.
+
+    Raises ValueError when a target name matches no module.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = target_names(model, settings.lora_target_modules)
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(settings.seed)
+    return get_peft_model(model, config)
+
+
+def linear_modules(model) -> dict[str, torch.nn.Module]:
+    """Every linear module by its full name, the output embedding left out."""
+    head = model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+
+
+def target_names(model, wanted: str) -> list[str]:
+    """'all-linear' or 'q_proj, v_proj' → the sorted last names of the modules that get an adapter."""
+    known = Counter(name.rsplit(".", 1)[-1] for name in linear_modules(model))
+    if wanted.strip() == "all-linear":
+        return sorted(known)
+    names = split_names(wanted)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"lora_target_modules: {', '.join(unknown)} match no linear module of this model; it has"
+            f" {', '.join(sorted(known))}"
+        )
+    return sorted(set(names))
+
+
+def coverage(model) -> pd.DataFrame:
+    """One row per target name: modules with an adapter, modules of that name, layers, trained parameters.
+
+    Raises ValueError when a target is missing in some layer.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    rows: dict[str, dict] = {}
+    targets = model.peft_config["default"].target_modules
+    for name, module in model.named_modules():
+        last = name.rsplit(".", 1)[-1]
+        if last in targets and isinstance(module, (LoraLayer, torch.nn.Linear)) and ".base_layer" not in name:
+            row = rows.setdefault(last, {"module": last, "adapted": 0, "of": 0, "parameters": 0})
+            row["of"] += 1
+            row["adapted"] += isinstance(module, LoraLayer)
+            row["parameters"] += sum(p.numel() for n, p in module.named_parameters() if "lora_" in n)
+    table = pd.DataFrame(sorted(rows.values(), key=lambda row: row["module"]))
+    short = table[table.adapted != table.of]
+    if len(short):
+        raise ValueError(f"adapters are missing on:\n{short.to_string(index=False)}")
+    return table
+
+
+def trainable_to(model, dtype: torch.dtype):
+    """Casts what is trained to `dtype`.
+
+    Exact resume needs fp32 on a CPU and on fp16 GPUs: SFTTrainer leaves the adapters of a 4-bit model in bf16,
+    where a checkpoint's optimizer state no longer matches to the bit and fp16's gradient scaler fails.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def count_parameters(model) -> tuple[int, int]:
+    """(trained, all) parameters; a 4-bit tensor counts the weights it holds, not its bytes."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    every = sum(_numel(p) for p in model.parameters())
+    return trained, every
+
+
+def _numel(parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+
+
+@contextmanager
+def attention_for(model, implementation: str):
+    """Runs the block with another attention, such as sdpa for padded batches and generation."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = base.config._attn_implementation
+    base.set_attn_implementation(implementation)
+    try:
+        yield model
+    finally:
+        base.set_attn_implementation(before)
+
+
+@contextmanager
+def evaluating(model):
+    """Evaluation mode with sdpa attention and the cache allowed; training mode is restored."""
+    was_training = model.training
+    model.eval()
+    try:
+        with attention_for(model, "sdpa"), torch.no_grad():
+            yield model
+    finally:
+        model.train(was_training)
