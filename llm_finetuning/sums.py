@@ -111,5 +111,6 @@ def _existing(folder: str | Path) -> Path:
     raise FileNotFoundError(f"{folder} is not there. {cure}")
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether the file or a folder above it starts with a dot."""
     return any(part.startswith(".") for part in Path(name).parts)
