@@ -25,7 +25,7 @@ TRANSPORT = {
 
 
 def check_space(path: str | Path, needed_bytes: int, what: str) -> int:
-    """Free bytes where `path` lies or will lie; OSError (ENOSPC) with the numbers if `needed_bytes` do not fit."""
+    """Free bytes where `path` lies or will lie; OSError (ENOSPC) with the numbers if fewer than needed."""
     there = Path(path).absolute()
     while not there.exists():
         there = there.parent
@@ -34,7 +34,8 @@ def check_space(path: str | Path, needed_bytes: int, what: str) -> int:
         raise OSError(
             errno.ENOSPC,
             f"{what} needs {gigabytes(needed_bytes)}, and {there} has {gigabytes(free)} free. "
-            f"Free {gigabytes(needed_bytes - free)} there (on Drive empty the bin too), or choose another folder",
+            f"Free {gigabytes(needed_bytes - free)} there (on Drive empty the bin too), "
+            "or choose another folder",
         )
     return free
 
@@ -79,7 +80,7 @@ def copy_file(source: Path, target: Path, beat: Callable[[], None] = lambda: Non
 
 
 def is_same(path: Path, size: int, sha256: str) -> bool:
-    """Whether the file has `size` bytes with that hash, read from the disk and not from memory where Linux can."""
+    """Whether the file has `size` bytes with that hash, read from the disk and not from memory."""
     if not path.is_file() or path.stat().st_size != size:
         return False
     return hash_from_disk(path) == sha256

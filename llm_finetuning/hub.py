@@ -16,13 +16,14 @@ def push_to_hub(
     message: str = "Upload from the finetuning notebook",
     api=None,
 ) -> str:
-    """Upload a model or adapter folder to `repository` ("user/name"), made if it is not there; returns the URL.
+    """Upload a model or adapter folder to `repository` ("user/name"), made if not there; returns the URL.
 
-    `token` comes from Colab's secrets or HF_TOKEN when it is None; never write one into a cell. Files that the Hub
-    already has are not sent again, so a stopped upload goes on. Every file is then compared with the Hub's own
-    listing of the commit: its SHA-256 for large files, its git hash for the others.
+    `token` comes from Colab's secrets or HF_TOKEN when it is None; never write one into a cell. Files that
+    the Hub already has are not sent again, so a stopped upload goes on. Every file is then compared with the
+    Hub's own listing of the commit: its SHA-256 for large files, its git hash for the others.
 
-    Raises ValueError for a folder that is not whole or a commit that differs, PermissionError without a token.
+    Raises ValueError for a folder that is not whole or a commit that differs, PermissionError without a
+    token.
     `api`: a huggingface_hub.HfApi or something that behaves like one.
     """
     folder = Path(folder)
@@ -51,8 +52,9 @@ def find_token() -> str:
     token = get_token()
     if not token:
         raise PermissionError(
-            "No token for the Hugging Face Hub. In Colab add the secret HF_TOKEN (the key in the left bar) and "
-            "allow this notebook to read it; elsewhere set the environment variable HF_TOKEN, or run `hf auth login`."
+            "No token for the Hugging Face Hub. In Colab add the secret HF_TOKEN (the key in the left bar) "
+            "and allow this notebook to read it; elsewhere set the environment variable HF_TOKEN, "
+            "or run `hf auth login`."
         )
     return token
 

@@ -19,8 +19,8 @@ STEP = 5  # seconds between two looks
 class Lock:
     """`with Lock(path) as lock:` holds `path` until the block ends; `lock.beat()` shows that its owner lives.
 
-    The file names its owner: machine, process, and when that process started, so that a killed one is known by
-    being gone. Where the owner cannot be looked up (another machine), ABANDONED seconds of silence decide.
+    The file names its owner: machine, process, and when that process started, so that a killed one is known
+    by being gone. Where the owner cannot be looked up (another machine), ABANDONED seconds of silence decide.
     """
 
     def __init__(self, path: Path, sleep: Callable[[float], None] = time.sleep):
@@ -41,7 +41,7 @@ class Lock:
         while not self._take():
             if waited >= PATIENCE:
                 raise TimeoutError(
-                    f"{self._owner()} is publishing to the same folder ({self.path}). Wait until it has finished, "
+                    f"{self._owner()} is publishing to the same folder ({self.path}). Wait for its end, "
                     "or, if it no longer runs, delete that file, and run this cell again"
                 )
             if not waited:

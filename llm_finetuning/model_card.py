@@ -25,7 +25,7 @@ def write(folder: str | Path, facts: dict) -> Path:
     """Write `README.md` of the model in `folder` from the facts of its run; returns its path.
 
     facts, all optional but `base`:
-        base: str              hub id, or "sample" / "rehearsal" / a local folder (of which the name alone is shown)
+        base: str              hub id, or "sample" / "rehearsal" / a local folder, shown by its name alone
         base_revision: str     commit of the base on the Hub
         tiny: bool             the base is the sample's tiny model
         licence: str           licence id of the result; by default the base's where it is known
@@ -33,7 +33,7 @@ def write(folder: str | Path, facts: dict) -> Path:
                                "languages": [codes], "train": {name: count}, "val": {name: count}};
                                a train or val of report files (`*.report.json`) is shown as it is
         settings: dict         of the run; folders are shown by their names, tokens not at all
-        scoreboard: dict       {"before" | "after" | "merged": {"loss": …, "samples": [{"prompt", "answer", …}]}}
+        scoreboard: dict       {"before" | "after" | "merged": {"loss": …, "samples": [{"prompt": …}]}}
         merge: dict            what the proof of the merge found, {name: value}
         machine: dict          {name: value}: GPU or CPU, memory, …
         seconds: float         of training
@@ -55,13 +55,13 @@ def write(folder: str | Path, facts: dict) -> Path:
 
 
 def recipe_hash(settings: dict) -> str:
-    """The first 12 hex digits of the SHA-256 of what is shown of the settings: the same for the same recipe."""
+    """12 hex digits, the start of the SHA-256 of the settings as shown: the same for the same recipe."""
     shown = json.dumps(_shown_settings(settings), sort_keys=True)
     return hashlib.sha256(shown.encode()).hexdigest()[:12]
 
 
 def _front_matter(facts: dict) -> str:
-    """YAML as the Hub wants it; keys whose value is not known, or would not exist on the Hub, are left out."""
+    """YAML as the Hub wants it, without the keys whose value is unknown or not on the Hub."""
     from huggingface_hub import ModelCardData
 
     data = facts.get("data", {})
@@ -88,8 +88,8 @@ def _title(facts: dict) -> str:
     if facts.get("tiny"):
         return (
             "# A tiny model, finetuned to show how it is done\n\n"
-            "**This is not Phi-2.** It is a Phi of a few million parameters that knows a small made-up world, trained "
-            "on the sample that ships with the project. Its numbers say nothing about a real model."
+            "**This is not Phi-2.** It is a Phi of a few million parameters that knows a small made-up "
+            "world, trained on the sample that ships with the project. Its numbers say nothing about a real model."
         )
     note = " **The base has random weights: this model shows that a machine suffices, and says nothing.**"
     return (
@@ -136,7 +136,8 @@ def _scores(facts: dict) -> str:
     names = [name for name in SCORES if any(name in scores for scores in board.values())]
     rows = [(stage, *(scores.get(name, "–") for name in names)) for stage, scores in board.items()]
     text = (
-        "All on the same held-out conversations. `before` is the base in 4 bits with the same template, `after` the "
+        "All on the same held-out conversations. `before` is the base in 4 bits with the same template, "
+        "`after` the "
         "same with the trained adapter, `merged` this folder. The loss is "
         "token-weighted, over answers only; `stop_rate` is the share of answers that ended by themselves."
     )
@@ -175,8 +176,8 @@ def _samples(facts: dict, count: int = 4) -> str:
 def _limits(facts: dict) -> str:
     licence = _licence(facts)
     text = (
-        "It states wrong things with confidence, knows nothing after its base was made, and was not aligned for "
-        "safety: what it answers is not to be relied on. It was trained on conversations in the languages above and "
+        "It states wrong things with confidence, knows nothing after its base was made, and was not aligned "
+        "for safety: do not rely on what it answers. It was trained on conversations in the languages above and "
         "is weak in all others. The scores above are of "
         "one run on one small held-out set."
     )
@@ -212,7 +213,9 @@ folder = "."  # this folder, or its name on the Hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 messages = [{{"role": "user", "content": "Hello!"}}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+prompt = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
 answer = model.generate(**prompt, max_new_tokens=256)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```

@@ -1,7 +1,7 @@
 """A finished folder → Drive or a disk, whole or not at all.
 
 What a stopped run may leave beside `finetuned_phi2`, all cleared up by the next one:
-    .finetuned_phi2.partial-<id>   a copy that is not complete; <id> is the start of the hash of its SHA256SUMS
+    .finetuned_phi2.partial-<id>   a copy that is not complete; <id>: first digits of its list's hash
     .finetuned_phi2.previous       the last good version, until the new one is proved in its place
     .finetuned_phi2.lock           who is publishing
 """
@@ -42,14 +42,15 @@ def publish(
     drive: Drive | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Copy the finished folder `source` (with its SHA256SUMS) to `target`; returns `target`, checked as read back.
+    """Copy the finished folder `source` (with its SHA256SUMS) to `target`; returns `target`, read back whole.
 
-    Either all of `source` stands under `target` afterwards, or what stood there before. A stopped copy goes on at
-    the next call; transport errors are tried again with growing pauses; a second run waits for the first.
+    Either all of `source` stands under `target` afterwards, or what stood there before. A stopped copy goes
+    on at the next call; transport errors are tried again with growing pauses; a second run waits for the
+    first.
     `drive`: the Drive that `target` lies on; found by itself in Colab. `sleep`: takes seconds.
 
-    Raises FileNotFoundError or ValueError for a source that is not whole, or a target that holds something else;
-    OSError when the disk is full or the connection stays lost, with what to do.
+    Raises FileNotFoundError or ValueError for a source that is not whole, or a target that holds something
+    else; OSError when the disk is full or the connection stays lost, with what to do.
     """
     source, target = Path(source), Path(target)
     copied = check_sums(source)
@@ -125,8 +126,8 @@ class _Job:
             self.flush()
         if open_names := self.retry(self.not_the_same, f"Checking {self.partial.name}"):
             raise ValueError(
-                f"{', '.join(open_names)} did not read back from {self.partial} as written, copied three times. "
-                f"The version before is untouched. Publish to another disk, or check this one."
+                f"{', '.join(open_names)} did not read back from {self.partial} as written, copied three "
+                "times. The version before is untouched. Publish to another disk, or check this one."
             )
 
     def not_the_same(self) -> list[str]:
@@ -142,7 +143,7 @@ class _Job:
             self.drive.flush()
 
     def check_room(self) -> None:
-        """Room for what is still to be copied, at the target and, for Drive, on the disk that it passes through."""
+        """Room for what is still to be copied, at the target and on the disk that it passes to Drive by."""
         there = sum(
             (self.partial / name).stat().st_size for name in self.sums if (self.partial / name).exists()
         )
@@ -227,7 +228,7 @@ def _explained(error: OSError, job: _Job) -> OSError:
 
 
 def zip_adapter(adapter_folder: str | Path, target: str | Path) -> Path:
-    """The adapter as one zip for the browser; pickles stay out. Stored, not deflated: weights do not shrink."""
+    """The adapter as one zip for the browser, without pickles; stored, since weights do not shrink."""
     folder, target = Path(adapter_folder), Path(target)
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(

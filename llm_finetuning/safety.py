@@ -28,8 +28,8 @@ def check_no_tokens(folder: Path) -> None:
             line = _line_with_token((folder / name).read_text(encoding="utf-8", errors="replace"))
             if line:
                 raise ValueError(
-                    f"{folder / name}, line {line} holds what looks like an access token. Take it out, revoke it "
-                    "where it was made, and keep tokens in Colab's secrets or in HF_TOKEN."
+                    f"{folder / name}, line {line} holds what looks like an access token. Take it out, "
+                    "revoke it where it was made, and keep tokens in Colab's secrets or in HF_TOKEN."
                 )
 
 

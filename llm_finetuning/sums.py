@@ -13,7 +13,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def write_sums(folder: str | Path) -> Path:
-    """Write `SHA256SUMS`, one line for each file below `folder` in sorted order, last and whole or not at all."""
+    """Write `SHA256SUMS`: a line for each file below `folder`, in sorted order, all of them or no file."""
     folder = _existing(folder)
     names = [name for name in files_below(folder) if name != NAME]
     if not names:
@@ -33,8 +33,8 @@ def write_sums(folder: str | Path) -> Path:
 def check_sums(folder: str | Path) -> dict[str, str]:
     """Read every file that `SHA256SUMS` lists and compare; returns {name: SHA-256 in hex}.
 
-    Raises FileNotFoundError when the folder or its SHA256SUMS is missing, ValueError naming every file that is
-    damaged, missing, or not listed although transformers would read it.
+    Raises FileNotFoundError when the folder or its SHA256SUMS is missing, ValueError naming every file that
+    is damaged, missing, or not listed although transformers would read it.
     """
     folder = _existing(folder)
     sums = read_sums(folder)
@@ -81,7 +81,7 @@ def read_sums(folder: str | Path) -> dict[str, str]:
 
 
 def hash_files(folder: Path, names: list[str]) -> dict[str, str]:
-    """SHA-256 of each file, in the order of `names`; hashlib lets go of the GIL, so threads share the work."""
+    """SHA-256 of each file, in the order of `names`; hashlib lets go of the GIL, so threads pay."""
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(lambda name: hash_file(folder / name), names), strict=True))
 
@@ -103,7 +103,8 @@ def _existing(folder: str | Path) -> Path:
         return folder
     aside = folder.parent / f".{folder.name}.previous"
     cure = (
-        f"Publishing was stopped while it put the new version in its place; the last good one lies in {aside}. "
+        f"Publishing was stopped while it put the new version in its place; the last good one "
+        f"lies in {aside}. "
         "Run the publishing cell of the finetuning notebook again, or rename that folder back."
         if aside.is_dir()
         else "Run the finetuning notebook first, or correct the path."
