@@ -1,0 +1,54 @@
+# Every target makes the environment it needs: .venv, and .venv-colab for test-colab. PYTHON=python3.12 picks another
+# interpreter, ARGS="-p NAME VALUE" hands parameters to the run.
+PYTHON ?= python3
+BIN := .venv/bin
+COLAB := .venv-colab/bin
+NOTEBOOKS := git ls-files -z '*.ipynb'
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test check rehearse bench test-colab soak jupyter format
+
+run: .venv/ready
+	$(BIN)/python -m llm_finetuning run --profile sample $(ARGS)
+
+rehearse: .venv/ready
+	$(BIN)/python -m llm_finetuning run --profile rehearsal $(ARGS)
+
+test: .venv/ready
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(NOTEBOOKS) | xargs -0 -r $(BIN)/nbstripout --verify
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(NOTEBOOKS) | xargs -0 -r $(BIN)/nbstripout
+
+jupyter: .venv/ready
+	$(BIN)/jupyter lab
+
+# The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry).
+test-colab: .venv/ready .venv-colab/ready
+	$(BIN)/python tests/colab_resolve.py
+	HF_HUB_OFFLINE=1 $(COLAB)/python -m pytest -q -m "not slow and not browser" $(ARGS)
+
+.venv/ready: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+	$(call environment,.venv,constraints.txt,-r requirements-dev.txt)
+
+.venv-colab/ready: requirements.txt requirements-dev.txt constraints-colab.txt pyproject.toml
+	$(call environment,.venv-colab,constraints-colab.txt,-r requirements-dev.txt)
+
+# environment(folder, constraints, requirements): afresh; torch first, so that the CPU build is taken where pip finds
+# one; the stamp `ready` comes last, so that an interrupted installation is begun again.
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, %s is %s. Say for example: make PYTHON=python3.12 $(MAKECMDGOALS)" % (sys.executable, sys.version.split()[0]))'
+	@echo "Installing into $(1) (a few minutes; again only when the requirements change)"
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python -m pip install --quiet --constraint $(2) torch numpy
+	$(1)/bin/python -m pip install --quiet --constraint $(2) $(3)
+	$(1)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+endef
