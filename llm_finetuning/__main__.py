@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0, 1 when a notebook failed, 2 when the command was refused."""
+    """The command line. Returns the exit code: 0, 1 = a notebook failed, 2 = refused before anything ran."""
     options = _parser().parse_args(arguments)
     output = options.output or Path("outputs") / Path(options.profile).stem
     from llm_finetuning import closing, notebooks  # after the arguments: importing them takes seconds

@@ -1,4 +1,4 @@
-"""What a headless run ends with: the scoreboard as a table, and a short conversation with the merged model."""
+"""What a headless run ends with: the scoreboard as a table and a short talk with the merged model."""
 
 import json
 from pathlib import Path
@@ -39,11 +39,10 @@ def table(scoreboard: dict[str, dict]) -> str:
 
 def questions(val_file: Path) -> list[str]:
     """The user's side of the first held-out conversation of several turns, or else the first prompts."""
-    held_out = pairs.read_jsonl(val_file).to_dict("records")
+    held_out = pairs.to_records(pairs.read_jsonl(val_file))
     for pair in held_out:
-        history = pair.get("history")
-        if isinstance(history, list) and history:
-            return [*(turn["content"] for turn in history if turn["role"] == "user"), pair["prompt"]][-TURNS:]
+        if asked := [turn["content"] for turn in pair.get("history", []) if turn["role"] == "user"]:
+            return [*asked, pair["prompt"]][:TURNS]
     return [pair["prompt"] for pair in held_out[:TURNS]]
 
 

@@ -1,6 +1,6 @@
 """Which notebooks of a run are finished, and with what inputs: notebooks/finished.json.
 
-An input is what decides a notebook's result: its parameters, its code, the package, and the files that it reads.
+An input is what decides a notebook's result: its parameters, its code, the package, and the files it reads.
 The file is only ever replaced whole.
 """
 
@@ -19,7 +19,7 @@ RUNNER = {"notebooks.py", "parameters.py", "finished.py", "closing.py", "colab.p
 def inputs(notebook: Path, parameters: dict, folder: Path, reads: tuple[str, ...]) -> dict[str, str]:
     """What the notebook's result depends on: kind of input → SHA-256.
 
-    `folder` is the output folder, `reads` are glob patterns in it. Where the run stands on the disk does not count.
+    `folder` is the output folder, `reads` are glob patterns in it. Where it is on the disk does not count.
     """
     own = {name: value for name, value in parameters.items() if value != str(folder.resolve())}
     code = [c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]

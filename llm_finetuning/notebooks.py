@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook of the run. `reads` and `writes` are paths in the output folder, `reads` with wildcards."""
+    """One notebook. `reads` (with wildcards) and `writes` are paths in the output folder."""
 
     notebook: Path
     settings_class: type | None = None
@@ -77,8 +77,8 @@ def prepare(
 ) -> list[dict]:
     """Checks everything that can be known before a notebook runs; returns the parameters of each.
 
-    Raises ValueError with all problems of names and values at once, FileNotFoundError for a profile or notebook
-    that is not there, OSError when nothing can be written to `output`.
+    Raises ValueError with all problems of names and values at once, FileNotFoundError for a missing profile
+    or notebook, OSError when nothing can be written to `output`.
     """
     cells = [parameters.defaults(step.notebook) for step in steps]
     assigned = parameters.assign(cells, parameters.read_profile(profile), typed, output)
@@ -93,7 +93,7 @@ def prepare(
 
 
 def execute(notebook: Path, values: dict, folder: Path, title: str) -> None:
-    """Runs one notebook with a progress bar over its cells; leaves the executed copy and its HTML in `folder`.
+    """Runs one notebook with a progress bar over its cells; leaves it as executed, and its HTML, in `folder`.
 
     Raises NotebookFailed; the copies of a failed notebook are kept too.
     """
@@ -166,7 +166,7 @@ def _make_writable(output: Path) -> None:
 
 
 def _prepare_kernels() -> None:
-    """Kernels run this interpreter, whatever kernel named python3 is registered elsewhere, and see this package."""
+    """Makes kernels run this interpreter, whatever else is registered as python3, and see this package."""
     kernels = Path(sys.prefix) / "share" / "jupyter"
     os.environ["JUPYTER_PATH"] = _first(kernels, os.environ.get("JUPYTER_PATH"))
     os.environ["PYTHONPATH"] = _first(ROOT, os.environ.get("PYTHONPATH"))
@@ -188,5 +188,5 @@ def _death(notebook: Path, running: Path) -> str:
     return (
         f"{notebook.name} failed: its process was killed in this cell, most often for want of memory:\n"
         f"{started[-1].source}\n"
-        "DeadKernelError: close other programs or lower micro_batch_tokens; the same command then goes on from here"
+        "DeadKernelError: close other programs or lower micro_batch_tokens; the same command then goes on"
     )

@@ -1,7 +1,7 @@
 """What the notebooks are run with: their parameters cells, the profiles, and `-p NAME VALUE`.
 
-A parameters cell is the code cell tagged `parameters`; it holds `name = literal` lines only. A profile is a YAML
-file of the same names. Nothing is run before every name and value has been checked.
+A parameters cell is the code cell tagged `parameters`; it holds `name = literal` lines only. A profile is a
+YAML file of the same names. Nothing is run before every name and value has been checked.
 """
 
 import ast
@@ -49,9 +49,8 @@ def defaults(notebook: Path) -> dict[str, object]:
             (target,) = line.targets
             values[target.id] = ast.literal_eval(line.value)
         except (AttributeError, ValueError):
-            raise ValueError(
-                f"{notebook}: line {line.lineno} of the parameters cell is not `name = literal`: {ast.unparse(line)}"
-            ) from None
+            found = f"line {line.lineno} of the parameters cell: {ast.unparse(line)}"
+            raise ValueError(f"{notebook}, {found}\nExpected `name = literal`") from None
     return values
 
 
@@ -78,7 +77,7 @@ def read_profile(profile: str) -> dict[str, object]:
 
 
 def parse(text: str, default: object) -> object:
-    """A value as typed after -p: text where the parameter's default is text, else YAML (numbers, true, [a, b])."""
+    """A value as typed after -p: text where the parameter's default is text, else YAML (2, true, [a, b])."""
     if isinstance(default, str):
         return text
     try:
@@ -90,8 +89,8 @@ def parse(text: str, default: object) -> object:
 def assign(cells: list[dict], profile: dict, typed: list[tuple[str, str]], output: Path) -> list[dict]:
     """The parameters of each notebook: profile, then `typed` (name, text), then the output folder.
 
-    `cells` are the notebooks' defaults, in order. A name goes to every notebook that has it. Raises ValueError
-    that lists every name which no notebook has, and those that the runner sets itself.
+    `cells` are the notebooks' defaults, in order. A name goes to every notebook that has it. Raises
+    ValueError that lists every name which no notebook has, and those that the runner sets itself.
     """
     known = {name: value for cell in cells for name, value in cell.items()}
     problems = [_unknown(name, known) for name in [*profile, *dict(typed)] if name not in known]
