@@ -49,6 +49,146 @@ def split_names(text: str) -> list[str]:
     return [name for name in re.split(r"[,\s]+", text) if name]
 
 
+PHI2_FILTERS = {
+    "languages": "en",
+    "tree_states": "ready_for_export",
+    "drop_deleted": "yes",
+    "drop_unreviewed": "yes",
+    "drop_synthetic": "yes",
+    "min_quality": 0.25,
+    "max_toxicity": 0.5,
+    "max_detoxify": 0.5,
+    "min_response_chars": 2,
+    "drop_too_long": "yes",
+    "drop_duplicates": "yes",
+    "near_duplicates": 0.9,
+}
+"""What "auto" (-1 for a number) means with "best" and "all": Phi-2 reads English, and learns what it is shown."""
+
+NO_FILTERS = {
+    "languages": "",
+    "tree_states": "",
+    "drop_deleted": "no",
+    "drop_unreviewed": "no",
+    "drop_synthetic": "no",
+    "min_quality": 0.0,
+    "max_toxicity": 1.0,
+    "max_detoxify": 1.0,
+    "min_response_chars": 0,
+    "drop_too_long": "no",
+    "drop_duplicates": "no",
+    "near_duplicates": 0.0,
+}
+"""What "auto" (-1 for a number) means with "joined"."""
+
+
+@dataclass(frozen=True)
+class DataPrep:
+    """Parameters of both data preparation notebooks. A filter at "auto" (-1 for a number) follows `replies`."""
+
+    drive_folder: str
+    """Where the results live: the pairs and their report go to data/, the plots to figures/."""
+    source: str
+    """Dataset id on the Hub, "sample", or a file of message trees, of messages, or of pairs of your own."""
+    source_revision: str
+    """Branch, tag or commit of the dataset on the Hub; resolved to a commit and recorded."""
+    model_name: str
+    """Its tokenizer counts the tokens."""
+    tokenizer_folder: str
+    """Local folder with the tokenizer; "" = that of model_name."""
+    system_message: str
+    """Stands before every conversation that has none of its own, and counts in its length; "" = none."""
+    replies: str
+    """"best" reply to each prompt, "all" replies, or "joined" as in the original notebooks."""
+    max_seq_length: int
+    """Longest conversation in tokens, as in the finetuning notebook."""
+    validation_share: float
+    """Share of the trees that are validation, for a source without splits of its own."""
+    on_error: str
+    """"raise": a broken tree stops the run; "skip": it is left out, counted and named."""
+    languages: str
+    """Codes separated by commas; "" = all."""
+    tree_states: str
+    """States separated by commas; "" = all."""
+    drop_deleted: str
+    """"yes" | "no" | "auto"; a deleted message takes along what was said after it."""
+    drop_unreviewed: str
+    """"yes" | "no" | "auto"; a message rejected in review (review_result false) does so too."""
+    drop_synthetic: str
+    """"yes" | "no" | "auto"; replies written by a model."""
+    min_quality: float
+    """Lowest quality label of a reply, 0 to 1; 0 = off."""
+    max_toxicity: float
+    """Highest toxicity label of a reply, 0 to 1; 1 = off."""
+    max_detoxify: float
+    """Highest toxicity of a reply by the detoxify model, 0 to 1; 1 = off."""
+    min_response_chars: int
+    """Shortest reply in characters; 0 = off."""
+    drop_too_long: str
+    """"yes" | "no" | "auto"; cut the oldest turns to max_seq_length, leave out what is longer without any."""
+    drop_duplicates: str
+    """"yes" | "no" | "auto"; of equal prompts with equal history the first stays."""
+    near_duplicates: float
+    """Similarity from which on two prompts count as equal, 0 to 1; 0 = off."""
+    remove_leaks: bool
+    """Take out of the training file what also stands in the validation file."""
+    leak_similarity: float
+    """Similarity from which on a prompt in both files is a leak, 0 to 1; 0 = equal prompts only."""
+
+    def __post_init__(self):
+        problems = _wrong_types(self)
+        if problems:
+            raise ValueError("DataPrep settings:\n" + "\n".join(problems))
+        shares = ("min_quality", "max_toxicity", "max_detoxify", "near_duplicates")
+        switches = [name for name, off in NO_FILTERS.items() if off == "no"]
+        choices = {"replies": ("best", "all", "joined"), "on_error": ("raise", "skip")}
+        choices |= dict.fromkeys(switches, (AUTO, "yes", "no"))
+        values = vars(self)
+        _raise_all(
+            self,
+            [
+                *[
+                    (values[name].strip() != "", f"{name} is empty")
+                    for name in ("drive_folder", "source", "source_revision", "model_name")
+                ],
+                *[
+                    (values[name] in allowed, f"{name} = {values[name]!r}: one of {', '.join(allowed)}")
+                    for name, allowed in choices.items()
+                ],
+                *[
+                    (
+                        values[name] == -1 or 0 <= values[name] <= 1,
+                        f"{name} = {values[name]}: 0 to 1, or -1 for auto",
+                    )
+                    for name in shares
+                ],
+                (self.max_seq_length >= 16, f"max_seq_length = {self.max_seq_length}: at least 16 tokens"),
+                (
+                    0 < self.validation_share < 1,
+                    f"validation_share = {self.validation_share}: between 0 and 1",
+                ),
+                (
+                    self.min_response_chars >= -1,
+                    f"min_response_chars = {self.min_response_chars}: -1 or more",
+                ),
+                (0 <= self.leak_similarity <= 1, f"leak_similarity = {self.leak_similarity}: 0 to 1"),
+            ],
+        )
+
+    @property
+    def filters(self) -> dict:
+        """The filters as they act, "auto" and -1 replaced."""
+        defaults = NO_FILTERS if self.replies == "joined" else PHI2_FILTERS
+        return {
+            name: default if getattr(self, name) in (AUTO, -1) else getattr(self, name)
+            for name, default in defaults.items()
+        }
+
+    @property
+    def folders(self) -> "Folders":
+        return Folders(Path(self.drive_folder), Path(self.drive_folder))
+
+
 @dataclass(frozen=True)
 class Finetuning:
     """Parameters of the finetuning notebook. Lengths are in tokens, rates per optimizer step."""
@@ -229,3 +369,77 @@ class Folders:
     figures = property(lambda self: self.drive / "figures")
     scoreboard = property(lambda self: self.drive / "scoreboard.json")
     metrics = property(lambda self: self.drive / "metrics.jsonl")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Parameters of the inference notebook."""
+
+    drive_folder: str
+    """Where the run's results live; answers.jsonl is written to it."""
+    model_folder: str
+    """The published folder; "" = finetuned_phi2 in drive_folder."""
+    model_name: str
+    """The base to compare with: hub id, local folder, "sample" or "rehearsal"; "" = no comparison."""
+    backend: str
+    """"auto" (the fastest here, measured once) or a name of `backends.NAMES`."""
+    questions: list
+    """Questions to ask; [] = the first prompts of the validation file, or general ones without a file."""
+    conversation: list
+    """What the user says, turn by turn; [] = a conversation of the validation file, or a general one."""
+    prompts_file: str
+    """JSONL to answer, one {"prompt": …} a line, optionally with "history"; "" = the questions above."""
+    max_new_tokens: int
+    """Longest answer, in tokens."""
+    max_seconds: float
+    """Longest time for one answer; 0 = no limit."""
+    temperature: float
+    """0 = always the likeliest token; sampling above it."""
+    top_p: float
+    """Sample from the likeliest tokens that together have this probability (arXiv 1904.09751)."""
+    top_k: int
+    """Sample from this many of the likeliest tokens; 0 = all."""
+    repetition_penalty: float
+    """Makes tokens that were there already less likely; 1 = off."""
+    seed: int
+    """Of the sampling; -1 = another one each time."""
+    batch_size: int
+    """Prompts of the file that are answered side by side."""
+    chat_box: bool
+    """Show a box to chat in at the end of the notebook."""
+
+    def __post_init__(self):
+        problems = _wrong_types(self)
+        if problems:
+            raise ValueError("Inference settings:\n" + "\n".join(problems))
+        texts = all(type(t) is str and t.strip() for t in [*self.questions, *self.conversation])
+        _raise_all(
+            self,
+            [
+                (self.drive_folder != "", "drive_folder is empty: name the folder with the results"),
+                (
+                    all(type(t) is str and t.strip() for t in texts),
+                    "questions, conversation: texts, none empty",
+                ),
+                (self.max_new_tokens >= 1, f"max_new_tokens = {self.max_new_tokens}: at least 1"),
+                (self.max_seconds >= 0, f"max_seconds = {self.max_seconds}: 0 (no limit) or more"),
+                (0 <= self.temperature <= 5, f"temperature = {self.temperature}: from 0 (greedy) to 5"),
+                (0 < self.top_p <= 1, f"top_p = {self.top_p}: above 0, at most 1"),
+                (self.top_k >= 0, f"top_k = {self.top_k}: 0 (all) or more"),
+                (self.repetition_penalty > 0, f"repetition_penalty = {self.repetition_penalty}: above 0"),
+                (self.seed >= -1, f"seed = {self.seed}: -1 (another each time), 0 or more"),
+                (self.batch_size >= 1, f"batch_size = {self.batch_size}: at least 1"),
+            ],
+        )
+
+    folder = property(
+        lambda self: (
+            Path(self.model_folder) if self.model_folder else Path(self.drive_folder) / "finetuned_phi2"
+        )
+    )
+    prompts = property(
+        lambda self: (
+            Path(self.prompts_file) if self.prompts_file else Path(self.drive_folder) / "prompts.jsonl"
+        )
+    )
+    answers = property(lambda self: Path(self.drive_folder) / "answers.jsonl")

@@ -1,0 +1,219 @@
+"""Talk to a published folder: one answer, a streamed answer, many answers.
+
+Template, end ids and suppressed ids come from the folder. The same prompt ids go in and the same rule ends an
+answer, whichever engine computes it.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import generation, prompts
+from .conversations import Prompt, prepare
+from .generation import Options, Rules
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer and what is known about it."""
+
+    text: str
+    tokens: int
+    """Tokens that were generated, without the one that ended the answer."""
+    ended_by: str
+    """ "end" (by itself), "length" or "time"."""
+    prompt_tokens: int
+    first_token_seconds: float
+    """Time until the first token, the reading of the prompt included."""
+    seconds: float
+    note: str = ""
+    """What the reader should know, such as turns that were left out."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Chat:
+    """A model that answers conversations: lists of `{"role": system, user or assistant, "content": text}`."""
+
+    def __init__(self, engine, template: prompts.Template, rules: Rules):
+        self.engine = engine
+        self.template = template
+        self.rules = rules
+
+    @classmethod
+    def load(cls, folder: str | Path, backend: str = "auto") -> "Chat":
+        """The model of a published folder, after its `SHA256SUMS` was checked.
+
+        `backend`: "auto", or a name of `backends.NAMES`. Raises FileNotFoundError for a missing folder,
+        ValueError for a damaged one or one of another kind.
+        """
+        from . import backends
+
+        hashes = check_folder(folder)
+        tokenizer = load_tokenizer(folder)
+        engine = backends.load(Path(folder), backend, hashes)
+        return cls(engine, prompts.template_for(tokenizer), rules_of(Path(folder), tokenizer, engine))
+
+    @classmethod
+    def of(cls, model, template: prompts.Template) -> "Chat":
+        """A model that is in memory already, such as the one in training, with its template."""
+        from .engines import TorchEngine
+
+        engine = TorchEngine(model)
+        unused = tuple(range(len(template.tokenizer), engine.vocabulary_rows))
+        return cls(engine, template, Rules(frozenset(template.end_ids), unused))
+
+    def base(self, model_path: str, backend: str = "auto") -> "Chat":
+        """Another model, such as the base before finetuning, with this one's template and rules."""
+        from . import backends
+
+        return Chat(backends.load(Path(model_path), backend, None), self.template, self.rules)
+
+    def answer(self, messages: list[dict], options: Options = DEFAULTS) -> str:
+        return self.reply(messages, options).text
+
+    def reply(self, messages: list[dict], options: Options = DEFAULTS) -> Reply:
+        """The answer with its length, times and note."""
+        stream = self.stream(messages, options)
+        for _ in stream:
+            pass
+        return stream.reply
+
+    def stream(self, messages: list[dict], options: Options = DEFAULTS) -> "Stream":
+        """The answer piece by piece. Raises ValueError before the first piece for what cannot be answered."""
+        return Stream(self, self.prepare(messages, options), options)
+
+    def answer_batch(self, conversations: list[list[dict]], options: Options = DEFAULTS) -> list[str]:
+        return [reply.text for reply in self.reply_batch(conversations, options)]
+
+    def reply_batch(self, conversations: list[list[dict]], options: Options = DEFAULTS) -> list[Reply]:
+        """The answers in the order of `conversations`; computed side by side, the longest prompts first."""
+        prepared = [self._prepare_numbered(number, c, options) for number, c in enumerate(conversations, 1)]
+        order = sorted(range(len(prepared)), key=lambda i: -len(prepared[i].ids))
+        replies: list[Reply | None] = [None] * len(prepared)
+        for start in range(0, len(order), self.engine.max_rows):
+            places = order[start : start + self.engine.max_rows]
+            for place, reply in zip(places, self._batch([prepared[i] for i in places], options), strict=True):
+                replies[place] = reply
+        return replies
+
+    def prepare(self, messages: list[dict], options: Options = DEFAULTS) -> Prompt:
+        """The ids of a conversation as they go in, oldest turns left out where they do not fit."""
+        return prepare(messages, self.template, self.engine.context, options.max_new_tokens)
+
+    def _prepare_numbered(self, number: int, messages: list[dict], options: Options) -> Prompt:
+        try:
+            return self.prepare(messages, options)
+        except ValueError as error:
+            raise ValueError(f"conversation {number}: {error}") from error
+
+    def _batch(self, prepared: list[Prompt], options: Options) -> list[Reply]:
+        rows = generation.rows_for([p.ids for p in prepared], options, self.engine.context)
+        start = time.perf_counter()
+        first = 0.0
+        for _ in generation.decode(self.engine, rows, self.rules, options):
+            first = first or time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        return [self._reply(row, p, first, seconds) for row, p in zip(rows, prepared, strict=True)]
+
+    def _reply(self, row: generation.Row, prompt: Prompt, first: float, seconds: float) -> Reply:
+        return Reply(
+            self.text(row.new), len(row.new), row.ended_by, len(row.prompt), first, seconds, prompt.note
+        )
+
+    def text(self, ids: list[int]) -> str:
+        """Answer ids as text, without the one space that stands before an answer in the template."""
+        decoded = self.template.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return decoded.removeprefix(" ")
+
+
+class Stream(Iterator[str]):
+    """An answer as it comes. Nothing is computed between two pieces, nor after `close()`.
+
+    `note` is there at once; `reply` (what was answered so far) from the first piece on.
+    """
+
+    def __init__(self, chat: Chat, prompt: Prompt, options: Options):
+        self.note = prompt.note
+        self._chat, self._prompt = chat, prompt
+        (self._row,) = generation.rows_for([prompt.ids], options, chat.engine.context)
+        self._steps = generation.decode(chat.engine, [self._row], chat.rules, options)
+        self._shown = ""
+        self._start = self._first = self._seconds = 0.0
+
+    def __next__(self) -> str:
+        """The next piece of text; an incomplete character waits for the token that completes it."""
+        self._start = self._start or time.perf_counter()
+        for _ in self._steps:
+            self._seconds = time.perf_counter() - self._start
+            self._first = self._first or self._seconds
+            text = self._chat.text(self._row.new)
+            if not self._row.ended_by:
+                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            piece = text[len(self._shown) :]
+            if piece:
+                self._shown = text
+                return piece
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stops computing. What was answered so far stays in `reply`."""
+        self._steps.close()
+
+    @property
+    def reply(self) -> Reply:
+        return self._chat._reply(self._row, self._prompt, self._first, self._seconds)
+
+
+def check_folder(folder: str | Path) -> dict[str, str]:
+    """{file: SHA-256} of a published model folder, every file compared.
+
+    Raises FileNotFoundError when it is missing, ValueError when it is damaged or of another kind.
+    """
+    from . import sums
+
+    folder = Path(folder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        what = (
+            "an adapter without its base" if (folder / "adapter_config.json").is_file() else "no model folder"
+        )
+        raise ValueError(
+            f"{folder} is {what} (config.json is missing): give the published folder, finetuned_phi2,"
+            " that the finetuning notebook writes"
+        )
+    return sums.check_sums(folder)
+
+
+def load_tokenizer(folder: str | Path):
+    """The tokenizer of a published folder. Raises ValueError where it has no chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{folder} has no chat template, so the prompt it was trained with is not known:"
+            " publish it with the finetuning notebook"
+        )
+    return tokenizer
+
+
+def rules_of(folder: Path, tokenizer, engine) -> Rules:
+    """End ids and suppressed ids from generation_config.json; rows that no token uses never come."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig.from_pretrained(str(folder))
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if ends == [None]:
+        raise ValueError(
+            f"{folder}/generation_config.json names no eos_token_id, so no answer could end:"
+            " publish the folder with the finetuning notebook"
+        )
+    unused = range(len(tokenizer), engine.vocabulary_rows)
+    return Rules(frozenset(ends), tuple(sorted({*(config.suppress_tokens or ()), *unused})))
