@@ -412,7 +412,7 @@ class Inference:
         problems = _wrong_types(self)
         if problems:
             raise ValueError("Inference settings:\n" + "\n".join(problems))
-        texts = all(type(t) is str and t.strip() for t in [*self.questions, *self.conversation])
+        texts = [*self.questions, *self.conversation]
         _raise_all(
             self,
             [
