@@ -1,0 +1,95 @@
+"""Prompts that are the same: exactly after normalisation, or nearly; within a file and between two."""
+
+import unicodedata
+from collections.abc import Hashable, Iterable, Iterator
+
+import numpy as np
+from datasketch import MinHash, MinHashLSH
+
+SHINGLE = 5
+"""Letters in a shingle: short enough for a one-line prompt, and needs no word boundaries (Chinese, Thai)."""
+PERMUTATIONS = 128
+
+
+def normalise(text: str) -> str:
+    """Letter case, Unicode forms, white space and closing punctuation do not tell two prompts apart."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" .,;:!?…。？！")
+
+
+def shingles(text: str) -> np.ndarray:
+    """(S,) sorted, distinct 32-bit hashes of all runs of SHINGLE letters; a shorter text is one shingle."""
+    codes = np.frombuffer(text.ljust(SHINGLE).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(codes, SHINGLE)
+    mixed = np.zeros(len(windows), dtype=np.uint64)
+    for position in range(SHINGLE):  # wraps around at 2**64 on purpose
+        mixed = (mixed + windows[:, position]) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Jaccard similarity of two sets of shingles, 0 to 1."""
+    common = len(np.intersect1d(first, second, assume_unique=True))
+    return common / (len(first) + len(second) - common)
+
+
+class NearSearch:
+    """Finds earlier texts that are at least `threshold` similar: MinHash proposes, exact similarity decides.
+
+    `threshold` is from above 0 to below 1. What MinHash does not propose is missed: at the threshold itself a
+    few in a hundred, well above it practically none (datasketch weighs the two kinds of error).
+    """
+
+    def __init__(self, threshold: float):
+        self.threshold = threshold
+        self.index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
+        self.shingles: dict[Hashable, np.ndarray] = {}
+
+    def signature(self, parts: np.ndarray) -> MinHash:
+        minhash = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
+        minhash.update_batch(parts.tolist())
+        return minhash
+
+    def add(self, key: Hashable, text: str) -> None:
+        parts = shingles(text)
+        self.shingles[key] = parts
+        self.index.insert(key, self.signature(parts))
+
+    def like(self, text: str) -> Iterator[Hashable]:
+        """Keys of the texts that are similar enough."""
+        parts = shingles(text)
+        for key in self.index.query(self.signature(parts)):
+            if similarity(parts, self.shingles[key]) >= self.threshold:
+                yield key
+
+
+def _context(pair: dict) -> tuple[str, ...]:
+    return tuple(normalise(turn["content"]) for turn in pair["history"])
+
+
+def first_of_each(pairs: list[dict], asked: Iterable[Hashable]) -> list[bool]:
+    """True for the pairs whose prompt, with its history, was not asked by an earlier prompter message.
+
+    asked: which prompter message each pair answers; several replies to one are no duplicates.
+    """
+    first: dict[tuple, Hashable] = {}
+    return [
+        first.setdefault((normalise(pair["prompt"]), *_context(pair)), question) == question
+        for pair, question in zip(pairs, asked, strict=True)
+    ]
+
+
+def first_of_near(pairs: list[dict], asked: Iterable[Hashable], threshold: float) -> list[bool]:
+    """Like first_of_each, for prompts at least `threshold` similar to one that stays."""
+    search = NearSearch(threshold)
+    contexts: dict[Hashable, tuple] = {}
+    verdicts: dict[Hashable, bool] = {}
+    for pair, question in zip(pairs, asked, strict=True):
+        if question in verdicts:
+            continue
+        prompt, context = normalise(pair["prompt"]), _context(pair)
+        verdicts[question] = all(contexts[key] != context for key in search.like(prompt))
+        if verdicts[question]:
+            contexts[question] = context
+            search.add(question, prompt)
+    return [verdicts[question] for question in asked]

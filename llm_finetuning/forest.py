@@ -1,0 +1,83 @@
+"""The shape of message trees: checked, and put into depth-first order."""
+
+from collections.abc import Callable, Sequence
+
+ROLES = ("prompter", "assistant")
+
+
+def arrange(
+    tree_ids: Sequence[str],
+    ids: Sequence[str],
+    parents: Sequence[str | None],
+    roles: Sequence[str],
+    complain: Callable[[int, str], None],
+) -> list[int]:
+    """Row numbers in depth-first order: trees by first appearance, siblings in row order.
+
+    `complain(row, problem)` is called for a repeated id, an orphan, a parent in another tree, a second root,
+    an assistant at the root, two turns in a row by one role, and a cycle. If it does not raise, the tree of
+    that row is left out.
+    """
+    bad = set()
+
+    def report(row: int, problem: str) -> None:
+        complain(row, problem)
+        bad.add(tree_ids[row])
+
+    rows_by_id = _rows_by_id(ids, report)
+    roots, replies = _links(tree_ids, parents, roles, rows_by_id, report)
+    order = _depth_first([roots[tree] for tree in dict.fromkeys(tree_ids) if tree in roots], replies)
+    if len(order) < len(ids):
+        _report_cycles(tree_ids, set(order), bad, report)
+    return [row for row in order if tree_ids[row] not in bad] if bad else order
+
+
+def _rows_by_id(ids: Sequence[str], report: Callable) -> dict[str, int]:
+    rows_by_id = dict(zip(ids, range(len(ids)), strict=True))
+    if len(rows_by_id) < len(ids):
+        rows_by_id = {}
+        for row, name in enumerate(ids):
+            if rows_by_id.setdefault(name, row) != row:
+                report(row, f"message id {name} appears a second time")
+    return rows_by_id
+
+
+def _links(tree_ids, parents, roles, rows_by_id, report) -> tuple[dict[str, int], dict[int, list[int]]]:
+    """(tree id → row of its root, row → rows of its replies)."""
+    roots: dict[str, int] = {}
+    replies: dict[int, list[int]] = {}
+    for row, parent in enumerate(parents):
+        if parent is None:
+            if roles[row] != "prompter":
+                report(row, f"the tree starts with role {roles[row]!r}, expected 'prompter'")
+            if roots.setdefault(tree_ids[row], row) != row:
+                report(row, f"tree {tree_ids[row]} has a second message without a parent")
+            continue
+        above = rows_by_id.get(parent)
+        if above is None:
+            report(row, f"orphan: its parent {parent} is not in the source")
+        elif tree_ids[above] != tree_ids[row]:
+            report(row, f"its parent {parent} belongs to another tree ({tree_ids[above]})")
+        elif roles[above] == roles[row]:
+            report(row, f"two messages in a row by the {roles[row]}: it and its parent {parent}")
+        else:
+            replies.setdefault(above, []).append(row)
+    return roots, replies
+
+
+def _depth_first(roots: list[int], replies: dict[int, list[int]]) -> list[int]:
+    order = []
+    stack = roots[::-1]
+    while stack:
+        row = stack.pop()
+        order.append(row)
+        if row in replies:
+            stack.extend(reversed(replies[row]))
+    return order
+
+
+def _report_cycles(tree_ids, reached: set[int], bad: set[str], report: Callable) -> None:
+    """Every row that no root leads to, in a tree without another fault, stands on or below a cycle."""
+    for row, tree in enumerate(tree_ids):
+        if row not in reached and tree not in bad:
+            report(row, "its parents go round in a circle")

@@ -1,0 +1,80 @@
+"""A conversation tree, and pairs, as HTML for a notebook."""
+
+from html import escape
+
+import pandas as pd
+
+INDENT = 22  # pixels a level
+LONGEST = 160  # characters shown of a message
+COLOURS = {"prompter": "#3b6ea5", "assistant": "#d9822b"}
+
+
+def source(rows: pd.DataFrame) -> str:
+    """A glance at what was read: one tree of messages, or one of ready-made pairs."""
+    return tree(rows) if "parent_id" in rows.columns else pair(telling_pair(rows))
+
+
+def telling_pair(rows: pd.DataFrame) -> pd.Series:
+    """The first pair with turns before its prompt, or else the first."""
+    with_history = rows[rows["history"].map(len) > 0]
+    return (with_history if len(with_history) else rows).iloc[0]
+
+
+def tree(messages: pd.DataFrame, tree_id: str | None = None) -> str:
+    """One tree as an indented outline, each message under the one it replies to, with its rank.
+
+    tree_id: the tree to show; None = the first with at least two levels of prompts and ranked siblings, or
+    else the largest.
+    """
+    chosen = messages[messages["message_tree_id"] == (tree_id or _telling_tree(messages))]
+    depths: dict[str, int] = {}
+    lines = []
+    for row in chosen.itertuples():
+        depths[row.message_id] = depths.get(row.parent_id, -1) + 1
+        rank = "" if pd.isna(row.rank) else f' <span style="color:#777">rank {row.rank}</span>'
+        lines.append(
+            f'<div style="margin-left:{INDENT * depths[row.message_id]}px;margin-bottom:3px">'
+            f'<b style="color:{COLOURS[row.role]}">{row.role}</b>{rank} {escape(_short(row.text))}</div>'
+        )
+    return f'<div style="font-size:90%;line-height:1.35">{"".join(lines)}</div>'
+
+
+def _telling_tree(messages: pd.DataFrame) -> str:
+    sizes = messages["message_tree_id"].value_counts()
+    ranked = messages.loc[messages["rank"].notna(), "message_tree_id"]
+    middling = sizes[sizes.index.isin(ranked) & sizes.between(6, 14)]
+    return middling.index[0] if len(middling) else sizes.index[0]
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def pair(row: pd.Series) -> str:
+    """One pair in full: the turns before in grey, the prompt, and the response that will be learned."""
+    before = "".join(_turn(turn["role"], turn["content"], "#777") for turn in row["history"])
+    return (
+        before
+        + _turn("prompt", row["prompt"], COLOURS["prompter"])
+        + _turn("response (learned)", row["response"], COLOURS["assistant"])
+    )
+
+
+def _turn(name: str, text: str, colour: str) -> str:
+    return (
+        f'<div style="margin:4px 0;white-space:pre-wrap"><b style="color:{colour}">{escape(name)}</b> '
+        f"{escape(text)}</div>"
+    )
+
+
+def pairs(rows: pd.DataFrame) -> str:
+    """Pairs as a table to read: language, turns before, prompt, response, each shortened."""
+    body = "".join(
+        f"<tr><td>{escape(str(row.lang))}</td><td>{len(row.history)}</td><td style='text-align:left'>"
+        f"{escape(_short(row.prompt))}</td>"
+        f"<td style='text-align:left'>{escape(_short(row.response))}</td></tr>"
+        for row in rows.itertuples()
+    )
+    heads = "".join(f"<th>{head}</th>" for head in ("language", "turns before", "prompt", "response"))
+    return f"<table><tr>{heads}</tr>{body}</table>"

@@ -1,0 +1,156 @@
+"""A user's own pairs: JSON lines with prompt and response, chats with `messages`, or CSV."""
+
+import csv
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from .duplicates import normalise
+from .funnel import Funnel
+from .oasst import Flattened
+from .pairs import check, check_turns, to_frame, to_records
+from .parquet import is_parquet
+from .reading import Problems, existing_file, in_validation, parse, raw_lines, records, sha256
+from .recipes import Candidates
+
+LONGEST_FIELD = 2**31 - 1
+
+
+def is_pairs_file(path: str | Path) -> bool:
+    """Whether a file holds pairs, not OASST messages: CSV, or its first line has a prompt or `messages`."""
+    path = existing_file(path)
+    if is_parquet(path):
+        return False
+    if path.suffix == ".csv":
+        return True
+    _, line = next(raw_lines(path), (0, b"{}"))
+    try:
+        record = parse(line)
+    except ValueError:
+        return False  # the reader of messages says what is wrong with the line
+    return type(record.get("prompt")) is str or "response" in record or type(record.get("messages")) is list
+
+
+def read_pairs(
+    path: str | Path, split: str | None = None, on_error: str = "raise", validation_share: float = 0.1
+) -> pd.DataFrame:
+    """The pairs of a file of the user's own, split like trees are.
+
+    A chat gives one pair for each assistant turn that follows a user turn, with the turns before as history
+    (its system message first). Pairs without a message_tree_id get one made from the first user turn, so that
+    conversations that start alike stay on one side of the split.
+    attrs: source, sha256, split, read (pairs before the split), skipped.
+    """
+    path = existing_file(path)
+    problems = Problems(str(path), on_error)
+    pairs = [pair | {"message_tree_id": tree_of(pair)} for pair in _pairs(path, problems)]
+    read = len(pairs)
+    if split:
+        pairs = [
+            p
+            for p in pairs
+            if in_validation(p["message_tree_id"], validation_share) == (split == "validation")
+        ]
+    frame = to_frame(pairs)
+    frame.attrs = {"source": path.name, "sha256": sha256(path), "split": split}
+    frame.attrs |= {"read": read, "skipped": problems.found}
+    return frame
+
+
+def tree_of(pair: dict) -> str:
+    """The pair's message_tree_id, or one shared by all conversations with the same first user turn."""
+    if pair.get("message_tree_id"):
+        return pair["message_tree_id"]
+    said = [turn["content"] for turn in pair.get("history") or [] if turn["role"] == "user"] + [
+        pair["prompt"]
+    ]
+    return "own-" + hashlib.sha256(normalise(said[0]).encode("utf-8")).hexdigest()[:16]
+
+
+def _pairs(path: Path, problems: Problems) -> Iterator[dict]:
+    for line, record in _csv_records(path, problems) if path.suffix == ".csv" else records(path, problems):
+        try:
+            found = pairs_of_chat(record) if "messages" in record else [record]
+            for pair in found:
+                check(pair)
+        except ValueError as error:
+            problems.add(line, None, str(error))
+            continue
+        yield from found
+
+
+def pairs_of_chat(record: dict) -> list[dict]:
+    """One pair for each assistant turn, with the record's other keys; ValueError unless roles alternate."""
+    turns = record["messages"]
+    check_turns(turns, "messages")
+    roles = [turn["role"] for turn in turns]
+    start = 1 if roles[:1] == ["system"] else 0
+    alternating = list(itertools.islice(itertools.cycle(("user", "assistant")), len(turns) - start))
+    if roles[start:] != alternating or "assistant" not in roles:
+        raise ValueError(f"the turns are {', '.join(roles) or 'none'}; expected user and assistant in turn")
+    others = {name: value for name, value in record.items() if name != "messages"}
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    return [
+        others
+        | {"prompt": turns[at - 1]["content"], "response": turns[at]["content"], "history": turns[: at - 1]}
+        for at in range(start + 1, len(turns), 2)
+    ]
+
+
+def _csv_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
+    """(line on which the record ends, record) with the header's names; prompt and response are needed."""
+    csv.field_size_limit(LONGEST_FIELD)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            lacking = {"prompt", "response"} - set(reader.fieldnames or ())
+            if lacking:
+                raise ValueError(
+                    f"{path}, line 1: no column {', '.join(sorted(lacking))}. Name the columns there."
+                )
+            for record in reader:
+                if None in record or None in record.values():
+                    problems.add(reader.line_num, None, f"expected {len(reader.fieldnames)} values")
+                    continue
+                yield (
+                    reader.line_num,
+                    {name: value for name, value in record.items() if name in CSV_COLUMNS and value},
+                )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
+
+
+CSV_COLUMNS = ("prompt", "response", "lang", "message_tree_id", "message_id")
+
+
+def flatten_pairs(
+    pairs: pd.DataFrame,
+    languages: Sequence[str] | None = None,
+    min_response_chars: int = 0,
+    drop_duplicates: bool = False,
+    near_duplicates: float | None = None,
+    fit: Callable[[list[dict]], list[dict | None]] | None = None,
+) -> Flattened:
+    """The filters of `oasst.flatten` that suit ready-made pairs, in the same order, and the funnel."""
+    funnel, rows = Funnel(), to_records(pairs)
+    skipped = len(pairs.attrs["skipped"])
+    funnel.step("lines and pairs in the source", "pair", pairs.attrs["read"] + skipped)
+    if skipped:
+        funnel.step("sound (broken lines are named in the report)", "pair", pairs.attrs["read"])
+    if pairs.attrs["split"]:
+        funnel.step(f"in the {pairs.attrs['split']} split", "pair", len(rows))
+    found = Candidates(rows, list(range(len(rows))), [None] * len(rows))
+    if languages:
+        found.keep([row.get("lang") is None or row["lang"] in languages for row in found.pairs])
+        funnel.step(f"language {', '.join(languages)}", "pair", len(found.pairs))
+    if min_response_chars:
+        found.keep([len(row["response"].strip()) >= min_response_chars for row in found.pairs])
+        funnel.step(f"response of at least {min_response_chars} characters", "pair", len(found.pairs))
+    found.fit(funnel, fit)
+    found.drop_duplicates(funnel, drop_duplicates, near_duplicates)
+    return Flattened(to_frame(found.pairs), funnel.frame())

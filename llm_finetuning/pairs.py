@@ -1,0 +1,118 @@
+"""The pair record: prompt, response and what is known about them; JSON lines in and out."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from .reading import Problems, existing_file, is_text, records
+
+COLUMNS = ("prompt", "response", "history", "lang", "message_tree_id", "message_id", "rank")
+TURN_ROLES = ("system", "user", "assistant")
+
+
+def read_jsonl(path: str | Path, on_error: str = "raise") -> pd.DataFrame:
+    """The pairs of a JSON-lines file (also gzipped), one row each, the columns of the pair record.
+
+    Only `prompt` and `response` are needed; a missing history is [], anything else that is missing is null.
+    Columns beyond the pair record are kept. Raises FileNotFoundError, or ValueError with file and line;
+    on_error="skip" leaves bad lines out and names them in attrs["skipped"].
+    """
+    path = existing_file(path)
+    problems = Problems(str(path), on_error)
+    pairs = []
+    for line, record in records(path, problems):
+        try:
+            check(record)
+        except ValueError as error:
+            problems.add(line, None, str(error))
+            continue
+        pairs.append(record)
+    frame = to_frame(pairs)
+    frame.attrs = {"skipped": problems.found}
+    return frame
+
+
+def check(record: dict) -> None:
+    """Raises ValueError with the reason when a dictionary is no pair record."""
+    for name in ("prompt", "response"):
+        if not is_text(record.get(name)):
+            raise ValueError(f"{name} is {_shown(record, name)}, expected a text")
+    if record["response"] == "":
+        raise ValueError("the response is empty")
+    check_turns(record.get("history") or [], "history")
+    for name in ("lang", "message_tree_id", "message_id"):
+        if record.get(name) is not None and not is_text(record[name]):
+            raise ValueError(f"{name} is {_shown(record, name)}, expected a text or null")
+    rank = record.get("rank")
+    if rank is not None and (type(rank) is not int or abs(rank) > 1e9):
+        raise ValueError(f"rank is {_shown(record, 'rank')}, expected a whole number or null")
+
+
+def check_turns(turns, name: str) -> None:
+    """Raises ValueError unless `turns` is a list of {"role": system, user or assistant, "content": text}."""
+    if type(turns) is not list:
+        raise ValueError(f"{name} is {type(turns).__name__}, expected a list of turns")
+    for number, turn in enumerate(turns, 1):
+        if type(turn) is not dict or turn.get("role") not in TURN_ROLES or not is_text(turn.get("content")):
+            raise ValueError(
+                f"turn {number} of {name} lacks a role ({', '.join(TURN_ROLES)}) or a text as content"
+            )
+
+
+def _shown(record: dict, name: str) -> str:
+    return "missing" if name not in record else f"{record[name]!r:.60}"
+
+
+def to_frame(pairs: list[dict]) -> pd.DataFrame:
+    """Pair records as a table; `history` is a list in every row, `rank` a nullable integer."""
+    extra = dict.fromkeys(name for pair in pairs for name in pair if name not in COLUMNS)
+    columns = {name: [pair.get(name) for pair in pairs] for name in (*COLUMNS, *extra)}
+    columns["history"] = [history or [] for history in columns["history"]]
+    return pd.DataFrame(columns).astype({"rank": "Int64"})
+
+
+def to_records(pairs: pd.DataFrame) -> list[dict]:
+    """Rows of a table of pairs as pair records, without what is null."""
+    columns = {name: pairs[name].astype(object).tolist() for name in pairs.columns}
+    return [
+        {name: value for name, value in zip(columns, values, strict=True) if not _is_null(value)}
+        for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _is_null(value) -> bool:
+    return value is None or value is pd.NA or value != value
+
+
+def write_jsonl(pairs: pd.DataFrame | Iterable[dict], path: str | Path) -> Path:
+    """Writes pair records as JSON lines, UTF-8, whole or not at all; returns the path.
+
+    Raises ValueError when there is no pair, or one without prompt or response.
+    """
+    path = Path(path)
+    rows = to_records(pairs) if isinstance(pairs, pd.DataFrame) else list(pairs)
+    if not rows:
+        raise ValueError(
+            f"no pair to write to {path.name}. Loosen the filters, or check the source and its split."
+        )
+    for number, row in enumerate(rows, 1):
+        try:
+            check(row)
+        except ValueError as error:
+            raise ValueError(f"pair {number} for {path.name}: {error}") from error
+    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file through a temporary neighbour, so that the name never stands for half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

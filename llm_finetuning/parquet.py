@@ -1,0 +1,79 @@
+"""Messages from parquet files, as OASST is stored on the Hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .messages import FIELDS, flat_row
+from .reading import Problems, is_text
+
+REQUIRED = ("message_tree_id", "message_id", "role", "text")
+
+
+def is_parquet(path: Path) -> bool:
+    """By content: the four bytes PAR1 at the start."""
+    with Path(path).open("rb") as stream:
+        return stream.read(4) == b"PAR1"
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Raises ValueError when the file is cut off or damaged."""
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is not a complete parquet file ({error}). Download or copy it again."
+        ) from error
+
+
+def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
+    """(row number from 1, values of FIELDS) of every message, in batches, so that little is held twice."""
+    problems.unit = "row"
+    file = open_parquet(path)
+    missing = [name for name in REQUIRED if name not in file.schema_arrow.names]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}; its columns: {', '.join(file.schema_arrow.names)}"
+        )
+    wanted = [name for name in (*FIELDS, "labels", "detoxify") if name in file.schema_arrow.names]
+    number = 0
+    try:
+        for batch in file.iter_batches(batch_size=8192, columns=wanted):
+            for message in _messages(batch):
+                number += 1
+                try:
+                    row = flat_row(message)
+                except ValueError as error:
+                    tree = message["message_tree_id"]
+                    problems.add(number, tree if is_text(tree) else None, str(error))
+                    continue
+                yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path}, after row {number}: damaged ({error}). Download or copy it again."
+        ) from error
+
+
+def _messages(batch: pa.RecordBatch) -> Iterator[dict]:
+    """The batch as message dictionaries; the hub's parallel label lists become two plain columns."""
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    labels = columns.get("labels")
+    if labels is not None and pa.types.is_struct(labels.type):
+        del columns["labels"]
+        columns |= {name: _label_column(labels, name) for name in ("quality", "toxicity")}
+    lists = [column.to_pylist() for column in columns.values()]
+    return (dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True))
+
+
+def _label_column(labels: pa.StructArray, name: str) -> pa.Array:
+    """(N,) values of one label from struct<name: list, value: list, count: list>, null where missing."""
+    names, values = pc.struct_field(labels, "name"), pc.struct_field(labels, "value")
+    found = pc.equal(pc.list_flatten(names), name)
+    rows = pc.list_parent_indices(names).filter(found)
+    column = [None] * len(labels)
+    for row, value in zip(rows.to_pylist(), pc.list_flatten(values).filter(found).to_pylist(), strict=True):
+        column[row] = value
+    return pa.array(column, pa.float64())
