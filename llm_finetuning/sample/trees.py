@@ -169,7 +169,7 @@ def finish(
     name: str, split: str, root: dict, last: dict, thanks: str, state: str = "ready_for_export"
 ) -> dict:
     """The tree around `root`; some end with a message that nobody replied to."""
-    if pick(f"trailing {name}", 6) == 0:
+    if pick(f"trailing {name}", 6) == 0 and last["role"] == "assistant":
         add(last, f"{name} thanks", thanks, "prompter", root["lang"])
     tree_id = tree_id_for(name, split)
     root = {"message_id": tree_id} | {k: v for k, v in root.items() if k != "message_id"}
