@@ -70,13 +70,13 @@ def retrying(
     return step()
 
 
-def copy_file(source: Path, target: Path, beat: Callable[[], None] = lambda: None) -> None:
+def copy_file(source: Path, target: Path, report: Callable[[int], None] = lambda count: None) -> None:
     """Copy `source`, going on behind the bytes that a shorter `target` already has; written to the disk.
 
-    Nothing is compared here: what is read back decides (`is_same`). `beat` is called before each chunk.
+    Nothing is compared here: what is read back decides (`is_same`). `report` gets the bytes of each chunk.
     """
     have = target.stat().st_size if target.exists() else 0
-    _append(source, target, have if have < source.stat().st_size else 0, beat)
+    _append(source, target, have if have < source.stat().st_size else 0, report)
 
 
 def is_same(path: Path, size: int, sha256: str) -> bool:
@@ -86,15 +86,15 @@ def is_same(path: Path, size: int, sha256: str) -> bool:
     return hash_from_disk(path) == sha256
 
 
-def _append(source: Path, target: Path, start: int, beat: Callable[[], None]) -> None:
+def _append(source: Path, target: Path, start: int, report: Callable[[int], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(source, "rb") as reading, open(target, "r+b" if target.exists() else "xb") as writing:
         reading.seek(start)
         writing.seek(start)
         writing.truncate()
         while chunk := reading.read(CHUNK):
-            beat()
             write_chunk(writing, chunk)
+            report(len(chunk))
         writing.flush()
         os.fsync(writing.fileno())
 

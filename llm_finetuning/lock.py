@@ -1,5 +1,6 @@
 """One writer at a time: a lock file beside the folder that is published, on a disk or on Drive."""
 
+import contextlib
 import json
 import os
 import socket
@@ -17,11 +18,13 @@ STEP = 5  # seconds between two looks
 
 
 class Lock:
-    """`with Lock(path) as lock:` holds `path` until the block ends; `lock.beat()` shows that its owner lives.
+    """`with Lock(path).take() as lock:` holds `path` until the block ends; `lock.beat()` shows a live owner.
 
     The file names its owner: machine, process, and when that process started, so that a killed one is known
     by being gone. Where the owner cannot be looked up (another machine), ABANDONED seconds of silence decide.
     """
+
+    held: set[str] = set()  # the locks that this process holds now
 
     def __init__(self, path: Path, sleep: Callable[[float], None] = time.sleep):
         self.path = path
@@ -36,7 +39,8 @@ class Lock:
         )
         self.beaten = 0.0
 
-    def __enter__(self) -> Self:
+    def take(self) -> Self:
+        """Wait for the lock and take it; TimeoutError after PATIENCE seconds."""
         waited = 0
         while not self._take():
             if waited >= PATIENCE:
@@ -49,11 +53,17 @@ class Lock:
             self.sleep(STEP)
             waited += STEP
         self.beaten = time.monotonic()
+        self.held.add(self.mine)
+        return self
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._content() == self.mine:
-            self.path.unlink()
+        self.held.discard(self.mine)
+        with contextlib.suppress(OSError):  # a lost mount: by what it says, the file counts as abandoned
+            if self._content() == self.mine:
+                self.path.unlink()
 
     def beat(self) -> None:
         """Every half minute: renew the lock's time; RuntimeError if another run has taken it over."""
@@ -90,6 +100,8 @@ class Lock:
             return self._silent() > STEP
         if owner["host"] != socket.gethostname():
             return self._silent() > ABANDONED
+        if owner["pid"] == os.getpid():
+            return content not in self.held
         return not _alive(owner["pid"], owner["started"])
 
     def _silent(self) -> float:

@@ -89,7 +89,8 @@ def _title(facts: dict) -> str:
         return (
             "# A tiny model, finetuned to show how it is done\n\n"
             "**This is not Phi-2.** It is a Phi of a few million parameters that knows a small made-up "
-            "world, trained on the sample that ships with the project. Its numbers say nothing about a real model."
+            "world, trained on the sample that ships with the project. Its numbers say nothing about a real "
+            "model."
         )
     note = " **The base has random weights: this model shows that a machine suffices, and says nothing.**"
     return (
@@ -177,14 +178,13 @@ def _limits(facts: dict) -> str:
     licence = _licence(facts)
     text = (
         "It states wrong things with confidence, knows nothing after its base was made, and was not aligned "
-        "for safety: do not rely on what it answers. It was trained on conversations in the languages above and "
-        "is weak in all others. The scores above are of "
-        "one run on one small held-out set."
+        "for safety: do not rely on what it answers. It was trained on conversations in the languages above "
+        "and is weak in all others. The scores above are of one run on one small held-out set."
     )
     terms = (
         f"Licence of the weights: `{licence}`, that of the base."
         if licence
-        else ("The licence of the base applies to these weights; it was not known to this run.")
+        else "The licence of the base applies to these weights; it was not known to this run."
     )
     data = facts.get("data", {}).get("licence")
     return _section(

@@ -12,7 +12,10 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from llm_finetuning import sums
 from llm_finetuning.copying import (
@@ -56,12 +59,12 @@ def publish(
     copied = check_sums(source)
     check_no_pickles(source)
     check_no_tokens(source)
-    _check_target(source, target)
     drive = drive or drive_below(target)
     job = _Job(source, target, copied, drive, sleep)
     try:
         job.retry(lambda: target.parent.mkdir(parents=True, exist_ok=True), "Making the folder")
-        with Lock(target.parent / f".{target.name}.lock", sleep) as lock:
+        lock = Lock(target.parent / f".{target.name}.lock", sleep)
+        with job.retry(lock.take, "Locking the folder"):
             job.run(lock)
     except OSError as error:
         raise _explained(error, job) from error
@@ -81,18 +84,28 @@ class _Job:
         self.previous = target.parent / f".{target.name}.previous"
 
     def run(self, lock: Lock) -> None:
+        self.retry(self.check_target, "Looking at what is there")
         self.retry(self.recover, "Looking at what is there")
         if self.retry(self.is_published, "Looking at what is there"):
             return
         self.retry(self.remove_other_partials, "Clearing up")
         self.fill(lock)
-        lock.confirm()
+        self.retry(lock.confirm, "Looking at the lock")
         self.retry(self.swap, "Putting the new version in its place")
         self.prove_in_place()
         self.retry(self.drop_previous, "Removing the version before")
 
     def retry(self, step: Callable[[], object], what: str) -> object:
         return retrying(step, what, self.drive and self.drive.remount, sleep=self.sleep)
+
+    def check_target(self) -> None:
+        if self.source.resolve() == self.target.resolve():
+            raise ValueError(f"{self.source} is both source and target. Publish to another folder.")
+        if self.target.is_dir() and any(self.target.iterdir()) and not (self.target / sums.NAME).exists():
+            raise ValueError(
+                f"{self.target} holds files but no {sums.NAME}, so it was not published from here and is "
+                "left alone. Move it away, or publish under another name."
+            )
 
     def recover(self) -> None:
         """Finish or undo what a killed run left between its two renames."""
@@ -106,8 +119,10 @@ class _Job:
 
     def is_published(self) -> bool:
         there = self.target / sums.NAME
-        same = there.is_file() and there.read_bytes() == (self.source / sums.NAME).read_bytes()
-        return same and _is_whole(self.target)
+        if not is_same(there, self.sizes[sums.NAME], self.sums[sums.NAME]):
+            return False
+        self.flush()
+        return _is_whole(self.target)
 
     def remove_other_partials(self) -> None:
         for folder in self.target.parent.glob(f".{self.target.name}.partial-*"):
@@ -121,8 +136,7 @@ class _Job:
             if not open_names:
                 return
             self.check_room()
-            for name in open_names:
-                self.copy(name, lock)
+            self.copy(open_names, lock)
             self.flush()
         if open_names := self.retry(self.not_the_same, f"Checking {self.partial.name}"):
             raise ValueError(
@@ -135,8 +149,19 @@ class _Job:
             name for name in self.sums if not is_same(self.partial / name, self.sizes[name], self.sums[name])
         ]
 
-    def copy(self, name: str, lock: Lock) -> None:
-        self.retry(lambda: copy_file(self.source / name, self.partial / name, lock.beat), f"Copying {name}")
+    def copy(self, names: list[str], lock: Lock) -> None:
+        total = sum(self.sizes[name] for name in names)
+        with tqdm(total=total, unit="B", unit_scale=True, desc="Publishing", delay=2, leave=False) as bar:
+            for name in names:
+                step = partial(self.copy_one, name, lock, bar)
+                self.retry(step, f"Copying {name}")
+
+    def copy_one(self, name: str, lock: Lock, bar: tqdm) -> None:
+        def report(count: int) -> None:
+            lock.beat()
+            bar.update(count)
+
+        copy_file(self.source / name, self.partial / name, report)
 
     def flush(self) -> None:
         if self.drive:
@@ -180,25 +205,17 @@ class _Job:
         """Remove the version before; what somebody else had put into it is kept, under a name that shows."""
         if not self.previous.exists():
             return
-        listed = sums.read_sums(self.previous) if (self.previous / sums.NAME).exists() else {}
-        for name in [*listed, sums.NAME]:
-            (self.previous / name).unlink(missing_ok=True)
-        if any(not sums.is_hidden(name) for name in sums.files_below(self.previous)):
+        listed = _listed(self.previous)
+        others = [name for name in sums.files_below(self.previous) if name not in listed]
+        for name in [name for name in sums.files_below(self.previous) if name in listed]:
+            (self.previous / name).unlink()
+        (self.previous / sums.NAME).unlink(missing_ok=True)  # last: until then this can be gone on with
+        if any(not sums.is_hidden(name) for name in others if name != sums.NAME):
             kept = self.target.parent / f"{self.target.name}.kept-{time.time():.0f}"
             os.rename(self.previous, kept)
             print(f"The version before held files that were not published from here; they are in {kept}.")
         else:
             shutil.rmtree(self.previous)
-
-
-def _check_target(source: Path, target: Path) -> None:
-    if source.resolve() == target.resolve():
-        raise ValueError(f"{source} is both source and target. Publish to another folder.")
-    if target.is_dir() and any(target.iterdir()) and not (target / sums.NAME).exists():
-        raise ValueError(
-            f"{target} holds files but no {sums.NAME}, so it was not published from here and is left alone. "
-            "Move it away, or publish under another name."
-        )
 
 
 def _is_whole(folder: Path) -> bool:
@@ -209,16 +226,24 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
+def _listed(folder: Path) -> dict[str, str]:
+    try:
+        return sums.read_sums(folder)
+    except (ValueError, FileNotFoundError):
+        return {}
+
+
 def _explained(error: OSError, job: _Job) -> OSError:
     """The same error number with what happened, what was left alone and what to do next."""
+    found = error.strerror or str(error)
     kept = f"Nothing new stands under {job.target.name}; what was published before is kept."
-    again = f"run this cell again: it goes on with what lies in {job.partial.name}"
-    if error.errno in FULL and os.path.exists(job.partial):
+    again = f"run this cell again: it goes on with what lies in {job.partial}"
+    if error.errno in FULL:
         size = gigabytes(sum(job.sizes.values()))
-        full = f"No room left in {job.target.parent}; the whole copy takes {size}. {kept}"
-        return OSError(error.errno, f"{full} Free space (on Drive empty the bin too), then {again}")
+        cure = f"Free space in {job.target.parent} (on Drive empty the bin too), then {again}"
+        return type(error)(error.errno, f"{found}. The whole copy takes {size}. {kept} {cure}")
     if error.errno in TRANSPORT:
-        lost = f"The connection to {job.target.parent} stayed lost ({error.strerror or error}). {kept}"
+        lost = f"The connection to {job.target.parent} stayed lost ({found}). {kept}"
         return type(error)(error.errno, f"{lost} When that folder opens again, {again}")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return type(error)(
