@@ -106,9 +106,11 @@ def decode(engine, rows: list[Row], rules: Rules, options: Options) -> Iterator[
     """
     deadline = time.monotonic() + options.max_seconds if options.max_seconds else float("inf")
     session = engine.session([row.prompt for row in rows])
+    suppressed = torch.tensor(rules.suppressed, dtype=torch.long, device=session.logits.device)
     active = list(range(len(rows)))
     while True:
-        tokens = choose(session.logits, [rows[i] for i in active], rules, options)
+        logits = session.logits.float().index_fill(1, suppressed, float("-inf"))
+        tokens = choose(logits, [rows[i] for i in active], options)
         for index, token in zip(active, tokens, strict=True):
             rows[index].take(token, rules.end_ids)
             if not rows[index].ended_by and time.monotonic() > deadline:
@@ -123,11 +125,8 @@ def decode(engine, rows: list[Row], rules: Rules, options: Options) -> Iterator[
         session.push([rows[index].new[-1] for index in active])
 
 
-def choose(logits: torch.Tensor, rows: list[Row], rules: Rules, options: Options) -> list[int]:
-    """The next id of each row from `logits` (B, V), suppressed ids excluded."""
-    logits = logits.float()
-    if rules.suppressed:
-        logits = logits.index_fill(1, torch.tensor(rules.suppressed, device=logits.device), float("-inf"))
+def choose(logits: torch.Tensor, rows: list[Row], options: Options) -> list[int]:
+    """The next id of each row from `logits` (B, V), in which what must not come is -inf."""
     if options.repetition_penalty != 1:
         seen = [torch.tensor(sorted({*row.prompt, *row.new}), device=logits.device) for row in rows]
         logits = torch.stack(

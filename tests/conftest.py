@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from inference_fixtures import chat, published  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared"

@@ -5,9 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-
-from llm_finetuning import prompts, sums
 
 END = "<|endoftext|>"
 COLOURS = {"mira": "red", "bram": "blue", "odrin": "green", "petra": "white"}
@@ -56,6 +53,7 @@ def make_tokenizer():
 
 
 def make_model(rows: int, context: int = 256, hidden: int = 160, layers: int = 2):
+    import torch
     from transformers import PhiConfig, PhiForCausalLM
 
     torch.manual_seed(0)
@@ -76,6 +74,10 @@ def make_model(rows: int, context: int = 256, hidden: int = 160, layers: int = 2
 
 def teach(model, template, steps: int = 150) -> None:
     """Trains until the pairs are known by heart."""
+    import torch
+
+    from llm_finetuning import prompts
+
     rows = [prompts.encode(pair, template) for pair in pairs()]
     longest = max(len(row["input_ids"]) for row in rows)
     ids = torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows])
@@ -90,6 +92,8 @@ def teach(model, template, steps: int = 150) -> None:
 
 
 def write_folder(folder: Path, model, tokenizer) -> Path:
+    from llm_finetuning import sums
+
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.eos_token_id
     model.generation_config.suppress_tokens = list(range(len(tokenizer), model.config.vocab_size))
@@ -103,6 +107,8 @@ def write_folder(folder: Path, model, tokenizer) -> Path:
 @pytest.fixture(scope="session")
 def published(tmp_path_factory) -> Path:
     """The published folder of the fixture model. Do not change it: copy it first."""
+    from llm_finetuning import prompts
+
     tokenizer = make_tokenizer()
     template = prompts.template_for(tokenizer)
     model = make_model(rows=(len(tokenizer) // 64 + 1) * 64)
