@@ -29,10 +29,12 @@ class Step:
 STEPS = (
     Step(
         ROOT / "Data Prep" / "OpenAssistant Finetuning Training Data Prep.ipynb",
+        settings.DataPrep,
         writes=("data/finetuning_data_train.jsonl",),
     ),
     Step(
         ROOT / "Data Prep" / "OpenAssistant Finetuning Validation Data Prep.ipynb",
+        settings.DataPrep,
         reads=("data/finetuning_data_train.jsonl",),
         writes=("data/finetuning_data_val.jsonl",),
     ),
@@ -44,6 +46,7 @@ STEPS = (
     ),
     Step(
         ROOT / "Inference" / "Phi-2 Inference.ipynb",
+        settings.Inference,
         reads=("data/finetuning_data_val.jsonl", "finetuned_phi2/SHA256SUMS"),
     ),
 )

@@ -1,0 +1,157 @@
+"""Brings a bare Google Colab runtime to work: installs what is missing, never replaces its torch or numpy.
+
+Only the standard library and `packaging` (part of every Colab image) are imported here: nothing else is
+certain to be installed yet.
+"""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+FIXED = ("torch", "numpy")
+"""Colab's own builds: they match its driver and each other, and are never replaced."""
+TORCHAO_NEEDED = Version("0.16")
+"""PEFT raises ImportError at the merge with an older torchao, also where torchao is not used."""
+
+
+class RestartNeeded(RuntimeError):
+    """A package was replaced after it had been imported. Notebooks show the sentence alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def install(clone: Path) -> None:
+    """Installs what `clone`/requirements.txt asks for and this runtime lacks; everything else stays as it is.
+
+    Raises RuntimeError when torch or numpy is too old or pip fails, RestartNeeded when the session has to be
+    restarted: whatever was replaced had been imported before.
+    """
+    requirements = read_requirements(clone / "requirements.txt")
+    lacking = [r for r in requirements if not is_met(r)]
+    if old := [r for r in lacking if r.name in FIXED]:
+        raise RuntimeError(
+            f"This runtime has no {' and no '.join(map(str, old))}, and they are never replaced here. Choose "
+            "Runtime > Change runtime type > Runtime version: Latest, and run all cells again."
+        )
+    if lacking:
+        _pip("install", "--constraint", str(_constraints(requirements, lacking)), *map(str, lacking))
+        importlib.invalidate_caches()
+        print("Installed", ", ".join(f"{r.name} {metadata.version(r.name)}" for r in lacking))
+    remove_old_torchao()
+    if stale := replaced_after_import(requirements):
+        raise RestartNeeded(
+            f"Please choose Runtime > Restart session, then run all cells again: {', '.join(stale)} had been in "
+            "use before the update."
+        )
+
+
+def read_requirements(path: Path) -> list[Requirement]:
+    """The requirements of a requirements.txt that holds names, versions and comments only."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def is_met(requirement: Requirement) -> bool:
+    """Whether the package is installed in a version that the requirement accepts."""
+    version = installed(requirement.name)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+
+def installed(name: str) -> str | None:
+    """The installed version of a package, None without it."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def remove_old_torchao() -> None:
+    """Uninstalls a torchao that PEFT refuses to run beside; nothing here uses it."""
+    version = installed("torchao")
+    if version is not None and Version(version) < TORCHAO_NEEDED:
+        _pip("uninstall", "--yes", "torchao")
+        importlib.invalidate_caches()
+        print(f"Removed torchao {version}: PEFT would stop at the merge because of it")
+
+
+def replaced_after_import(requirements: list[Requirement]) -> list[str]:
+    """The packages of which this process runs another version than the installed one."""
+    names = {r.name.lower() for r in requirements}
+    return sorted(
+        distribution
+        for module, distributions in metadata.packages_distributions().items()
+        for distribution in distributions
+        if distribution.lower() in names
+        and getattr(sys.modules.get(module), "__version__", metadata.version(distribution))
+        != metadata.version(distribution)
+    )
+
+
+def token(name: str = "HF_TOKEN", seconds: int = 60) -> str | None:
+    """A secret: from the environment, else from Colab's secrets (the key in the left bar), else None.
+
+    Colab's secrets wait for ever where no browser shows the notebook, so they get `seconds` to answer.
+    """
+    if os.environ.get(name) or "google.colab" not in sys.modules:
+        return os.environ.get(name) or None
+    from google.colab import userdata
+
+    before = signal.signal(signal.SIGALRM, _time_is_up)
+    signal.alarm(seconds)
+    try:
+        return userdata.get(name) or None
+    except (userdata.SecretNotFoundError, userdata.NotebookAccessError, _TimeIsUp):
+        return None
+    except Exception as error:  # newer images only: its class does not exist in the others
+        if type(error).__name__ != "TimeoutException":
+            raise
+        return None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def download(path: str | Path) -> None:
+    """Hands a file to the browser in Colab; elsewhere says where it is. Raises FileNotFoundError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there to be downloaded. Run the cells above first.")
+    if "google.colab" not in sys.modules:
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+        return
+    from google.colab import files
+
+    files.download(str(path))
+
+
+class _TimeIsUp(BaseException):
+    """Not an Exception: google.colab swallows those while it waits."""
+
+
+def _time_is_up(*_) -> None:
+    raise _TimeIsUp
+
+
+def _constraints(requirements: list[Requirement], lacking: list[Requirement]) -> Path:
+    """A constraints file that keeps every package that is good as it is."""
+    kept = [f"{r.name}=={metadata.version(r.name)}" for r in requirements if r not in lacking]
+    path = Path(tempfile.mkdtemp()) / "constraints.txt"
+    path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return path
+
+
+def _pip(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", arguments[0], "--quiet", *arguments[1:]], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"pip {' '.join(arguments)} failed:\n{done.stderr.strip()}")

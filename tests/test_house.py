@@ -1,0 +1,94 @@
+"""The house rules of the four notebooks and of the files around them."""
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import nbformat
+import pytest
+
+from llm_finetuning import notebooks, parameters
+
+ROOT = Path(__file__).parents[1]
+REPOSITORY = "mkthoma/llm_finetuning"
+NOTEBOOKS = [step.notebook for step in notebooks.STEPS]
+COMMON = [
+    'drive_folder = "/content/drive/MyDrive/llm_finetuning"  # @param {type:"string"}',
+    'repository = "https://github.com/mkthoma/llm_finetuning"  # @param {type:"string"}',
+]
+LONGEST_CELL = 25
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list:
+    return [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+
+
+def test_the_runner_runs_every_notebook_of_the_house():
+    assert sorted(NOTEBOOKS) == sorted(p for p in ROOT.glob("*/*.ipynb") if p.parent.name != "outputs")
+
+
+@each
+def test_a_notebook_is_valid_and_carries_no_results(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert all(c.outputs == [] and c.execution_count is None for c in code_cells(path))
+
+
+@each
+def test_parameters_come_first_and_begin_with_the_common_lines(path):
+    first, *others = code_cells(path)
+    assert first.metadata.tags == ["parameters"]
+    assert not any("parameters" in c.metadata.get("tags", []) for c in others)
+    assert first.source.splitlines()[:2] == COMMON
+    parameters.defaults(path)  # literals only
+
+
+@each
+def test_every_parameter_is_a_colab_form_on_one_line(path):
+    lines = [line for line in code_cells(path)[0].source.splitlines() if line and not line.startswith("#")]
+    assert len(lines) == len(parameters.defaults(path))
+    assert [line for line in lines if not re.fullmatch(r"\w+ = .+  # @param [{\[][^=]*", line)] == []
+
+
+def test_the_set_up_cell_is_the_same_in_all():
+    assert len({code_cells(path)[1].source for path in NOTEBOOKS}) == 1
+
+
+def test_a_parameter_that_several_notebooks_have_has_one_default():
+    for name in set.intersection(*(set(parameters.defaults(path)) for path in NOTEBOOKS)):
+        assert len({repr(parameters.defaults(path)[name]) for path in NOTEBOOKS}) == 1, name
+
+
+@each
+def test_a_notebook_shows_and_the_package_does(path):
+    for cell in code_cells(path)[1:]:
+        lines = cell.source.splitlines()
+        assert len(lines) <= LONGEST_CELL, cell.source
+        assert not [line for line in lines if re.match(r"\s*(async def|def|class) ", line)]
+
+
+@each
+def test_a_text_stands_before_each_step(path):
+    kinds = [c.cell_type for c in nbformat.read(path, 4).cells]
+    assert kinds[0] == "markdown"
+    assert "code code" not in " ".join(kinds)
+
+
+@each
+def test_the_badge_opens_this_notebook(path):
+    address = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/{quote(str(path.relative_to(ROOT)))}"
+    assert address in nbformat.read(path, 4).cells[0].source
+    assert address in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_profile_fits_the_notebooks(path, tmp_path):
+    assert notebooks.prepare(path.stem, tmp_path, [])
+
+
+def test_both_profiles_are_there():
+    assert {p.stem for p in (ROOT / "profiles").glob("*.yaml")} == {"sample", "rehearsal"}
