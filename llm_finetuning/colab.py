@@ -49,8 +49,8 @@ def install(clone: Path) -> None:
     remove_old_torchao()
     if stale := replaced_after_import(requirements):
         raise RestartNeeded(
-            f"Please choose Runtime > Restart session, then run all cells again: {', '.join(stale)} had been in "
-            "use before the update."
+            "Please choose Runtime > Restart session, then run all cells again: packages in use were updated "
+            f"({', '.join(stale)})."
         )
 
 

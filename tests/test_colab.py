@@ -33,7 +33,7 @@ def on_colab(tmp_path, monkeypatch):
 
     yield tmp_path
     for name in [n for n in sys.modules if n.partition(".")[0] == "google"]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -132,8 +132,8 @@ def test_a_package_replaced_while_in_use_asks_for_a_restart_in_one_sentence(runt
         with pytest.raises(colab.RestartNeeded) as asked:
             colab.install(clone)
         assert asked.value._render_traceback_() == [
-            "Please choose Runtime > Restart session, then run all cells again: datasets had been in use before "
-            "the update."
+            "Please choose Runtime > Restart session, then run all cells again: packages in use were updated "
+            "(datasets)."
         ]
 
 
