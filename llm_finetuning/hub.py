@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
-from llm_finetuning import sums
+from llm_finetuning import colab, sums
 from llm_finetuning.safety import check_no_pickles, check_no_tokens
 
 
@@ -49,7 +50,9 @@ def find_token() -> str:
     """The Hub's token from HF_TOKEN, Colab's secrets or `hf auth login`; PermissionError if there is none."""
     from huggingface_hub import get_token
 
-    token = get_token()
+    token = colab.token()
+    if not token and "google.colab" not in sys.modules:  # there get_token would wait for the secret for ever
+        token = get_token()
     if not token:
         raise PermissionError(
             "No token for the Hugging Face Hub. In Colab add the secret HF_TOKEN (the key in the left bar) "

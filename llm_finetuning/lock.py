@@ -81,19 +81,19 @@ class Lock:
         self.beaten = time.monotonic()
 
     def _take(self) -> bool:
+        if self._abandoned():
+            self.path.unlink(missing_ok=True)
         try:
             with open(self.path, "x", encoding="utf-8") as file:
                 file.write(self.mine)
             return True
         except FileExistsError:
-            if self._abandoned():
-                self.path.unlink(missing_ok=True)
             return False
 
     def _abandoned(self) -> bool:
         content = self._content()
         if content is None:
-            return False  # released in this moment
+            return False  # nobody holds it
         try:
             owner = json.loads(content)
         except ValueError:  # written in this moment, or by a process killed while writing it
