@@ -30,10 +30,10 @@ def write(folder: str | Path, facts: dict) -> Path:
         tiny: bool             the base is the sample's tiny model
         licence: str           licence id of the result; by default the base's where it is known
         data: dict             {"source": dataset id or file, "revision": commit, "licence": str,
-                               "languages": [codes], "train": {name: count}, "val": {name: count}};
-                               a train or val of report files (`*.report.json`) is shown as it is
+                               "languages": [codes], "train": {name: count}, "val": {name: count}}
+                               as `card_data.data_facts` reads it from the reports
         settings: dict         of the run; folders are shown by their names, tokens not at all
-        scoreboard: dict       {"before" | "after" | "merged": {"loss": …, "samples": [{"prompt": …}]}}
+        scoreboard: dict       {"before" | "after" | "merged": {"loss": …, "samples": [{"prompt", "text"}]}}
         merge: dict            what the proof of the merge found, {name: value}
         machine: dict          {name: value}: GPU or CPU, memory, …
         seconds: float         of training
@@ -295,7 +295,7 @@ def _cell(value) -> str:
 
 
 def _quoted(sample: dict) -> str:
-    turns = [(name, str(sample[name])) for name in ("prompt", "answer") if name in sample]
+    turns = [("prompt", str(sample["prompt"])), ("answer", str(sample["text"]))]
     return "\n>\n".join(f"> **{name}**: " + text.strip().replace("\n", "\n> ") for name, text in turns)
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 
 class StandIn:
-    """`with StandIn() as hub:` serves at `hub.url`; `hub.files`: what it holds, `hub.requests`: what was asked."""
+    """`with StandIn() as hub:` serves at `hub.url`; `files`: what it holds, `requests`: what was asked."""
 
     def __init__(self):
         self.files: dict[str, dict] = {}  # path → entry of the tree listing
