@@ -15,9 +15,12 @@ REQUIRED = ("message_tree_id", "message_id", "parent_id", "role", "text")
 class Forest:
     """Messages as columns in depth-first order: each stands after its parent and before its later siblings.
 
-    above: row of the parent, -1 at a root. alive: False for what a filter took away.
+    order: the rows of `messages` in depth-first order, None if they stand so already. columns: those asked
+    for so far. above: row of the parent, -1 at a root. alive: False for what a filter took away.
     """
 
+    messages: pd.DataFrame
+    order: list[int] | None
     columns: dict[str, list]
     above: list[int]
     alive: list[bool]
@@ -38,15 +41,21 @@ class Forest:
         if None in columns["text"]:
             complain(columns["text"].index(None), "text is null")
         order = arrange(*[columns[name] for name in REQUIRED[:4]], complain)
-        columns |= {name: as_list(messages[name]) for name in messages.columns if name not in REQUIRED}
-        if order != list(range(len(order))):
+        if order == list(range(len(order))):
+            order = None
+        else:
             columns = {name: [values[row] for row in order] for name, values in columns.items()}
-        rows = dict(zip(columns["message_id"], range(len(order)), strict=True))
+        rows = dict(zip(columns["message_id"], range(len(messages)), strict=True))
         above = [rows.get(parent, -1) for parent in columns["parent_id"]]
-        return cls(columns, above, [True] * len(order))
+        return cls(messages, order, columns, above, [True] * len(messages))
 
     def __getitem__(self, name: str) -> list:
-        return self.columns.get(name) or [None] * len(self.above)
+        """The values of a column in depth-first order, None where there is none."""
+        if name not in self.columns:
+            known = name in self.messages.columns
+            values = as_list(self.messages[name]) if known else [None] * len(self.above)
+            self.columns[name] = values if self.order is None else [values[row] for row in self.order]
+        return self.columns[name]
 
     def count(self) -> int:
         return sum(self.alive)
@@ -67,7 +76,7 @@ class Forest:
 
 def as_list(column: pd.Series) -> list:
     """The values as Python objects, None for every kind of missing value."""
-    return column.astype(object).where(column.notna(), None).tolist()
+    return column.astype(object).where(column.notna(), None).tolist() if column.hasnans else column.tolist()
 
 
 def count_trees(forest: Forest, funnel: Funnel, attrs: dict, tree_states: Sequence[str] | None) -> None:

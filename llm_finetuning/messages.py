@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from sys import intern
 
 from .forest import ROLES
-from .reading import Problems, is_text, records
+from .reading import Problems, records
 
 FIELDS = (
     "message_tree_id",
@@ -22,50 +23,61 @@ FIELDS = (
     "toxicity",
     "detoxify",
 )
-OPTIONAL_TYPES = {"lang": str, "tree_state": str, "deleted": bool, "review_result": bool, "synthetic": bool}
+TEXT, SWITCH = (str, type(None)), (bool, type(None))
+EXPECTED = dict.fromkeys(("message_id", "text", "message_tree_id"), (str,))
+EXPECTED |= dict.fromkeys(("parent_id", "lang", "tree_state"), TEXT)
+EXPECTED |= dict.fromkeys(("deleted", "review_result", "synthetic"), SWITCH)
+KINDS = {str: "a text", bool: "true or false", type(None): "null"}
 
 
 def message_row(message: dict, tree: str, parent: str | None, tree_state: str | None) -> tuple:
     """The values of FIELDS of one message; ValueError with the reason when it is not one."""
-    for name in ("message_id", "text"):
-        if not is_text(message.get(name)):
-            raise ValueError(f"{name} is {_shown(message.get(name))}, expected a text")
-    if message.get("role") not in ROLES:
-        raise ValueError(f"role is {_shown(message.get('role'))}, expected 'prompter' or 'assistant'")
-    for name, expected in OPTIONAL_TYPES.items():
-        value = message.get(name)
-        if value is not None and type(value) is not expected or expected is str and not is_text(value or ""):
-            raise ValueError(f"{name} is {_shown(value)}, expected {expected.__name__} or null")
-    labels, detoxify = message.get("labels"), message.get("detoxify")
+    get = message.get
+    name, role, text, lang = get("message_id"), get("role"), get("text"), get("lang")
+    deleted, review_result, synthetic = get("deleted"), get("review_result"), get("synthetic")
+    right = type(name) is type(text) is type(tree) is str and role in ROLES
+    right = right and type(parent) in TEXT and type(lang) in TEXT and type(tree_state) in TEXT
+    right = right and type(deleted) in SWITCH and type(review_result) in SWITCH and type(synthetic) in SWITCH
+    if not right:
+        context = {"message_tree_id": tree, "parent_id": parent, "tree_state": tree_state}
+        raise ValueError(_what_is_wrong(message | context))
+    labels, detoxify = get("labels"), get("detoxify")
     return (
-        tree,
-        message["message_id"],
-        parent,
-        message["role"],
-        message["text"],
-        message.get("lang"),
-        _rank(message.get("rank")),
-        tree_state,
-        message.get("deleted"),
-        message.get("review_result"),
-        message.get("synthetic"),
-        message["quality"] if "quality" in message else label_value(labels, "quality"),
-        message["toxicity"] if "toxicity" in message else label_value(labels, "toxicity"),
+        intern(tree),
+        intern(name),
+        parent and intern(parent),
+        intern(role),
+        text,
+        lang and intern(lang),
+        _rank(get("rank")),
+        tree_state and intern(tree_state),
+        deleted,
+        review_result,
+        synthetic,
+        label_value(labels, "quality"),
+        label_value(labels, "toxicity"),
         _number(detoxify.get("toxicity")) if type(detoxify) is dict else None,
     )
 
 
+def _what_is_wrong(message: dict) -> str:
+    """The first value of a wrong type, and what was expected."""
+    if message.get("role") not in ROLES:
+        return f"role is {_shown(message.get('role'))}, expected 'prompter' or 'assistant'"
+    for name, types in EXPECTED.items():
+        if type(message.get(name)) not in types:
+            wanted = " or ".join(KINDS[kind] for kind in types)
+            return f"{name} is {_shown(message.get(name))}, expected {wanted}"
+    raise AssertionError("nothing is wrong with this message")
+
+
 def label_value(labels, name: str) -> float | None:
     """The average of one label, 0 to 1, or None; from a mapping, parallel lists, or a list of entries."""
+    if type(labels) is dict and type(labels.get("name")) is list and type(labels.get("value")) is list:
+        place = labels["name"].index(name) if name in labels["name"] else len(labels["value"])
+        return _number(labels["value"][place]) if place < len(labels["value"]) else None
     if type(labels) is list:
-        labels = {
-            entry.get("name"): entry for entry in labels if type(entry) is dict and is_text(entry.get("name"))
-        }
-    elif type(labels) is dict and type(labels.get("name")) is list and type(labels.get("value")) is list:
-        values = [
-            value for label, value in zip(labels["name"], labels["value"], strict=False) if label == name
-        ]
-        return _number(values[0]) if values else None
+        labels = {str(entry.get("name")): entry for entry in labels if type(entry) is dict}
     entry = labels.get(name) if type(labels) is dict else None
     return _number(entry.get("value") if type(entry) is dict else entry)
 
@@ -94,24 +106,21 @@ def rows_of_file(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
         try:
             rows = _tree_rows(record) if type(record.get("prompt")) is dict else [flat_row(record)]
         except ValueError as error:
-            problems.add(line, tree if is_text(tree) else None, str(error))
+            problems.add(line, tree if type(tree) is str else None, str(error))
             continue
         for row in rows:
             yield line, row
 
 
 def flat_row(message: dict) -> tuple:
-    if not is_text(message.get("message_id")):
+    """message_row of a flat message, which carries the ids of its tree and its parent."""
+    if "message_id" not in message:
         raise ValueError(
             "neither a message (message_id, role, text) nor a tree (message_tree_id, prompt with replies); "
             f"its keys are {_shown(sorted(message))}"
         )
-    tree, parent = message.get("message_tree_id"), message.get("parent_id")
-    if not is_text(tree):
-        raise ValueError(f"message_tree_id is {_shown(tree)}, expected a text")
-    if parent is not None and not is_text(parent):
-        raise ValueError(f"parent_id is {_shown(parent)}, expected a text or null")
-    return message_row(message, tree, parent, message.get("tree_state"))
+    names = ("message_tree_id", "parent_id", "tree_state")
+    return message_row(message, *map(message.get, names))
 
 
 def _tree_rows(record: dict) -> list[tuple]:
@@ -119,8 +128,6 @@ def _tree_rows(record: dict) -> list[tuple]:
     prompt = record["prompt"]
     tree = record.get("message_tree_id", prompt.get("message_id"))
     state = record.get("tree_state")
-    if not is_text(tree) or state is not None and not is_text(state):
-        raise ValueError(f"message_tree_id is {_shown(tree)} and tree_state {_shown(state)}, expected texts")
     rows, stack = [], [(prompt, None)]
     while stack:
         message, parent = stack.pop()

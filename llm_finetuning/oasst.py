@@ -18,8 +18,10 @@ from .recipes import RECIPES
 
 SPLITS = ("train", "validation")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DTYPES = {"rank": "Int64"}
+DTYPES |= dict.fromkeys(("deleted", "review_result", "synthetic"), "boolean")
+DTYPES |= dict.fromkeys(("quality", "toxicity", "detoxify"), "float64")
 FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".parquet", ".csv", ".txt")
-NUMBER_TYPES = {"rank": "Int64"} | dict.fromkeys(("quality", "toxicity", "detoxify"), "float64")
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,19 @@ def read_messages(
         order = [
             row for row in order if in_validation(rows[row][0], validation_share) == (split == "validation")
         ]
-    columns = zip(*[rows[row] for row in order], strict=True) if order else [()] * len(FIELDS)
-    messages = pd.DataFrame(dict(zip(FIELDS, columns, strict=True)))
-    messages = messages.astype(NUMBER_TYPES)
+    messages = _to_frame([rows[row] for row in order])
     messages.attrs = origin | {"split": split, "trees": trees, "skipped": problems.found}
     return messages
 
 
+def _to_frame(rows: list[tuple]) -> pd.DataFrame:
+    """Messages as a table; texts stay the Python objects that they are, pandas' text types would copy them."""
+    columns = zip(FIELDS, zip(*rows, strict=True) if rows else [()] * len(FIELDS), strict=True)
+    return pd.DataFrame({name: pd.Series(values, dtype=DTYPES.get(name, object)) for name, values in columns})
+
+
 def locate(source: str | Path, split: str | None, revision: str = "main") -> tuple[list[Path], dict]:
-    """(files, {"source", "revision" or "sha256", "split_in_source"}); a hub dataset is fetched."""
+    """(files, {"source", "revision" or "sha256", "split_in_source"}); hub datasets are fetched."""
     if source == "sample":
         source = sample.TREES
     elif not Path(source).exists() and _looks_like_hub_id(str(source)):

@@ -71,7 +71,7 @@ def to_frame(pairs: list[dict]) -> pd.DataFrame:
     extra = dict.fromkeys(name for pair in pairs for name in pair if name not in COLUMNS)
     columns = {name: [pair.get(name) for pair in pairs] for name in (*COLUMNS, *extra)}
     columns["history"] = [history or [] for history in columns["history"]]
-    return pd.DataFrame(columns).astype({"rank": "Int64"})
+    return pd.DataFrame(columns, dtype=object).astype({"rank": "Int64"})
 
 
 def to_records(pairs: pd.DataFrame) -> list[dict]:

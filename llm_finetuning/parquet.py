@@ -7,10 +7,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .messages import FIELDS, flat_row
-from .reading import Problems, is_text
+from .messages import flat_row
+from .reading import Problems
 
+USED_LABELS = ("quality", "toxicity")
 REQUIRED = ("message_tree_id", "message_id", "role", "text")
+OPTIONAL = (
+    *(
+        "parent_id",
+        "lang",
+        "rank",
+        "tree_state",
+        "deleted",
+        "review_result",
+        "synthetic",
+        "labels",
+        "detoxify",
+    ),
+)
 
 
 def is_parquet(path: Path) -> bool:
@@ -38,7 +52,7 @@ def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple
         raise ValueError(
             f"{path} has no column {', '.join(missing)}; its columns: {', '.join(file.schema_arrow.names)}"
         )
-    wanted = [name for name in (*FIELDS, "labels", "detoxify") if name in file.schema_arrow.names]
+    wanted = [name for name in (*REQUIRED, *OPTIONAL) if name in file.schema_arrow.names]
     number = 0
     try:
         for batch in file.iter_batches(batch_size=8192, columns=wanted):
@@ -48,32 +62,38 @@ def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple
                     row = flat_row(message)
                 except ValueError as error:
                     tree = message["message_tree_id"]
-                    problems.add(number, tree if is_text(tree) else None, str(error))
+                    problems.add(number, tree, str(error))
                     continue
                 yield number, row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}, after row {number}: damaged ({error}). Download or copy it again."
         ) from error
 
 
 def _messages(batch: pa.RecordBatch) -> Iterator[dict]:
-    """The batch as message dictionaries; the hub's parallel label lists become two plain columns."""
+    """The batch as message dictionaries, of the labels only those that are used."""
     columns = {name: batch.column(name) for name in batch.schema.names}
-    labels = columns.get("labels")
-    if labels is not None and pa.types.is_struct(labels.type):
-        del columns["labels"]
-        columns |= {name: _label_column(labels, name) for name in ("quality", "toxicity")}
-    lists = [column.to_pylist() for column in columns.values()]
-    return (dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True))
+    lists = {name: column.to_pylist() for name, column in columns.items() if name != "labels"}
+    if "labels" in columns:
+        lists["labels"] = _labels(columns["labels"])
+    return (dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True))
 
 
-def _label_column(labels: pa.StructArray, name: str) -> pa.Array:
-    """(N,) values of one label from struct<name: list, value: list, count: list>, null where missing."""
+def _labels(column: pa.Array) -> list:
+    """(N,) labels of each message; of the hub's struct of parallel lists only those that are used."""
+    if not pa.types.is_struct(column.type):
+        return column.to_pylist()
+    found = [_label_column(column, name) for name in USED_LABELS]
+    return [dict(zip(USED_LABELS, values, strict=True)) for values in zip(*found, strict=True)]
+
+
+def _label_column(labels: pa.StructArray, name: str) -> list[float | None]:
+    """(N,) values of one label from struct<name: list, value: list, count: list>, None where missing."""
     names, values = pc.struct_field(labels, "name"), pc.struct_field(labels, "value")
     found = pc.equal(pc.list_flatten(names), name)
     rows = pc.list_parent_indices(names).filter(found)
     column = [None] * len(labels)
     for row, value in zip(rows.to_pylist(), pc.list_flatten(values).filter(found).to_pylist(), strict=True):
         column[row] = value
-    return pa.array(column, pa.float64())
+    return column

@@ -58,7 +58,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with opener(path, "rb") as stream:
             for number, line in enumerate(stream, 1):
-                if line.strip():
+                if not line.isspace():
                     yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
@@ -77,6 +77,8 @@ def parse(line: bytes) -> dict:
         raise ValueError(f"not valid JSON ({error.msg}, column {error.colno})") from error
     except RecursionError:
         raise ValueError("nested too deeply to be read; export it as flat messages") from None
+    if (b"\\ud" in line or b"\\uD" in line) and not is_text(json.dumps(record, ensure_ascii=False)):
+        raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) without the other half")
     if type(record) is not dict:
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     return record

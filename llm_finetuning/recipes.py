@@ -61,7 +61,7 @@ class Candidates:
     def frame(self) -> pd.DataFrame:
         """One row a pair, the columns of the pair record."""
         columns = {name: [pair[name] for pair in self.pairs] for name in PAIR_COLUMNS}
-        return pd.DataFrame(columns).astype({"rank": "Int64"})
+        return pd.DataFrame(columns, dtype=object).astype({"rank": "Int64"})
 
 
 def joined(forest: Forest, funnel: Funnel) -> Candidates:
@@ -79,24 +79,18 @@ def joined(forest: Forest, funnel: Funnel) -> Candidates:
             answers.setdefault(above[row], []).append(texts[row])
     asked = [row for row in rows if roles[row] == "prompter"]
     funnel.step("one for each prompter message", "pair", len(asked))
-    pairs, first = [], ""
+    pairs, answered, first = [], [], ""
     for row in asked:
-        first = texts[row] if above[row] < 0 else first
-        pairs.append(
-            {
-                "prompt": first if above[row] < 0 else first + texts[row],
-                "response": " ".join(answers.get(row, ())),
-                "history": [],
-                "lang": langs[row],
-                "message_tree_id": trees[row],
-                "message_id": ids[row],
-                "rank": ranks[row],
-            }
-        )
-    candidates = Candidates(pairs, asked, [None] * len(pairs))
-    candidates.keep([pair["response"] != "" for pair in pairs])
-    funnel.step("with a response", "pair", len(candidates.pairs))
-    return candidates
+        root = above[row] < 0
+        first = texts[row] if root else first
+        response = " ".join(answers.get(row, ()))
+        if response:
+            prompt = first if root else first + texts[row]
+            known = (prompt, response, [], langs[row], trees[row], ids[row], ranks[row])
+            pairs.append(dict(zip(PAIR_COLUMNS, known, strict=True)))
+            answered.append(row)
+    funnel.step("with a response", "pair", len(pairs))
+    return Candidates(pairs, answered, [None] * len(pairs))
 
 
 def each_reply(forest: Forest, funnel: Funnel) -> Candidates:
