@@ -1,5 +1,7 @@
 """What several tests share: the checkout's sibling data, and small notebooks."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -37,3 +39,18 @@ def make_notebook(tmp_path):
         return path
 
     return make
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """A git repository of the package as it is on disk."""
+    folder = tmp_path / "repository"
+    shutil.copytree(
+        ROOT / "llm_finetuning", folder / "llm_finetuning", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(ROOT / "requirements.txt", folder)
+    git = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "-m", "all"], check=True)
+    return folder

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -34,21 +33,6 @@ def on_colab(tmp_path, monkeypatch):
     yield tmp_path
     for name in [n for n in sys.modules if n.partition(".")[0] == "google"]:
         del sys.modules[name]
-
-
-@pytest.fixture
-def repository(tmp_path) -> Path:
-    """A git repository of the package as it is on disk."""
-    folder = tmp_path / "repository"
-    shutil.copytree(
-        ROOT / "llm_finetuning", folder / "llm_finetuning", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    shutil.copy(ROOT / "requirements.txt", folder)
-    git = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org"]
-    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "--quiet", "-m", "all"], check=True)
-    return folder
 
 
 class Runtime:
