@@ -69,9 +69,7 @@ def packed_attention(
     return out.unsqueeze(0), None
 
 
-def causal_varlen(
-    q, k, v, cu_seq_lens: torch.Tensor, max_length: int, scale: float | None = None
-) -> torch.Tensor:
+def causal_varlen(q, k, v, cu_seq_lens: torch.Tensor, max_length: int, scale: float | None = None) -> torch.Tensor:
     """q, k, v: (T, H, D) → (T, H, D), over documents that end at `cu_seq_lens[1:]`."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -1,5 +1,6 @@
 """What this machine is, and what that decides: device, dtype, attention, arithmetic speed, free memory and disk."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -131,14 +132,18 @@ class PeakMemory:
         self.on_gpu = device.startswith("cuda")
         self.device = device
 
+    def __enter__(self) -> "PeakMemory":
+        return self.start()
+
+    def __exit__(self, *error) -> None:
+        """The peak stays readable."""
+
     def start(self) -> "PeakMemory":
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         elif Path("/proc/self/clear_refs").exists():
-            try:
+            with contextlib.suppress(PermissionError):  # the peak then counts from the start of the process
                 Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (man 5 proc)
-            except PermissionError:
-                pass  # the peak then counts from the start of the process
         return self
 
     def read(self) -> int:

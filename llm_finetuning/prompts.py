@@ -16,7 +16,10 @@ PHI2_FORMAT = """\
 {%- if message['role'] == 'system' -%}
 {{ message['content'] + '\\n' }}
 {%- elif message['role'] == 'user' -%}
-{{ ('' if loop.first or messages[loop.index0 - 1]['role'] == 'system' else '\\n') + 'Instruct: ' + message['content'] + '\\nOutput:' }}
+{%- if not loop.first and messages[loop.index0 - 1]['role'] == 'assistant' -%}
+{{ '\\n' }}
+{%- endif -%}
+{{ 'Instruct: ' + message['content'] + '\\nOutput:' }}
 {%- elif message['role'] == 'assistant' -%}
 {{ ' ' + message['content'] + eos_token }}
 {%- endif -%}
@@ -114,9 +117,7 @@ def _render_all(conversations: list[list[dict]], template: Template, add_generat
     pieces = [_pieces(messages, template, add_generation_prompt) for messages in conversations]
     texts = [text for piece in pieces for is_special, text in piece if not is_special]
     encoded = iter(
-        template.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-        if texts
-        else []
+        template.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids if texts else []
     )
     to_id = template.tokenizer.convert_tokens_to_ids
     return [
@@ -131,9 +132,7 @@ def _pieces(messages, template, add_generation_prompt) -> list[tuple[bool, str]]
     guarded = [m | {"content": _guard(m["content"], template, mark)} for m in _checked(messages)]
     pieces, rest = [], _text(guarded, template, add_generation_prompt)
     while rest:
-        found = [
-            (at, -len(token), token) for token in template.special_tokens if (at := rest.find(token)) >= 0
-        ]
+        found = [(at, -len(token), token) for token in template.special_tokens if (at := rest.find(token)) >= 0]
         at, _, token = min(found, default=(len(rest), 0, ""))
         if at:
             pieces.append((False, rest[:at].replace(mark, "")))
@@ -159,9 +158,7 @@ def _guard(text: str, template: Template, mark: str) -> str:
 def _unused_character(messages: list[dict]) -> str:
     """A private-use character that stands nowhere in the conversation."""
     used = set().union(*(m["content"] for m in messages if isinstance(m.get("content"), str)), "")
-    return next(
-        chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in used
-    )
+    return next(chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in used)
 
 
 def _text(messages, template, add_generation_prompt) -> str:
@@ -240,10 +237,7 @@ def lengths(pairs: list[dict], template: Template) -> list[dict]:
     """Token counts of each pair: `prompt` (with what the template adds), `history`, `response`, `total`."""
     totals = [len(row["input_ids"]) for row in encode_all(pairs, template)]
     with_history = [len(ids) for ids in _render_all([_prompt_messages(p) for p in pairs], template, True)]
-    bare = [
-        len(ids)
-        for ids in _render_all([_prompt_messages({"prompt": p["prompt"]}) for p in pairs], template, True)
-    ]
+    bare = [len(ids) for ids in _render_all([_prompt_messages({"prompt": p["prompt"]}) for p in pairs], template, True)]
     return [
         {"prompt": alone, "history": asked - alone, "response": total - asked, "total": total}
         for alone, asked, total in zip(bare, with_history, totals, strict=True)

@@ -1,0 +1,232 @@
+"""Adapter + base → 16-bit shards, tensor by tensor, and the proof that the result is the trained model.
+
+Two bases can carry the adapter: the NF4 weights it was trained on, dequantised, and the original 16-bit weights.
+Both are merged and measured on the held-out set, and the better one is kept. Merging into the 4-bit weights
+themselves would quantise again and lose more than a small adapter adds.
+"""
+
+import gc
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .prompts import Template
+
+SHARD_BYTES = 2 * 10**9
+BASES = ("dequantized", "original")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA factors by the name of the base weight they change: A (r, in), B (out, r), and the scaling."""
+
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    scaling: float
+    config: dict
+
+    def delta(self, name: str) -> torch.Tensor:
+        """scaling · B·A in float32, (out, in)."""
+        a, b = self.factors[name]
+        return self.scaling * (b.float() @ a.float())
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """An adapter folder as PEFT saves it. Raises FileNotFoundError or ValueError for one that is not LoRA."""
+    config_file = folder / "adapter_config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"{config_file} not found: train first, the notebook writes the adapter there")
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    unsupported = [
+        name for name in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern") if config.get(name)
+    ]
+    if config.get("peft_type") != "LORA" or unsupported:
+        raise ValueError(
+            f"{config_file}: only plain LoRA can be merged here, found {unsupported or config['peft_type']}"
+        )
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            name, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
+            found.setdefault(f"{name}.weight", {})[factor[0]] = file.get_tensor(key)
+    rank = config["r"]
+    scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    return Adapter({name: (pair["A"], pair["B"]) for name, pair in found.items()}, scaling, config)
+
+
+class BaseWeights:
+    """The tensors of a local model folder, read one at a time."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            self.files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        else:
+            with safe_open(folder / "model.safetensors", "pt") as file:
+                self.files = dict.fromkeys(file.keys(), "model.safetensors")
+
+    def names(self) -> list[str]:
+        return sorted(self.files)
+
+    def read(self, name: str) -> torch.Tensor:
+        with safe_open(self.folder / self.files[name], "pt") as file:
+            return file.get_tensor(name)
+
+    def shape(self, name: str) -> list[int]:
+        with safe_open(self.folder / self.files[name], "pt") as file:
+            return file.get_slice(name).get_shape()
+
+
+def local_weights(model_path: str, revision: str) -> Path:
+    """The folder with the base's safetensors: the local one, or the Hub's snapshot that training loaded."""
+    if Path(model_path).is_dir():
+        return Path(model_path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model_path, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+
+
+def through_nf4(weight: torch.Tensor, settings, dtype: torch.dtype) -> torch.Tensor:
+    """What the 4-bit layer computes with: quantised and dequantised as bitsandbytes does at loading, in `dtype`."""
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(
+        weight.to(dtype).contiguous(),
+        quant_type=settings.bnb_4bit_quant_type,
+        compress_statistics=settings.bnb_4bit_use_double_quant,
+        blocksize=64,
+    )
+    return functional.dequantize_4bit(packed, state)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How one merged folder was made: dtypes of the run, and the base that carried the adapter."""
+
+    base: str
+    settings: object
+    compute_dtype: torch.dtype
+    save_dtype: torch.dtype
+    device: str
+
+    def start(self, weights: BaseWeights, name: str, quantised: set[str]) -> torch.Tensor:
+        """The base tensor that `name` starts from, float32 for linear layers."""
+        tensor = weights.read(name)
+        if name not in quantised or self.base == "original":
+            return tensor
+        return through_nf4(tensor.to(self.device), self.settings, self.compute_dtype)
+
+
+def write_merged(merge: Merge, weights: BaseWeights, adapter: Adapter, quantised: set[str], folder: Path) -> None:
+    """Writes the merged tensors to `folder` in shards of at most 2 GB, with their index.
+
+    W' = round(W + scaling · B·A), added in float32 and rounded once. At no time is more than one shard in memory.
+    Raises ValueError when the adapter changes a tensor that the base does not have.
+    """
+    missing = sorted(set(adapter.factors) - set(weights.names()))
+    if missing:
+        raise ValueError(f"{weights.folder} has no tensor {', '.join(missing[:3])}: this adapter is of another model")
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = ShardWriter(folder)
+    for name in weights.names():
+        tensor = merge.start(weights, name, quantised)
+        if name in adapter.factors:
+            tensor = tensor.float() + adapter.delta(name).to(tensor.device)
+        writer.add(name, tensor.to(merge.save_dtype).cpu())
+    writer.close()
+
+
+class ShardWriter:
+    """Collects tensors and writes a shard whenever the next one would pass SHARD_BYTES."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.shards, self.waiting, self.bytes, self.total = folder, [], {}, 0, 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if self.waiting and self.bytes + size > SHARD_BYTES:
+            self._write()
+        self.waiting[name] = tensor.contiguous()
+        self.bytes += size
+        self.total += size
+
+    def _write(self) -> None:
+        path = self.folder / f"shard-{len(self.shards) + 1}.safetensors"
+        save_file(self.waiting, path, metadata={"format": "pt"})
+        self.shards.append((path, list(self.waiting)))
+        self.waiting, self.bytes = {}, 0
+
+    def close(self) -> None:
+        """Gives the shards the names that transformers looks for, and writes their index."""
+        self._write()
+        count = len(self.shards)
+        if count == 1:
+            os.replace(self.shards[0][0], self.folder / "model.safetensors")
+            return
+        weight_map = {}
+        for number, (path, names) in enumerate(self.shards, 1):
+            final = f"model-{number:05d}-of-{count:05d}.safetensors"
+            os.replace(path, self.folder / final)
+            weight_map |= dict.fromkeys(names, final)
+        index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def write_companions(folder: Path, base: Path, template: Template, save_dtype: torch.dtype) -> None:
+    """Config, tokenizer with its chat template, and generation config with EOS, pad and suppressed ids."""
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(base)
+    config.dtype = save_dtype
+    config.use_cache = True
+    config.save_pretrained(folder)
+    template.tokenizer.save_pretrained(folder)
+    eos = template.tokenizer.eos_token_id
+    pad = template.tokenizer.pad_token_id
+    unused = list(range(len(template.tokenizer), config.get_text_config().vocab_size))
+    GenerationConfig(
+        eos_token_id=sorted(template.end_ids),
+        pad_token_id=eos if pad is None else pad,
+        suppress_tokens=unused or None,
+    ).save_pretrained(folder)
+
+
+def quantised_names(model) -> set[str]:
+    """The weights that the trained model holds in 4 bits, by the names they have in the base."""
+    import bitsandbytes as bnb
+
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer") + ".weight"
+        for name, module in model.named_modules()
+        if isinstance(module, bnb.nn.Linear4bit)
+    }
+
+
+def free(*models) -> None:
+    """Gives the memory of the trainer's model back before the merge; the caller must have dropped its names."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def load_merged(folder: Path, dtype: torch.dtype, device: str):
+    """A merged folder through plain transformers. Raises ValueError for a missing or unexpected key."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map={"": device}, output_loading_info=True, use_safetensors=True
+    )
+    problems = {kind: keys for kind, keys in info.items() if keys}
+    if problems:
+        raise ValueError(f"{folder} does not load as its own model: {problems}")
+    return model.eval()
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

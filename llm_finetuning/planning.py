@@ -1,0 +1,263 @@
+"""What a run will cost on this machine, before it starts: micro-batch, steps, memory, time and disk.
+
+Everything comes from arithmetic on the model's configuration and one measured matrix rate, never from a list of
+GPUs, and stands beside what was measured when the run is over.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+
+from . import hardware
+from .hardware import Machine, as_gib
+from .settings import Finetuning
+
+EFFICIENCY = 0.55
+"""Share of the measured matrix rate that a whole training step is expected to reach."""
+HEADROOM = 0.9
+"""Share of the free memory that the plan uses: the rest is fragmentation and what other processes take."""
+OVERHEAD = {"cuda": 0.6 * hardware.GIB, "cpu": 0.9 * hardware.GIB}
+"""Memory of a process before the model: CUDA's context and workspaces; Python with torch, on a CPU."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Counts that memory and time follow from; taken from the configuration alone, on the meta device."""
+
+    linear: int
+    """Weights of the linear layers inside the decoder: stored in 4 bits, multiplied for every token."""
+    other: int
+    """Embeddings, head, norms, biases."""
+    head: int
+    """Weights of the output layer."""
+    adapter: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    largest_linear: int
+    activation_bytes: float
+    """Saved for backward, per token, all layers, without gradient checkpointing."""
+    layer_bytes: float
+    """The same for one layer: what is rebuilt at a time with checkpointing."""
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.other
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for one run. Bytes, seconds and tokens; `dtype` of computation, `adapter_dtype` of training."""
+
+    machine: Machine
+    size: ModelSize
+    dtype: torch.dtype
+    adapter_dtype: torch.dtype
+    attention: str
+    gradient_checkpointing: bool
+    micro_batch_tokens: int
+    accumulation: int
+    optimizer: str
+    rows: int
+    tokens: int
+    steps: int
+    memory: dict[str, float]
+    seconds: float
+    disk_work: int
+    disk_drive: int
+    cost: float | None
+
+    @property
+    def device(self) -> str:
+        return self.machine.device
+
+    @property
+    def peak_memory(self) -> float:
+        return sum(self.memory.values())
+
+    def table(self) -> pd.DataFrame:
+        """What was decided and what it will cost, one line each."""
+        m = self.machine
+        per_step = self.tokens / max(1, self.rows)
+        lines = [
+            ("machine", f"{m.name}, {as_gib(m.memory)} memory, {m.flops / 1e12:.2g} TFLOP/s measured"),
+            ("computes in", f"{_name(self.dtype)}; adapters trained in {_name(self.adapter_dtype)}"),
+            ("attention", self.attention),
+            ("optimizer", self.optimizer),
+            ("gradient checkpointing", "on" if self.gradient_checkpointing else "off"),
+            ("pairs", f"{self.rows:,} × {per_step:,.0f} tokens on average = {self.tokens:,} tokens an epoch"),
+            (
+                "optimizer step",
+                f"{self.accumulation} × {self.micro_batch_tokens:,} tokens ="
+                f" {self.accumulation * self.micro_batch_tokens:,} tokens",
+            ),
+            ("steps", f"{self.steps:,}"),
+            *[(f"memory: {part}", as_gib(count)) for part, count in self.memory.items()],
+            ("memory: peak, predicted", f"{as_gib(self.peak_memory)} of {as_gib(m.free_memory)} free"),
+            ("time, predicted", f"{readable_seconds(self.seconds)}"),
+            ("disk here", f"{as_gib(self.disk_work)} needed"),
+            ("disk for results", f"{as_gib(self.disk_drive)} needed"),
+        ]
+        if self.cost is not None:
+            lines.append(("cost, predicted", f"{self.cost:.2f}"))
+        return pd.DataFrame(lines, columns=["what", "plan"])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def readable_seconds(seconds: float) -> str:
+    """75 → '1 min 15 s'; 3700 → '1 h 2 min'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def plan(
+    settings: Finetuning, machine: Machine, model_config, lengths: list[int], max_steps: int | None = None
+) -> Plan:
+    """Decides how to train rows of `lengths` tokens on `machine`, and predicts what it costs.
+
+    Raises ValueError when the model cannot be trained in the memory there is, with the parameter to change.
+    """
+    dtype = hardware.choose_dtype(settings.dtype, machine.capability)
+    adapter_dtype = torch.bfloat16 if machine.on_gpu and dtype == torch.bfloat16 else torch.float32
+    chosen = hardware.choose_attention(settings.attention, machine, dtype, settings.packing)
+    size = measure_size(settings, model_config, dtype, adapter_dtype)
+    checkpointing, micro = fit_memory(settings, machine, size, dtype, adapter_dtype, chosen)
+    accumulation = max(1, round(settings.tokens_per_step / micro))
+    tokens = sum(lengths)
+    batches = math.ceil(tokens / micro)
+    epoch_steps = math.ceil(batches / accumulation)
+    steps = settings.max_steps if settings.max_steps > 0 else math.ceil(epoch_steps * settings.num_train_epochs)
+    draft = Plan(
+        machine=machine,
+        size=size,
+        dtype=dtype,
+        adapter_dtype=adapter_dtype,
+        attention=chosen,
+        gradient_checkpointing=checkpointing,
+        micro_batch_tokens=micro,
+        accumulation=accumulation,
+        optimizer=choose_optimizer(settings, machine),
+        rows=len(lengths),
+        tokens=tokens,
+        steps=steps,
+        memory=memory_parts(settings, machine, size, dtype, adapter_dtype, chosen, checkpointing, micro),
+        seconds=0.0,
+        disk_work=0,
+        disk_drive=0,
+        cost=None,
+    )
+    return with_costs(draft, settings)
+
+
+def with_costs(draft: Plan, settings: Finetuning) -> Plan:
+    """The plan with time, disk and cost for its number of steps."""
+    trained = draft.steps * draft.accumulation * min(draft.micro_batch_tokens, draft.tokens)
+    mean_length = draft.tokens / max(1, draft.rows)
+    flops = trained * flops_per_token(draft.size, mean_length, draft.gradient_checkpointing)
+    seconds = flops / (draft.machine.flops * EFFICIENCY)
+    checkpoint = draft.size.adapter * (draft.adapter_dtype.itemsize + 8)
+    merged = draft.size.total * 2
+    return replace(
+        draft,
+        seconds=seconds,
+        disk_work=int(checkpoint * (settings.save_total_limit + 1) + 2 * merged),
+        disk_drive=int(checkpoint * settings.save_total_limit + merged),
+        cost=seconds / 3600 * settings.rate_per_hour if settings.rate_per_hour else None,
+    )
+
+
+def choose_optimizer(settings: Finetuning, machine: Machine) -> str:
+    """AdamW with 32-bit moments: paged on a GPU (arXiv 2305.14314, section 3), torch's own on a CPU."""
+    if settings.optim != "auto":
+        return settings.optim
+    return "paged_adamw_32bit" if machine.on_gpu else "adamw_torch"
+
+
+def flops_per_token(size: ModelSize, length: float, checkpointing: bool = False) -> float:
+    """Operations per trained token: 4 per frozen weight, 6 per adapter weight, and attention.
+
+    A frozen weight is multiplied in the forward pass and once in the backward pass (2 + 2); checkpointing repeats
+    the forward pass. Attention: 2·2·hidden per key in the forward pass and twice that in the backward pass, over
+    half the square (causal). Formula as in arXiv 2204.02311, appendix B, less the weights' own gradients.
+    """
+    weights = size.linear + size.head
+    attention = 6 * size.layers * size.hidden * length
+    again = 2 * weights + 2 * size.layers * size.hidden * length if checkpointing else 0
+    return 4 * weights + 6 * size.adapter + attention + again
+
+
+def fit_memory(settings, machine, size, dtype, adapter_dtype, attention_name) -> tuple[bool, int]:
+    """(gradient checkpointing, tokens per micro-batch): the fastest that fits.
+
+    Large micro-batches amortise 4-bit dequantisation; recomputation costs half as much again. So: no
+    checkpointing if at least two longest rows fit, else checkpointing.
+    """
+    options = {"on": [True], "off": [False], "auto": [False, True]}[settings.gradient_checkpointing]
+    wanted = settings.micro_batch_tokens or min(settings.tokens_per_step, 16384 if machine.on_gpu else 2048)
+    wanted = max(wanted, settings.max_seq_length)
+    smallest = settings.micro_batch_tokens or settings.max_seq_length
+    for checkpointing in options:
+        divisors = [wanted // k for k in range(1, 65) if wanted // k >= smallest]
+        for micro in divisors:
+            parts = memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, checkpointing, micro)
+            enough = sum(parts.values()) <= machine.free_memory * HEADROOM
+            roomy = checkpointing or len(options) == 1 or micro >= min(wanted, 2 * settings.max_seq_length)
+            if enough and roomy:
+                return checkpointing, micro
+    parts = memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, options[-1], smallest)
+    raise ValueError(
+        f"this run needs about {as_gib(sum(parts.values()))} and {as_gib(machine.free_memory)} are free on"
+        f" {machine.name}: {', '.join(f'{k} {as_gib(v)}' for k, v in parts.items())}."
+        f" Lower max_seq_length ({settings.max_seq_length}) or lora_r ({settings.lora_r})"
+        + ("" if settings.use_4bit else ", or set use_4bit = True")
+    )
+
+
+def memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, checkpointing, micro) -> dict:
+    """Predicted bytes by what takes them, at the peak of a training step of `micro` tokens."""
+    byte = dtype.itemsize
+    per_weight = (4 + (0.127 if settings.bnb_4bit_use_double_quant else 0.5)) / 8 if settings.use_4bit else byte
+    gradients_and_moments = adapter_dtype.itemsize + 8
+    kept = size.hidden * byte * size.layers if checkpointing else 0
+    alive = kept + size.layer_bytes if checkpointing else size.activation_bytes
+    mask = micro**2 * (1 + byte) if settings.packing and attention_name != "varlen" else 0
+    head = 3 * min(micro, 1024) * size.vocabulary * 4
+    return {
+        "process": OVERHEAD["cuda" if machine.on_gpu else "cpu"],
+        "base weights": size.linear * per_weight + size.other * byte,
+        "adapters": size.adapter * adapter_dtype.itemsize,
+        "gradients and moments": size.adapter * gradients_and_moments,
+        "activations": alive * micro + mask,
+        "working space": head + (2 * size.largest_linear * byte if settings.use_4bit else 0),
+    }
+
+
+def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype) -> ModelSize:
+    """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used."""
+    from .sizing import adapter_weights, build_on_meta, layer_activation_bytes
+
+    model = build_on_meta(model_config, dtype)
+    adapters, linears, head = adapter_weights(model, settings)
+    total = sum(p.numel() for p in model.parameters())
+    config = model_config.get_text_config()
+    per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype)
+    return ModelSize(
+        linear=sum(linears),
+        other=total - sum(linears),
+        head=head,
+        adapter=adapters,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        largest_linear=max(linears),
+        activation_bytes=per_layer * config.num_hidden_layers,
+        layer_bytes=per_layer,
+    )

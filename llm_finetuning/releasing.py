@@ -1,0 +1,75 @@
+"""From a proved merge to the folder that people download: card, settings, sums, publication, take-away."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from . import card_data, hardware, merging, model_card, publishing, training_figures
+from .bases import REHEARSAL, SAMPLE
+from .figures import save
+
+
+def publish(merged, settings, plan, model_path: str, board: dict, entries: list[dict]) -> Path:
+    """Finishes the merged folder, publishes it with the adapter, and returns where it was published.
+
+    The folder is complete before it is copied: model card, settings.json, SHA256SUMS. Raises what
+    `publishing.publish` raises; the last good version then stays.
+    """
+    folder, folders = merged.folder, settings.folders
+    figure = folder / "loss.png"
+    save(training_figures.loss_curve(entries), figure)
+    model_card.write(folder, facts(merged, settings, plan, model_path, board, entries) | {"loss_figure": figure})
+    text = json.dumps(_shareable(settings), indent=1, ensure_ascii=False) + "\n"
+    (folder / "settings.json").write_text(text, encoding="utf-8")
+    publishing.write_sums(folder)
+    published = publishing.publish(folder, folders.published)
+    if folders.work != folders.drive:
+        publishing.publish(folders.adapter, folders.drive / "adapter")
+    if settings.publish_to == "hub":
+        print(publishing.push_to_hub(published, settings.hub_repository))
+    shutil.rmtree(folders.merged)
+    return published
+
+
+def _shareable(settings) -> dict:
+    """The settings without the folders of this machine."""
+    values = dataclasses.asdict(settings)
+    return {name: value for name, value in values.items() if not name.endswith("_folder")}
+
+
+def facts(merged, settings, plan, model_path: str, board: dict, entries: list[dict]) -> dict:
+    """What the model card tells: everything from this run."""
+    trained = [entry for entry in entries if "tokens_per_second" in entry]
+    seconds = sum(entry["seconds"] for entry in trained)
+    rate = settings.rate_per_hour
+    return {
+        "base": settings.model_name,
+        "base_revision": revision(model_path, settings),
+        "tiny": settings.model_name == SAMPLE,
+        "data": card_data.data_facts(settings.folders.train_file, settings.folders.val_file),
+        "settings": _shareable(settings),
+        "scoreboard": board,
+        "merge": {"base": merged.base, **dict(zip(merged.proof.check, merged.proof.found, strict=True))},
+        "machine": {"processor": plan.machine.name, "memory": hardware.as_gib(plan.machine.memory)},
+        "seconds": seconds,
+        "peak_memory_bytes": max((entry["memory_bytes"] for entry in trained), default=0),
+        "cost": seconds / 3600 * rate if rate else None,
+        "versions": hardware.versions(),
+    }
+
+
+def revision(model_path: str, settings) -> str | None:
+    """The commit of a base from the Hub; None for a local one."""
+    if settings.model_name in (SAMPLE, REHEARSAL) or Path(model_path).exists():
+        return None
+    return merging.local_weights(model_path, settings.model_revision).name
+
+
+def how_to_take_it(published: Path) -> str:
+    """What to download, how large it is, and the command that checks it."""
+    size = sum(file.stat().st_size for file in published.iterdir() if file.is_file())
+    return (
+        f"{published}: {size / 1e9:.2f} GB in {sum(1 for _ in published.iterdir())} files."
+        f" After downloading: cd {published.name} && sha256sum -c SHA256SUMS"
+    )

@@ -1,0 +1,90 @@
+"""Counts a model's weights and saved activations on torch's meta device: shapes without memory."""
+
+import copy
+
+import torch
+
+from . import qlora
+from .settings import Finetuning
+
+PROBE_TOKENS = 64
+
+
+def build_on_meta(model_config, dtype: torch.dtype, attention: str = "eager"):
+    """The model of a configuration with no storage behind its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=attention)
+
+
+def adapter_weights(model, settings: Finetuning) -> tuple[int, list[int], int]:
+    """(adapter weights, weights of each linear module, weights of the head). A·B has r·(in + out) weights."""
+    targets = qlora.target_names(model, settings.lora_target_modules)
+    modules = qlora.linear_modules(model)
+    adapted = [m for name, m in modules.items() if name.rsplit(".", 1)[-1] in targets]
+    adapters = sum(settings.lora_r * (m.in_features + m.out_features) for m in adapted)
+    return (
+        adapters,
+        [m.weight.numel() for m in modules.values()],
+        model.get_output_embeddings().weight.numel(),
+    )
+
+
+def layer_activation_bytes(model_config, settings: Finetuning, dtype, adapter_dtype) -> float:
+    """Bytes that one decoder layer with adapters keeps for the backward pass, per token.
+
+    Counted as the difference between two layers and one in a training forward pass on the meta device, each
+    tensor once, parameters left out.
+    """
+    one, two = (_saved_bytes(model_config, layers, settings, dtype, adapter_dtype) for layers in (1, 2))
+    return (two - one) / PROBE_TOKENS
+
+
+def _saved_bytes(model_config, layers: int, settings, dtype, adapter_dtype) -> int:
+    config = copy.deepcopy(model_config)
+    config.get_text_config().num_hidden_layers = layers
+    if getattr(config.get_text_config(), "layer_types", None):
+        config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
+    if getattr(config, "hidden_act", None) == "gelu_new":
+        config.hidden_act = "gelu_pytorch_tanh"
+    model = qlora.add_adapters(build_on_meta(config, dtype, _register_probe()), settings)
+    qlora.trainable_to(model, adapter_dtype).train()
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model.get_base_model().base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    del out
+    return sum(count for storage, count in sizes.items() if storage not in parameters)
+
+
+class _ProbeAttention(torch.autograd.Function):
+    """Keeps what a fused attention kernel keeps: queries, keys, values and output."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, gradient, gradient
+
+
+def _register_probe() -> str:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    def probe(module, query, key, value, mask, **kwargs):
+        return _ProbeAttention.apply(query, key, value).transpose(1, 2), None
+
+    AttentionInterface.register("probe", probe)
+    AttentionMaskInterface.register("probe", lambda *args, **kwargs: None)
+    return "probe"

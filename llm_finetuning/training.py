@@ -1,0 +1,336 @@
+"""Training: rows from pairs, the trainer, and going on from the newest checkpoint."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
+
+from . import checkpoints, planning, prompts, qlora, watching
+from .planning import Plan
+from .prompts import Template
+from .settings import Finetuning
+
+CUT_LENGTHS = (512, 1024, 2048)
+SAME_RUN = (
+    "model_name",
+    "system_message",
+    "max_seq_length",
+    "packing",
+    "use_4bit",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "tokens_per_step",
+)
+"""Settings that a checkpoint cannot be continued without."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Encoded pairs: `rows` = [{"input_ids", "labels"}], and what became of the pairs that were read."""
+
+    rows: list[dict]
+    read: int
+    shortened: int
+    dropped: int
+    too_long: dict[int, float]
+    """Share of the pairs that would not fit, whole, in 512, 1,024 and 2,048 tokens."""
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row["input_ids"]) for row in self.rows]
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(label != prompts.IGNORED for row in self.rows for label in row["labels"])
+
+    def table(self) -> pd.DataFrame:
+        """What became of the pairs, and how many of their tokens are trained."""
+        tokens = sum(self.lengths)
+        lines = [
+            ("pairs read", f"{self.read:,}"),
+            ("oldest turns cut from the history", f"{self.shortened:,}"),
+            ("left out: prompt and response alone are too long", f"{self.dropped:,}"),
+            ("pairs to train on", f"{len(self.rows):,}"),
+            ("tokens", f"{tokens:,}"),
+            (
+                "trained tokens (answers and their EOS)",
+                f"{self.trained_tokens:,} = {self.trained_tokens / tokens:.0%}",
+            ),
+            *[(f"longer than {cut:,} tokens", f"{share:.1%}") for cut, share in self.too_long.items()],
+        ]
+        return pd.DataFrame(lines, columns=["what", "count"])
+
+
+def rows_from(pairs: list[dict], template: Template, max_seq_length: int) -> Rows:
+    """Encodes pairs for training: histories cut to fit, responses never.
+
+    Raises ValueError when no pair fits.
+    """
+    whole = [len(row["input_ids"]) for row in prompts.encode_all(pairs, template)]
+    fitted = prompts.fit_all(pairs, template, max_seq_length)
+    kept = [pair for pair in fitted if pair is not None]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(pairs)} pairs fits in max_seq_length = {max_seq_length} tokens (the shortest has"
+            f" {min(whole, default=0)}): raise max_seq_length"
+        )
+    return Rows(
+        rows=prompts.encode_all(kept, template),
+        read=len(pairs),
+        shortened=sum(
+            pair is not None and len(_history(pair)) < len(_history(old))
+            for pair, old in zip(fitted, pairs, strict=True)
+        ),
+        dropped=len(pairs) - len(kept),
+        too_long={cut: sum(n > cut for n in whole) / len(whole) for cut in CUT_LENGTHS},
+    )
+
+
+def _history(pair: dict) -> list:
+    return pair.get("history") or []
+
+
+def dataset(rows: list[dict], settings: Finetuning, plan: Plan) -> Dataset:
+    """Rows as SFTTrainer takes them; packed, one row holds up to `plan.micro_batch_tokens` tokens of whole pairs.
+
+    Packing is best-fit decreasing (arXiv 2404.10830) over rows shuffled with the seed, and never splits a pair.
+    """
+    columns = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
+    data = Dataset.from_list(columns).shuffle(seed=settings.seed)
+    return pack_dataset(data, plan.micro_batch_tokens, "bfd") if settings.packing else data
+
+
+def batch_size(settings: Finetuning, plan: Plan) -> int:
+    """Rows per micro-batch: one packed row, or as many of the longest as the tokens allow."""
+    return 1 if settings.packing else max(1, plan.micro_batch_tokens // settings.max_seq_length)
+
+
+def arguments(settings: Finetuning, plan: Plan, steps: int) -> SFTConfig:
+    """The trainer's configuration; derived from the settings and the plan, nothing else."""
+    return SFTConfig(
+        output_dir=str(settings.folders.checkpoints),
+        max_length=None,
+        packing=settings.packing,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        per_device_train_batch_size=batch_size(settings, plan),
+        gradient_accumulation_steps=plan.accumulation,
+        num_train_epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=round(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=plan.optimizer,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        bf16=False,
+        fp16=plan.dtype == torch.float16,
+        use_cpu=not plan.machine.on_gpu,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        logging_strategy="steps",
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=None,
+        eval_strategy="no",
+        report_to=[] if settings.report_to == "none" else [settings.report_to],
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=plan.machine.on_gpu,
+        remove_unused_columns=False,
+    )
+
+
+class AssistantTrainer(SFTTrainer):
+    """SFTTrainer without its per-step host synchronisations, with checkpoints that are whole or absent."""
+
+    run: dict
+    mirror: checkpoints.Mirror
+    save_limit: int
+    seen_tokens = 0
+    newest_inputs: dict | None = None
+    _partial_dir: Path | None = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean negative log-likelihood of the step's trained tokens, through TRL's fused head.
+
+        Equal to SFTTrainer's own; its entropy and accuracy, three reads from the GPU a step, are left out.
+        """
+        self.newest_inputs = inputs
+        self.seen_tokens += inputs["input_ids"].numel()
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        tokens = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = -outputs.log_probs.sum() / torch.as_tensor(tokens).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._partial_dir) if self._partial_dir else super()._get_output_dir(trial)
+
+    _partial_dir: Path | None = None
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Written beside, closed with its sums, renamed; then older ones go and the copy to Drive starts."""
+        folder = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        self._partial_dir = folder / f".partial-{os.getpid()}"
+        try:
+            Trainer._save_checkpoint(self, model, trial)
+            if self.is_world_process_zero():
+                done = checkpoints.finish(self._partial_dir / name, folder / name, self.run)
+                checkpoints.clear_partial(folder)
+                checkpoints.keep_newest(folder, self.save_limit)
+                self.mirror.send(done)
+        finally:
+            self._partial_dir = None
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        """Adds the tokens seen; the token metrics of SFTTrainer are not collected."""
+        Trainer.log(self, logs | {"tokens": self.seen_tokens}, start_time)
+
+
+def build(model, template: Template, rows: Rows, settings: Finetuning, plan: Plan, held_out: list[dict]):
+    """The trainer, ready to run, and the exact number of optimizer steps it will take."""
+    data = dataset(rows.rows, settings, plan)
+    steps = count_steps(len(data), settings, plan)
+    trainer = AssistantTrainer(
+        model=model,
+        args=arguments(settings, plan, steps),
+        train_dataset=data,
+        processing_class=template.tokenizer,
+    )
+    qlora.trainable_to(trainer.model, plan.adapter_dtype)
+    trainer.run = identity(settings, plan, rows)
+    folders = settings.folders
+    trainer.save_limit = settings.save_total_limit
+    trainer.mirror = checkpoints.Mirror(folders.checkpoints, folders.drive / "checkpoints", settings.save_total_limit)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if settings.compile_layers:
+        compile_layers(trainer.model)
+    trainer.add_callback(watching.Watch(trainer, template, settings, plan, held_out, steps))
+    return trainer, steps
+
+
+def count_steps(micro_batches: int, settings: Finetuning, plan: Plan) -> int:
+    """Optimizer steps of the whole run: rows of one epoch over batch and accumulation, rounded up."""
+    if settings.max_steps > 0:
+        return settings.max_steps
+    batches = -(-micro_batches // batch_size(settings, plan))
+    return round(-(-batches // plan.accumulation) * settings.num_train_epochs + 0.4999)
+
+
+def compile_layers(model) -> None:
+    """Compiles each decoder layer by itself: quick to build, and adapters and 4-bit layers trace whole."""
+    for module in model.get_base_model().modules():
+        if isinstance(module, torch.nn.ModuleList):
+            for layer in module:
+                layer.compile()
+
+
+def identity(settings: Finetuning, plan: Plan, rows: Rows) -> dict:
+    """What two runs must share for one to continue the other's checkpoints."""
+    names = list(SAME_RUN)
+    if settings.lr_scheduler_type not in ("constant", "constant_with_warmup"):
+        names += ["num_train_epochs", "max_steps"]
+    digest = hashlib.sha256()
+    for row in rows.rows:
+        digest.update(json.dumps(row["input_ids"]).encode())
+    return {
+        **{name: getattr(settings, name) for name in names},
+        "dtype": str(plan.dtype),
+        "optimizer": plan.optimizer,
+        "micro_batch_tokens": plan.micro_batch_tokens,
+        "rows": len(rows.rows),
+        "rows_sha256": digest.hexdigest(),
+    }
+
+
+def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
+    """Trains to the end, from the newest complete checkpoint if there is one; says in one line what it did.
+
+    Raises ValueError for a checkpoint of another run, FloatingPointError for a loss that is not finite, and
+    MemoryError when the GPU ran out of memory.
+    """
+    start = starting_point(trainer, settings)
+    folder = settings.folders.checkpoints
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.clear_partial(folder)
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(_out_of_memory(trainer, settings)) from error
+    finally:
+        trainer.mirror.wait()
+    begun = f"went on from {start.name}" if start else "started afresh"
+    note = f"; {trainer.mirror.problem}" if trainer.mirror.problem else ""
+    return f"{begun}, now at step {trainer.state.global_step} of {trainer.state.max_steps}{note}"
+
+
+def plan_run(settings: Finetuning, machine, model_config, lengths: list[int]) -> Plan:
+    """`planning.plan`, with the micro-batch of the run that is to be continued, whatever memory is free today."""
+    folders = settings.folders
+    runs = [
+        json.loads((folder / checkpoints.RUN_FILE).read_text(encoding="utf-8"))
+        for root in (folders.checkpoints, folders.drive / "checkpoints")
+        for folder in sorted(root.glob("checkpoint-*"), key=checkpoints.step_of)
+        if (folder / checkpoints.RUN_FILE).is_file()
+    ]
+    if settings.resume and settings.micro_batch_tokens == 0 and runs:
+        settings = dataclasses.replace(settings, micro_batch_tokens=runs[-1]["micro_batch_tokens"])
+    return planning.plan(settings, machine, model_config, lengths)
+
+
+def starting_point(trainer: AssistantTrainer, settings: Finetuning) -> Path | None:
+    """The checkpoint to go on from: the newest complete one, here or on Drive, of this very run."""
+    folders = settings.folders
+    if not settings.resume:
+        aside = checkpoints.set_aside(folders.checkpoints)
+        if aside:
+            print(f"resume = False: earlier checkpoints are in {aside}")
+        return None
+    start = checkpoints.newest(folders.checkpoints, folders.drive / "checkpoints")
+    if start:
+        checkpoints.check_same_run(start, trainer.run)
+        print(f"going on from {start}")
+    return start
+
+
+def _out_of_memory(trainer: AssistantTrainer, settings: Finetuning) -> str:
+    tokens = trainer.newest_inputs["input_ids"].numel() if trainer.newest_inputs else 0
+    half = max(settings.max_seq_length, tokens // 2)
+    return (
+        f"the GPU ran out of memory on a micro-batch of {tokens:,} tokens at step {trainer.state.global_step + 1}."
+        f" Set micro_batch_tokens = {half}, or gradient_checkpointing = 'on', and run again: training goes on from"
+        " the newest checkpoint"
+    )
+
+
+def save_adapter(trainer: AssistantTrainer, template: Template, settings: Finetuning) -> Path:
+    """The trained adapter, its tokenizer with the chat template and settings.json, in `folders.adapter`."""
+    folder = settings.folders.adapter
+    partial = folder.with_name(f".{folder.name}-partial")
+    trainer.model.save_pretrained(partial)
+    template.tokenizer.save_pretrained(partial)
+    (partial / "settings.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n", encoding="utf-8")
+    return checkpoints.finish(partial, folder, trainer.run)

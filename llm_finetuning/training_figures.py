@@ -1,0 +1,50 @@
+"""Figures of training: the loss as it falls, and before / after / merged side by side."""
+
+from matplotlib.figure import Figure
+
+TRAINED, HELD_OUT, ACCENT = "#4477AA", "#CC6677", "#228833"
+
+
+def loss_curve(entries: list[dict], title: str = "Loss") -> Figure:
+    """Training loss per step, held-out loss at each evaluation, and the learning rate below; from metrics.jsonl."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=110)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    trained = [entry for entry in entries if "loss" in entry]
+    held_out = [entry for entry in entries if "held_out_loss" in entry]
+    above.plot([e["step"] for e in trained], [e["loss"] for e in trained], color=TRAINED, lw=1.2, label="training")
+    above.plot(
+        [e["step"] for e in held_out],
+        [e["held_out_loss"] for e in held_out],
+        "o-",
+        color=HELD_OUT,
+        lw=1.5,
+        ms=5,
+        label="held-out answers",
+    )
+    above.set(title=title, ylabel="nats per token")
+    if trained or held_out:
+        above.set_ylim(bottom=0)
+        above.legend(frameon=False)
+    rates = [(e["step"], e["learning_rate"]) for e in trained if "learning_rate" in e]
+    below.plot([step for step, _ in rates], [rate for _, rate in rates], color=ACCENT, lw=1.2)
+    below.set(xlabel="optimizer step", ylabel="learning\nrate")
+    below.ticklabel_format(axis="y", scilimits=(-2, 2))
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure
+
+
+def scoreboard_bars(board: dict) -> Figure:
+    """Loss, stop rate, repetition rate and, where judged, exact match for each column of the scoreboard."""
+    measures = [m for m in ("loss", "stop_rate", "repetition_rate", "exact_match") if m in next(iter(board.values()))]
+    figure = Figure(figsize=(2.6 * len(measures), 3.2), layout="constrained", dpi=110)
+    colours = [HELD_OUT, TRAINED, ACCENT]
+    for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+        values = [scores[measure] for scores in board.values()]
+        bars = axes.bar(list(board), values, color=colours[: len(values)], width=0.65)
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=2)
+        axes.set_title(measure.replace("_", " "))
+        axes.set_ylim(0, max(max(values) * 1.15, 0.1) if measure == "loss" else 1.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
