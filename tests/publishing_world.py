@@ -64,7 +64,7 @@ class FailingWrites:
     """Stands for `copying.write_chunk`: the calls in `at` write half of their chunk, then fail."""
 
     def __init__(self, number: int, at: range):
-        self.number, self.at, self.calls = number, at, 0
+        self.number, self.at, self.calls, self.written = number, at, 0, 0
 
     def __call__(self, file, chunk: bytes) -> None:
         self.calls += 1
@@ -72,6 +72,7 @@ class FailingWrites:
             file.write(chunk[: len(chunk) // 2])
             raise OSError(self.number, os.strerror(self.number))
         file.write(chunk)
+        self.written += len(chunk)
 
 
 DISK_FULL, IO_ERROR, NOT_CONNECTED = errno.ENOSPC, errno.EIO, errno.ENOTCONN
