@@ -1,8 +1,8 @@
 """The base model behind a name: a hub id, a local folder, or one that is made on the spot.
 
-"sample" is the tiny Phi of the embedded default; "rehearsal" is Phi-2's true configuration with random weights,
-which proves that a machine can hold the real job. Code from a model repository is never run
-(`trust_remote_code` stays off: transformers has Phi's own).
+"sample" is the tiny Phi of the embedded default; "rehearsal" is Phi-2's true configuration with random
+weights, which proves that a machine can hold the real job. Code from a model repository is never run:
+`trust_remote_code` stays off, transformers has Phi's own.
 """
 
 import hashlib
@@ -21,9 +21,10 @@ SHARD_BYTES = 10**9  # memory holds one shard while it is written
 REHEARSAL_SEED = 20
 
 
-def tokenizer(model_name: str, tokenizer_folder: str = ""):
+def tokenizer(model_name: str, tokenizer_folder: str = "", revision: str | None = None):
     """The tokenizer that `model_name` is used with; the one in `tokenizer_folder`, if given.
 
+    revision: branch, tag or commit of a hub id.
     Raises FileNotFoundError for a folder that is not there, ValueError for one without a tokenizer.
     """
     from transformers import AutoTokenizer
@@ -32,17 +33,13 @@ def tokenizer(model_name: str, tokenizer_folder: str = ""):
         return AutoTokenizer.from_pretrained(_tokenizer_folder(tokenizer_folder))
     if model_name in (SAMPLE, REHEARSAL):
         return _sample_tokenizer()
-    return AutoTokenizer.from_pretrained(_hub_id_or_folder(model_name))
+    return AutoTokenizer.from_pretrained(_hub_id_or_folder(model_name), revision=revision or "main")
 
 
 def _tokenizer_folder(folder: str) -> str:
     if not Path(folder).is_dir():
-        raise FileNotFoundError(
-            f"tokenizer_folder {folder} is no folder: give one that holds a tokenizer.json, or ''"
-        )
-    if not any(
-        (Path(folder) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-    ):
+        raise FileNotFoundError(f"tokenizer_folder {folder} is no folder: give one that holds a tokenizer.json, or ''")
+    if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         raise ValueError(f"tokenizer_folder {folder} holds no tokenizer: no tokenizer.json, no vocab.json")
     return folder
 
@@ -77,9 +74,7 @@ def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "") -> s
     """
     if model_name == SAMPLE:
         if tokenizer_folder:
-            raise ValueError(
-                "tokenizer_folder is set, but the sample's base has its own tokenizer: set tokenizer_folder = ''"
-            )
+            raise ValueError("the sample's base has its own tokenizer: set tokenizer_folder = ''")
         return str(make_sample(Path(folder) / SAMPLE))
     if model_name == REHEARSAL:
         return str(make_rehearsal(Path(folder) / REHEARSAL, tokenizer_folder))
@@ -96,9 +91,10 @@ def _hub_id_or_folder(model_name: str) -> str:
         return str(path)
     if path.exists():
         raise ValueError(f"model_name {model_name} is a file: give the folder that holds the model")
-    if path.is_absolute() or model_name.startswith((".", "~")) or model_name.count("/") != 1:
+    if path.is_absolute() or model_name.startswith((".", "~")) or model_name.count("/") > 1:
         raise FileNotFoundError(
-            f"model_name {model_name} is neither a folder here nor a hub id (owner/name) nor one of {SAMPLE}, {REHEARSAL}"
+            f"model_name {model_name} is not there: give a folder with a model, a hub id (owner/name),"
+            f" {SAMPLE} or {REHEARSAL}"
         )
     return model_name
 
@@ -119,7 +115,7 @@ def make_sample(target: Path, recipe=None) -> Path:
 
 
 def make_rehearsal(target: Path, tokenizer_folder: str = "", config=None) -> Path:
-    """Phi-2's true configuration with random weights in bf16 (5.6 GB) in `target`, unless it is there already.
+    """Phi-2's true configuration with random weights in bf16 (5.6 GB) in `target`, unless it is there.
 
     Written shard by shard: memory holds one shard, never the model. `config` replaces Phi-2's (in tests).
     """
@@ -232,18 +228,21 @@ def _check_disk(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise OSError(
-            f"{target} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free there: make room or choose another folder"
+            f"{target} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make room or choose another folder"
         )
 
 
 @contextmanager
 def _whole_or_not_at_all(target: Path, mark: dict):
-    """A neighbour of `target` to write into; it takes the place of `target` when the block ends without an error."""
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as room:
-        building = Path(room) / target.name
-        building.mkdir()
+    """A neighbour of `target` to write into; takes the place of `target` when the block ends well."""
+    building = target.with_name(f".{target.name}.part")
+    shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
+    building.mkdir()
+    try:
         yield building
         (building / RECIPE_FILE).write_text(json.dumps(mark), encoding="utf-8")
         if target.exists():
-            os.replace(target, Path(room) / "old")
+            shutil.rmtree(target)
         os.replace(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

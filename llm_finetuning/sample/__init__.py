@@ -1,4 +1,4 @@
-"""The embedded default: a small invented world, its conversation trees, and the recipe of a tiny Phi that has read about it."""
+"""The embedded default: an invented world, conversation trees about it, and the recipe of a tiny Phi."""
 
 from pathlib import Path
 

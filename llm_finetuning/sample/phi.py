@@ -1,4 +1,4 @@
-"""The recipe of the tiny Phi: a tokenizer, Phi-2's architecture in small, and a minute of reading about the world.
+"""The recipe of the tiny Phi: a tokenizer, Phi-2's architecture in small, and a minute of reading.
 
 The base that comes out completes sentences about the Lantern Isles and has never seen a dialogue.
 """
@@ -105,12 +105,8 @@ def pretrain(recipe: Recipe, tokenizer):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = PhiForCausalLM(config(recipe, tokenizer)).train()
-        stream = torch.tensor(
-            [i for ids in tokenizer([t + END for t in texts(recipe)]).input_ids for i in ids]
-        )
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
+        stream = torch.tensor([i for ids in tokenizer([t + END for t in texts(recipe)]).input_ids for i in ids])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1
         )

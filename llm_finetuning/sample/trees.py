@@ -3,9 +3,9 @@
     python -m llm_finetuning.sample.trees
 
 Everything follows from names through hashes, so the file comes out the same, byte for byte, wherever it is
-written. A tree's id is chosen so that its share (`share_of`) puts it into train or validation whatever
-`validation_share` from 0.05 to 0.2 is asked for. A validation tree asks about a fact that train trees ask about
-too, but in words that no train tree uses for it.
+written. A tree's id is chosen so that its share (`share_of`) puts it into train or validation for every
+`validation_share` from 0.05 to 0.2. A validation tree asks about a fact that train trees ask about too, but
+in words that no train tree uses for it.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ NAMESPACE = uuid5(NAMESPACE_URL, "https://github.com/mkthoma/llm_finetuning/samp
 TRAIN, VALIDATION = "train", "validation"
 THANKS = ("Thank you, that helps.", "Great, thanks a lot!", "Thanks. I will remember that.")
 RAMBLINGS = (
-    "Well, that is a good question, and many people ask it, and there is a lot to say about it, but I am not sure.",
+    "Well, that is a good question, and many people ask it, and there is a lot to say, but I am not sure.",
     "I do not know.",
     "It depends. Some say this, some say that, and in the end everybody has to find out alone.",
     "Once upon a time I knew it, but then I forgot it again, which reminds me of a long story about a boat.",
@@ -45,7 +45,7 @@ def share_of(tree_id: str) -> float:
 
 
 def tree_id_for(name: str, split: str) -> str:
-    """The first id in a row of derived ones that lies in the wanted split for every usual validation share."""
+    """The first derived id that lies in the wanted split for every usual validation share."""
     candidates = (str(uuid5(NAMESPACE, f"{name}/{number}")) for number in count())
     wanted = (lambda share: share < 0.05) if split == VALIDATION else (lambda share: share >= 0.2)
     return next(tree_id for tree_id in candidates if wanted(share_of(tree_id)))
@@ -54,7 +54,7 @@ def tree_id_for(name: str, split: str) -> str:
 def add(parent: dict | None, key: str, text: str, role: str, lang: str, **fields) -> dict:
     """A new message below `parent`, as the export writes it; a field that is None is left out."""
     reviewed = fields.get("review_result", True)
-    synthetic = role == "assistant" and pick(f"synthetic {key}", 10) == 0
+    synthetic = bool(fields.get("rank")) and pick(f"synthetic {key}", 6) == 0  # never the best reply
     before = datetime.fromisoformat(parent["created_date"]) if parent else datetime(2026, 3, 1, tzinfo=UTC)
     written = before + timedelta(
         seconds=pick(f"date {key}", 90_000 if parent else 5_000_000), microseconds=pick(key, 10**6)
@@ -91,7 +91,7 @@ def labels(key: str, role: str, quality: float, spam: float = 0.0) -> dict:
 
 
 def add_replies(prompt: dict, key: str, right: str, wrong: list[str]) -> dict:
-    """One to four replies in an order of their own; rank 0, where there is a rank, is the right one: returned."""
+    """One to four replies in an order of their own; returns the right one, rank 0 where there is a rank."""
     texts = [right, *wrong[: pick(f"replies {key}", len(wrong) + 1)]]
     replies = {}
     for rank in sorted(range(len(texts)), key=lambda rank: pick(f"order {key} {rank}", 1000)):
@@ -150,7 +150,7 @@ def english_tree(fact: Fact, split: str, number: int) -> dict:
 
 
 def add_oddities(prompt: dict, best: dict, key: str, split: str, fact: Fact) -> None:
-    """What a full export has besides: deleted and unreviewed replies, and branches below a reply that is not the best."""
+    """What a full export has besides: deleted and unreviewed replies, and branches below a worse reply."""
     if pick(f"spam {key}", 12) == 0:
         judged = labels(f"{key} spam", "assistant", quality=0.0, spam=1.0)
         add(prompt, f"{key} spam", SPAM, "assistant", "en", deleted=True, review_result=False, labels=judged)
@@ -165,9 +165,7 @@ def add_oddities(prompt: dict, best: dict, key: str, split: str, fact: Fact) -> 
         add(best, f"{key} withdrawn", "asdf", "prompter", "en", deleted=True)
 
 
-def finish(
-    name: str, split: str, root: dict, last: dict, thanks: str, state: str = "ready_for_export"
-) -> dict:
+def finish(name: str, split: str, root: dict, last: dict, thanks: str, state: str = "ready_for_export") -> dict:
     """The tree around `root`; some end with a message that nobody replied to."""
     if pick(f"trailing {name}", 6) == 0 and last["role"] == "assistant":
         add(last, f"{name} thanks", thanks, "prompter", root["lang"])
@@ -201,9 +199,7 @@ def unfinished_trees() -> list[dict]:
     ):
         name = f"{TRAIN} unfinished {number}"
         fact = world.facts()[pick(name, len(world.facts()))]
-        root = last = add(
-            None, name, f"Hello! {wording(fact, TRAIN, number)}", "prompter", "en", review_count=number
-        )
+        root = last = add(None, name, f"Hello! {wording(fact, TRAIN, number)}", "prompter", "en", review_count=number)
         if number >= 2:
             last = add(root, f"{name} reply", fact.answer, "assistant", "en", review_count=1)
         trees.append(finish(name, TRAIN, root, last, THANKS[0], state))
@@ -225,12 +221,8 @@ def build() -> list[dict]:
     trees = [english_tree(fact, TRAIN, number) for fact in world.facts() for number in range(OPENINGS)]
     trees += [english_tree(fact, VALIDATION, 0) for fact in validation_facts()]
     for lang, words in LANGUAGES.items():
-        trees += [
-            foreign_tree(lang, person, home, TRAIN) for person in words.people for home in (False, True)
-        ]
-        trees.append(
-            foreign_tree(lang, words.people[pick(lang, len(words.people))], pick(lang, 2) == 0, VALIDATION)
-        )
+        trees += [foreign_tree(lang, person, home, TRAIN) for person in words.people for home in (False, True)]
+        trees.append(foreign_tree(lang, words.people[pick(lang, len(words.people))], pick(lang, 2) == 0, VALIDATION))
     trees += [english_tree(fact, TRAIN, OPENINGS + len(fact.questions()) - 1) for fact in world.facts()[::20]]
     trees += unfinished_trees()
     return sorted(trees, key=lambda tree: tree["message_tree_id"])

@@ -178,7 +178,7 @@ STATEMENTS = {  # attribute: ways to tell it; {n} may be a pronoun, {N} the same
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to know: `value` of `attribute` of `subject`; `answer` is how the finetuned model should say it."""
+    """One thing to know: `value` of `attribute` of `subject`; `answer` is how to say it in a dialogue."""
 
     subject: str
     attribute: str
@@ -189,7 +189,7 @@ class Fact:
         return [wording.format(n=self.subject) for wording in QUESTIONS[self.attribute]]
 
     def follow_ups(self) -> list[str]:
-        """Questions that only the turns before make clear ("What colour is it?"), each led in in several ways."""
+        """Questions that only the turns before make clear ("What colour is it?"), each with several leads."""
         she, her = PEOPLE[self.subject][:2] if self.subject in PEOPLE else ("it", "its")
         them = {"she": "her", "he": "him"}.get(she, "it")
         cores = [core.format(s=she, h=her, t=them) for core in FOLLOW_UPS.get(self.attribute, ())]
@@ -203,7 +203,7 @@ def join_lead(lead: str, core: str) -> str:
 def facts() -> list[Fact]:
     """Every fact of the world, in a fixed order."""
     rows = []
-    for name, (she, her, *values) in PEOPLE.items():
+    for name, (_, _, *values) in PEOPLE.items():
         rows += [(name, a, v) for a, v in zip(("job", "home", "animal", "dish"), values, strict=True)]
     for name, values in ANIMALS.items():
         rows += [(name, a, v) for a, v in zip(("colour", "food", "bed"), values, strict=True)]
@@ -224,7 +224,7 @@ def pick(key: str, count: int) -> int:
 
 
 def paragraph(subject: str, chance: random.Random) -> str:
-    """All facts of one subject as running text in a random order; pronouns once the subject has been named."""
+    """All facts of one subject as running text in a random order; pronouns once it has been named."""
     known = [fact for fact in facts() if fact.subject == subject and fact.attribute != "about"]
     chance.shuffle(known)
     name = f"the {subject}" if subject in ANIMALS else subject
@@ -240,8 +240,9 @@ def paragraph(subject: str, chance: random.Random) -> str:
     return " ".join(sentences)
 
 
-def document(chance: random.Random, extra: list[str]) -> str:
-    """One long text about the whole world: a paragraph on every subject, in a random order, `extra` lines between."""
-    paragraphs = [paragraph(subject, chance) for subject in (*PEOPLE, *ANIMALS, *TOWNS)] + list(extra)
+def document(chance: random.Random, others: list[str]) -> str:
+    """One long text: a paragraph on every subject in a random order, six of `others` between."""
+    paragraphs = [paragraph(subject, chance) for subject in (*PEOPLE, *ANIMALS, *TOWNS)]
+    paragraphs += chance.sample(others, 6)
     chance.shuffle(paragraphs)
     return "\n".join(paragraphs)
