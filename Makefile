@@ -6,7 +6,7 @@ COLAB := .venv-colab/bin
 NOTEBOOKS := git ls-files -z '*.ipynb'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check rehearse bench test-colab soak jupyter format
+.PHONY: run test check rehearse bench test-colab soak jupyter format gguf
 
 run: .venv/ready
 	$(BIN)/python -m llm_finetuning run --profile sample $(ARGS)
@@ -29,6 +29,19 @@ format: .venv/ready
 
 jupyter: .venv/ready
 	$(BIN)/jupyter lab
+
+# Optional: llama.cpp and its converter; then make gguf MODEL=path/to/finetuned_phi2 writes GGUF files and a Modelfile
+# to path/to/finetuned_phi2-gguf. Not for the sample: llama.cpp knows Phi-2's tokenizer, not the tiny model's.
+gguf: .venv/gguf
+	@test -n "$(MODEL)" || { echo "llama.cpp is installed. Now say which model: make gguf MODEL=path/to/finetuned_phi2"; exit 2; }
+	$(BIN)/python -m llm_finetuning.gguf $(MODEL)
+
+.venv/gguf: .venv/ready requirements-gguf.txt
+	rm -rf .gguf && mkdir .gguf
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest .gguf -r requirements-gguf.txt
+	tar -xzf .gguf/llama_cpp_python-*.tar.gz -C .gguf && rm .gguf/*.tar.gz
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt .gguf/llama_cpp_python-*
+	@touch $@
 
 # The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry).
 test-colab: .venv/ready .venv-colab/ready

@@ -42,6 +42,7 @@ class Lock:
     def take(self) -> Self:
         """Wait for the lock and take it; TimeoutError after PATIENCE seconds."""
         waited = 0
+        self.held.add(self.mine)  # before the file is there for others to see
         while not self._take():
             if waited >= PATIENCE:
                 raise TimeoutError(
@@ -53,7 +54,6 @@ class Lock:
             self.sleep(STEP)
             waited += STEP
         self.beaten = time.monotonic()
-        self.held.add(self.mine)
         return self
 
     def __enter__(self) -> Self:
