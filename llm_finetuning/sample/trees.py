@@ -223,7 +223,7 @@ def build() -> list[dict]:
     for lang, words in LANGUAGES.items():
         trees += [foreign_tree(lang, person, home, TRAIN) for person in words.people for home in (False, True)]
         trees.append(foreign_tree(lang, words.people[pick(lang, len(words.people))], pick(lang, 2) == 0, VALIDATION))
-    trees += [english_tree(fact, TRAIN, OPENINGS + len(fact.questions()) - 1) for fact in world.facts()[::20]]
+    trees += [english_tree(fact, TRAIN, len(fact.questions()) - 1) for fact in world.facts()[::20]]
     trees += unfinished_trees()
     return sorted(trees, key=lambda tree: tree["message_tree_id"])
 
