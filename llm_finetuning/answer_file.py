@@ -82,11 +82,7 @@ def _already_answered(partial: Path, records: list[tuple[int, dict]]) -> int:
     lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
     for number, (line, (_, record)) in enumerate(zip(lines, records, strict=False), 1):
         if {name: line.get(name) for name in record} != record:
-            raise ValueError(
-                f"{partial}, line {number} answers another prompt: delete the file to start afresh"
-            )
+            raise ValueError(f"{partial}, line {number} answers another prompt: delete the file to start afresh")
     if len(lines) > len(records):
-        raise ValueError(
-            f"{partial} has more answers than there are prompts: delete the file to start afresh"
-        )
+        raise ValueError(f"{partial} has more answers than there are prompts: delete the file to start afresh")
     return len(lines)

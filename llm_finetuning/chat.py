@@ -122,15 +122,11 @@ class Chat:
         return [self._reply(row, p, first, seconds) for row, p in zip(rows, prepared, strict=True)]
 
     def _reply(self, row: generation.Row, prompt: Prompt, first: float, seconds: float) -> Reply:
-        return Reply(
-            self.text(row.new), len(row.new), row.ended_by, len(row.prompt), first, seconds, prompt.note
-        )
+        return Reply(self.text(row.new), len(row.new), row.ended_by, len(row.prompt), first, seconds, prompt.note)
 
     def text(self, ids: list[int]) -> str:
         """Answer ids as text, without the one space that stands before an answer in the template."""
-        decoded = self.template.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        decoded = self.template.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return decoded.removeprefix(" ")
 
 
@@ -181,9 +177,7 @@ def check_folder(folder: str | Path) -> dict[str, str]:
 
     folder = Path(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        what = (
-            "an adapter without its base" if (folder / "adapter_config.json").is_file() else "no model folder"
-        )
+        what = "an adapter without its base" if (folder / "adapter_config.json").is_file() else "no model folder"
         raise ValueError(
             f"{folder} is {what} (config.json is missing): give the published folder, finetuned_phi2,"
             " that the finetuning notebook writes"

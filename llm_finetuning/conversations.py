@@ -21,11 +21,7 @@ class Prompt:
         """One sentence for the reader where turns were left out, else ""."""
         if not self.dropped_turns:
             return ""
-        turns = (
-            "the oldest turn was"
-            if self.dropped_turns == 1
-            else f"the oldest {self.dropped_turns} turns were"
-        )
+        turns = "the oldest turn was" if self.dropped_turns == 1 else f"the oldest {self.dropped_turns} turns were"
         return f"The conversation is longer than the model's context: {turns} left out."
 
 

@@ -54,9 +54,7 @@ class TorchSession:
         if self.mask is not None:
             positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             padded = {"attention_mask": self.mask, "position_ids": positions}
-        output = self.model(
-            input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **padded
-        )
+        output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **padded)
         self.logits = output.logits[:, -1]
 
 

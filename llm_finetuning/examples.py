@@ -49,9 +49,7 @@ def user(text: str) -> dict:
 
 def write_prompts(path: Path, asked: list[list[dict]]) -> Path:
     """A prompts file, one {"prompt", "history"} a line, written whole or not at all."""
-    lines = [
-        json.dumps({"prompt": c[-1]["content"], "history": c[:-1]}, ensure_ascii=False) + "\n" for c in asked
-    ]
+    lines = [json.dumps({"prompt": c[-1]["content"], "history": c[:-1]}, ensure_ascii=False) + "\n" for c in asked]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(lines), encoding="utf-8")

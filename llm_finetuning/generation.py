@@ -84,8 +84,7 @@ class Row:
 def rows_for(prompts: list[list[int]], options: Options, context: int) -> list[Row]:
     """One row for each prompt, with random numbers of its own: its answer does not depend on the others."""
     return [
-        Row(prompt, min(options.max_new_tokens, context - len(prompt)), _generator(options.seed))
-        for prompt in prompts
+        Row(prompt, min(options.max_new_tokens, context - len(prompt)), _generator(options.seed)) for prompt in prompts
     ]
 
 

@@ -10,6 +10,7 @@ from . import tables
 from .generation import Options
 from .loading import Loading
 from .page_text import STYLE, as_shown, as_typed
+from .visitors import Visitors
 
 MAX_CHARACTERS = 4_000
 """Longest message and system message that the page takes."""
@@ -24,35 +25,31 @@ REDRAW_SECONDS = 0.05
 
 @dataclass
 class Page:
-    """What the page's events do. `waiting`: visitors with a question in the queue, since when."""
+    """What the page's events do; each returns (input line, conversation, status line)."""
 
     loading: Loading
-    defaults: Options
-    waiting: dict[str, float] = field(default_factory=dict)
+    visitors: Visitors = field(default_factory=lambda: Visitors(MAX_WAITING, 2 * MAX_SECONDS))
 
     def enter(self, text: str, shown: list[dict], request: gr.Request):
-        """Puts a visitor's message into the conversation and the queue: one question at a time for each."""
-        if not text.strip():
-            raise gr.Error("Type a question first.", print_exception=False)
-        if len(text) > MAX_CHARACTERS:
-            raise gr.Error(f"{len(text):,} characters are too many: {MAX_CHARACTERS:,} at most.", print_exception=False)
-        self._wait(request)
+        """Puts a visitor's message into the conversation and the queue."""
+        problem = _problem_of(text) or self.visitors.refusal(request.session_hash)
+        if problem:
+            return gr.skip(), gr.skip(), f"⚠️ {problem}"
         if shown and shown[-1]["role"] == "user":  # it got no answer: stopped, or refused
             shown = shown[:-1]
-        return busy(""), [*shown, {"role": "user", "content": as_shown(text)}], ""
+        return busy(""), [*shown, {"role": "user", "content": as_shown(text)}], "…"
 
     def example(self, shown: list[dict], request: gr.Request, chosen: gr.SelectData):
         return self.enter(chosen.value["text"], shown, request)
 
     def retry(self, shown: list[dict], request: gr.Request, event: gr.RetryData):
         """The question of the retried turn again, without its answer and what followed."""
-        self._wait(request)
-        return busy(), _up_to_question(shown, event.index), ""
+        kept = _up_to_question(shown, event.index)
+        return self.enter(as_typed(_text(kept[-1])), kept[:-1], request)
 
     def edit(self, shown: list[dict], request: gr.Request, event: gr.EditData):
         """The edited question instead of the old one, without what followed."""
-        text = as_typed(event.value)
-        return self.enter(text, shown[: _first(event.index)], request)[1:] if text.strip() else (shown, "")
+        return self.enter(as_typed(event.value), shown[: _first(event.index)], request)
 
     def undo(self, shown: list[dict], event: gr.UndoData):
         """Takes the last turn out, its question back into the input line."""
@@ -60,40 +57,32 @@ class Page:
         return gr.update(value=as_typed(_text(kept[-1]))), kept[:-1], ""
 
     def answer(
-        self,
-        shown: list[dict],
-        system: str,
-        length,
-        temperature,
-        top_p,
-        top_k,
-        penalty,
-        seed,
-        request: gr.Request,
+        self, shown: list[dict], system: str, length, temperature, top_p, top_k, penalty, seed, request: gr.Request
     ):
         """Streams the answer to the last message; yields (conversation, status line)."""
+        if not self.visitors.take(request.session_hash):
+            yield gr.skip(), gr.skip()
+            return
         options = Options(length, MAX_SECONDS, temperature, top_p, top_k, penalty, seed)
         try:
             for chat in self._when_loaded():
                 if chat is None:
                     yield shown, "⏳ The model is still loading; the answer comes as soon as it is there."
-                    continue
-                yield from self._stream(chat, shown, system, options)
+                else:
+                    yield from self._stream(chat, shown, system, options)
+        except ValueError as error:
+            yield shown, f"⚠️ {as_shown(str(error))}"
         finally:
-            self.leave(request)
+            self.visitors.leave(request.session_hash)
 
     def _stream(self, chat, shown: list[dict], system: str, options: Options):
         asked = [{"role": message["role"], "content": as_typed(_text(message))} for message in shown]
         if system.strip():
             asked = [{"role": "system", "content": system[:MAX_CHARACTERS]}, *asked]
-        try:
-            stream = chat.stream(asked, options)
-        except ValueError as error:
-            yield shown, f"⚠️ {as_shown(str(error))}"
-            return
+        stream = chat.stream(asked, options)
         answer, drawn = "", 0.0
         with closing(stream):
-            yield shown, stream.note or "…"
+            yield gr.skip(), stream.note or "…"
             for piece in stream:
                 answer += piece
                 if time.monotonic() - drawn > REDRAW_SECONDS:
@@ -113,24 +102,25 @@ class Page:
             yield f"⏳ {self.loading.message}"
         yield "" if not self.loading.error else f"⚠️ {as_shown(self.loading.error)}"
 
-    def _wait(self, request: gr.Request) -> None:
-        since = self.waiting.get(request.session_hash, 0)
-        if time.monotonic() - since < 2 * MAX_SECONDS and since:
-            raise gr.Error("Your last question is still being answered.", print_exception=False)
-        if len(self.waiting) >= MAX_WAITING:
-            raise gr.Error("Too many visitors are waiting. Try again in a minute.", print_exception=False)
-        self.waiting[request.session_hash] = time.monotonic()
-
     def leave(self, request: gr.Request) -> None:
-        """The visitor has an answer, stopped it, or closed the page."""
-        self.waiting.pop(request.session_hash, None)
+        """The visitor closed the page."""
+        self.visitors.leave(request.session_hash)
 
     def stop(self, request: gr.Request):
         self.leave(request)
-        return idle()
+        return idle(), ""
 
-    def clear(self, request: gr.Request):
-        return self.stop(request), ""
+    def rest(self, request: gr.Request):
+        """The input line after an answer."""
+        return gr.skip() if self.visitors.waits(request.session_hash) else idle()
+
+
+def _problem_of(text: str) -> str:
+    if not text.strip():
+        return "Type a question first."
+    if len(text) > MAX_CHARACTERS:
+        return f"{len(text):,} characters are too many: {MAX_CHARACTERS:,} at most."
+    return ""
 
 
 def _text(message: dict) -> str:
@@ -167,7 +157,7 @@ def idle():
 
 def build(loading: Loading, title: str, examples: list[str], defaults: Options, side_by_side: int = 1):
     """The page as Gradio blocks. `side_by_side`: answers computed at once."""
-    page = Page(loading, defaults)
+    page = Page(loading)
     with gr.Blocks(title=title, analytics_enabled=False, fill_height=True) as blocks:
         gr.Markdown(f"# {title}", elem_id="title")
         shown = gr.Chatbot(
@@ -240,7 +230,7 @@ def _events(page: Page, blocks, shown, status, line, settings, side_by_side) -> 
         line.submit(page.enter, [line, shown], began, **quick),
         shown.example_select(page.example, [shown], began, **quick),
         shown.retry(page.retry, [shown], began, **quick),
-        shown.edit(page.edit, [shown], [shown, status], **quick),
+        shown.edit(page.edit, [shown], began, **quick),
     ]
     answers = []
     for start in starts:
@@ -253,11 +243,11 @@ def _events(page: Page, blocks, shown, status, line, settings, side_by_side) -> 
             show_progress="hidden",
             api_visibility="private",
         )
-        answer.then(idle, None, [line], **quick)
+        answer.then(page.rest, None, [line], **quick)
         answers.append(answer)
-    line.stop(page.stop, None, [line], cancels=answers, **quick)
+    line.stop(page.stop, None, [line, status], cancels=answers, **quick)
     shown.undo(page.undo, [shown], began, **quick)
-    shown.clear(page.clear, None, [line, status], cancels=answers, **quick)
+    shown.clear(page.stop, None, [line, status], cancels=answers, **quick)
     blocks.load(page.status, None, [status], concurrency_limit=None, show_progress="hidden", api_visibility="private")
     blocks.unload(page.leave)
 

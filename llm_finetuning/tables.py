@@ -22,9 +22,7 @@ def answers(chat: Chat, conversations: list[list[dict]], options: Options) -> pd
 def side_by_side(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """The same questions answered by the base and by the finetuned model."""
     columns = ["answer", "ended by"]
-    return pd.concat(
-        {"": after[["question"]], "base": before[columns], "finetuned": after[columns]}, axis="columns"
-    )
+    return pd.concat({"": after[["question"]], "base": before[columns], "finetuned": after[columns]}, axis="columns")
 
 
 def sampled(chat: Chat, messages: list[dict], options: list[Options]) -> pd.DataFrame:
@@ -33,8 +31,7 @@ def sampled(chat: Chat, messages: list[dict], options: list[Options]) -> pd.Data
     shown = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
     return pd.DataFrame(
         [
-            {name: getattr(option, name) for name in shown}
-            | {"answer": reply.text, "ended by": reply.ended_by}
+            {name: getattr(option, name) for name in shown} | {"answer": reply.text, "ended by": reply.ended_by}
             for option, reply in zip(options, replies, strict=True)
         ]
     )

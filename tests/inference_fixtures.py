@@ -24,9 +24,7 @@ def pairs() -> list[dict]:
         ask, tell = f"Which colour does {name} like?", f"{name} likes {COLOURS[name]}."
         rows.append({"prompt": ask, "response": tell})
         turns = [{"role": "user", "content": ask}, {"role": "assistant", "content": tell}]
-        rows.append(
-            {"prompt": "And where is the house?", "response": f"In {PLACES[name]}.", "history": turns}
-        )
+        rows.append({"prompt": "And where is the house?", "response": f"In {PLACES[name]}.", "history": turns})
     return rows
 
 

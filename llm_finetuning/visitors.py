@@ -1,0 +1,44 @@
+"""Who waits for an answer on the page: one question at a time for each visitor, and so many in all."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Ticket:
+    since: float
+    taken: bool = False
+
+
+@dataclass
+class Visitors:
+    """`limit`: questions in the queue, all visitors together. `lost_after`: seconds until a ticket is forgotten."""
+
+    limit: int
+    lost_after: float
+    tickets: dict[str, Ticket] = field(default_factory=dict)
+
+    def refusal(self, visitor: str) -> str:
+        """Gives the visitor a ticket and returns "", or says why there is none."""
+        oldest = time.monotonic() - self.lost_after
+        self.tickets = {v: ticket for v, ticket in self.tickets.items() if ticket.since > oldest}
+        if visitor in self.tickets:
+            return "Your last question is still being answered."
+        if len(self.tickets) >= self.limit:
+            return "Too many visitors are waiting. Try again in a minute."
+        self.tickets[visitor] = Ticket(time.monotonic())
+        return ""
+
+    def take(self, visitor: str) -> bool:
+        """True for the one answer that the visitor's ticket stands for."""
+        ticket = self.tickets.get(visitor)
+        if ticket is None or ticket.taken:
+            return False
+        ticket.taken = True
+        return True
+
+    def waits(self, visitor: str) -> bool:
+        return visitor in self.tickets
+
+    def leave(self, visitor: str) -> None:
+        self.tickets.pop(visitor, None)
