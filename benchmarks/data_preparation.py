@@ -1,7 +1,7 @@
 """Flattening 84,000 messages in 10,000 trees: the original's loop against `flatten(…, replies="joined")`.
 
-python benchmarks/data_preparation.py [--trees 10000] [--runs 3]. Times are wall clock, best of the runs; memory
-is the growth of a child process's peak resident size.
+python benchmarks/data_preparation.py [--trees 10000] [--runs 3]. Times are wall clock, the best of the runs;
+memory is the growth of a child process's peak resident size.
 """
 
 import argparse
@@ -20,20 +20,11 @@ import pandas as pd
 from llm_finetuning import oasst, pairs
 
 WORDS = [f"word{number}" for number in range(5000)]
-LABELS = ["spam", "pii", "not_appropriate", "hate_speech", "sexual_content", "humor", "quality", "toxicity"]
-    "spam",
-    "lang_mismatch",
-    "pii",
-    "not_appropriate",
-    "hate_speech",
-    "sexual_content",
-    "quality",
-    "toxicity",
-]
+LABELS = ["spam", "pii", "not_appropriate", "hate_speech", "humor", "creativity", "quality", "toxicity"]
 
 
 def write_messages(path: Path, trees: int) -> None:
-    """Random trees as flat messages with the fields of the hub's rows, 8.4 messages a tree, 600 characters each."""
+    """Random trees as flat messages with the hub's fields: 8.4 messages a tree, 600 characters each."""
     chance = random.Random(0)
     with path.open("w", encoding="utf-8") as stream:
         for number in range(trees):
@@ -131,21 +122,15 @@ def main() -> None:
         messages = oasst.read_messages(path)
         size = path.stat().st_size / 1e6
     text = messages["text"].str.len().sum() / 1e6
-    print(
-        f"{len(messages):,} messages in {options.trees:,} trees, {text:.0f} MB of text in a file of {size:.0f} MB"
-    )
-    print(
-        f"reading                      {read_time:8.2f} s  {read_memory:6.0f} MB = {read_memory / text:.1f} x the text"
-    )
+    print(f"{len(messages):,} messages in {options.trees:,} trees, {text:.0f} MB of text, a file of {size:.0f} MB")
+    print(f"reading                      {read_time:8.2f} s  {read_memory:6.0f} MB, text x {read_memory / text:.1f}")
     print(f"reading, flattening, writing {whole_time:8.2f} s  {whole_memory:6.0f} MB")
     if original(messages.head(5000)) != ours(messages.head(5000)):
         raise SystemExit("flatten does not give the original's rows")
     fast, fast_memory = measured(ours, messages, options.runs)
     print(f"flatten(…, 'joined')         {fast:8.2f} s  {fast_memory:6.0f} MB")
     slow, slow_memory = measured(original, messages, options.runs)
-    print(
-        f"the original's loop          {slow:8.2f} s  {slow_memory:6.0f} MB  {slow / fast:,.0f} times as long"
-    )
+    print(f"the original's loop          {slow:8.2f} s  {slow_memory:6.0f} MB  {slow / fast:,.0f} times as long")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,7 @@ def funnel(table: pd.DataFrame, title: str) -> Figure:
     """Bars of what each step kept (blue) and dropped (orange); each unit has a panel of its own."""
     units = list(dict.fromkeys(table["unit"]))
     sizes = [int((table["unit"] == unit).sum()) for unit in units]
-    figure = Figure(
-        figsize=(WIDTH, 0.9 + 0.34 * sum(sizes) + 0.25 * len(units)), dpi=DPI, layout="constrained"
-    )
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.34 * sum(sizes) + 0.25 * len(units)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(units), 1, squeeze=False, gridspec_kw={"height_ratios": sizes})
     for axis, unit in zip(panels[:, 0], units, strict=True):
         _funnel_panel(axis, table[table["unit"] == unit], unit)
@@ -129,9 +127,7 @@ def token_lengths(lengths: pd.DataFrame, max_seq_length: int, title: str) -> Fig
         end = max(end, 1.15 * max_seq_length) if part == "total" else end
         axis.hist(values.clip(upper=end), bins=40, range=(0, end), color=colour)
         beyond = int((values > end).sum())
-        axis.set_title(
-            f"{part}: mean {values.mean():,.0f}, median {values.median():,.0f}", fontsize=10, loc="left"
-        )
+        axis.set_title(f"{part}: mean {values.mean():,.0f}, median {values.median():,.0f}", fontsize=10, loc="left")
         axis.set_xlabel("tokens" + (f" (last bar: {beyond:,} longer ones too)" if beyond else ""), fontsize=9)
         axis.set_ylabel("pairs", fontsize=9, color=TEXT)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -60,26 +60,23 @@ def read_messages(
     lines, rows = [], []
     for path in files:
         problems.source = str(path)
-        for line, row in (
-            rows_of_parquet(path, problems) if is_parquet(path) else rows_of_file(path, problems)
-        ):
+        for line, row in rows_of_parquet(path, problems) if is_parquet(path) else rows_of_file(path, problems):
             lines.append(line)
             rows.append(row)
-    if not rows and not problems.found:
-        raise ValueError(f"{source} holds no messages. Download or write it again.")
     order = _arranged(rows, lines, problems)
+    if not order:
+        first = problems.found[0] if problems.found else {"line": 0, "problem": "no message"}
+        raise ValueError(f"{source}: no sound tree; line {first['line']}: {first['problem']}. Write it again.")
     trees = len({rows[row][0] for row in order})
     if split and not origin["split_in_source"]:
-        order = [
-            row for row in order if in_validation(rows[row][0], validation_share) == (split == "validation")
-        ]
+        order = [row for row in order if in_validation(rows[row][0], validation_share) == (split == "validation")]
     messages = _to_frame([rows[row] for row in order])
     messages.attrs = origin | {"split": split, "trees": trees, "skipped": problems.found}
     return messages
 
 
 def _to_frame(rows: list[tuple]) -> pd.DataFrame:
-    """Messages as a table; texts stay the Python objects that they are, pandas' text types would copy them."""
+    """Messages as a table; texts stay Python objects, as pandas' text types would copy them."""
     columns = zip(FIELDS, zip(*rows, strict=True) if rows else [()] * len(FIELDS), strict=True)
     return pd.DataFrame({name: pd.Series(values, dtype=DTYPES.get(name, object)) for name, values in columns})
 
@@ -102,15 +99,11 @@ def _fetch(dataset: str, split: str | None, revision: str) -> tuple[list[Path], 
     """The dataset's parquet files from the Hub, or from its cache when there is no network."""
     from huggingface_hub import snapshot_download
 
-    folder = Path(
-        snapshot_download(dataset, repo_type="dataset", revision=revision, allow_patterns="*.parquet")
-    )
+    folder = Path(snapshot_download(dataset, repo_type="dataset", revision=revision, allow_patterns="*.parquet"))
     files = sorted(folder.rglob("*.parquet"))
     names = {path.name.split("-")[0] for path in files}
     if not files:
-        raise ValueError(
-            f"{dataset} has no parquet files at revision {revision}. Download a file of it and name that."
-        )
+        raise ValueError(f"{dataset} has no parquet files at revision {revision}. Download a file of it and name that.")
     if split and len(names) > 1 and split not in names:
         raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(sorted(names))}.")
     origin = {"source": dataset, "revision": folder.name, "split_in_source": len(names) > 1}

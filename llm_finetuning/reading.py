@@ -3,11 +3,14 @@
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+TREE_ID = re.compile(rb'"message_tree_id"\s*:\s*"([^"\\]+)"')
+"""Finds out to which tree a line belongs that is not valid JSON."""
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -29,9 +32,7 @@ class Problems:
         """Raises ValueError with file, line and cure, or notes {"line", "tree", "problem"}."""
         if self.on_error == "raise":
             place = self.source if line is None else f"{self.source}, {self.unit} {line}"
-            cure = (
-                'Correct the file, or read it with on_error="skip", which leaves that tree out and counts it.'
-            )
+            cure = 'Correct the file, or read it with on_error="skip", which leaves that tree out and counts it.'
             raise ValueError(f"{place}: {problem}. {cure}")
         self.found.append({"line": line, "tree": tree, "problem": problem})
 
@@ -62,8 +63,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            f"{path}, after line {number}: the gzip file is cut off or damaged ({error}). "
-            "Download or copy it again."
+            f"{path}, after line {number}: the gzip file is cut off or damaged ({error}). Download or copy it again."
         ) from error
 
 
@@ -94,7 +94,8 @@ def records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
         try:
             record = parse(line)
         except ValueError as error:
-            problems.add(number, None, str(error))
+            tree = TREE_ID.search(line)
+            problems.add(number, tree[1].decode(errors="replace") if tree else None, str(error))
             continue
         yield number, record
     if number == 0:
