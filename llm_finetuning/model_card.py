@@ -41,7 +41,7 @@ def write(folder: str | Path, facts: dict) -> Path:
         cost: float            what the run cost, in the currency of `rate_per_hour`
         energy_wh: float       watt-hours, if something measured them
         versions: dict         {package: version}
-        loss_figure: path      a PNG that is copied into `folder` as loss.png
+        loss_figure: path      a PNG, copied into `folder` as loss.png unless it is that file
     """
     folder = Path(folder)
     figure = _copy_figure(folder, facts)
@@ -93,9 +93,8 @@ def _title(facts: dict) -> str:
             "model."
         )
     note = " **The base has random weights: this model shows that a machine suffices, and says nothing.**"
-    return (
-        f"# {base}, finetuned on conversations\n\nA chat model: {base} with a LoRA adapter trained in 4 bits "
-        + ("(QLoRA) and merged into 16-bit weights." + (note if base == "rehearsal" else ""))
+    return f"# {base}, finetuned on conversations\n\nA chat model: {base} with a LoRA adapter trained in 4 bits " + (
+        "(QLoRA) and merged into 16-bit weights." + (note if base == "rehearsal" else "")
     )
 
 
@@ -187,9 +186,7 @@ def _limits(facts: dict) -> str:
         else "The licence of the base applies to these weights; it was not known to this run."
     )
     data = facts.get("data", {}).get("licence")
-    return _section(
-        "Limits and licence", f"{text}\n\n{terms}" + (f" Licence of the data: {data}." if data else "")
-    )
+    return _section("Limits and licence", f"{text}\n\n{terms}" + (f" Licence of the data: {data}." if data else ""))
 
 
 def _loading() -> str:
@@ -238,7 +235,9 @@ llama-cli -m model-Q4_K_M.gguf --jinja
 def _copy_figure(folder: Path, facts: dict) -> str:
     if not facts.get("loss_figure"):
         return ""
-    shutil.copyfile(facts["loss_figure"], folder / "loss.png")
+    figure = Path(facts["loss_figure"])
+    if figure.resolve() != (folder / "loss.png").resolve():
+        shutil.copyfile(figure, folder / "loss.png")
     return "loss.png"
 
 

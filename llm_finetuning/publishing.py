@@ -9,13 +9,14 @@ What a stopped run may leave beside `finetuned_phi2`, all cleared up by the next
 import errno
 import os
 import shutil
+import sys
 import time
 import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from llm_finetuning import sums
 from llm_finetuning.copying import (
@@ -74,9 +75,7 @@ def publish(
 class _Job:
     """One publication; the steps of `run` read from top to bottom."""
 
-    def __init__(
-        self, source: Path, target: Path, copied: dict[str, str], drive: Drive | None, sleep: Callable
-    ):
+    def __init__(self, source: Path, target: Path, copied: dict[str, str], drive: Drive | None, sleep: Callable):
         self.source, self.target, self.drive, self.sleep = source, target, drive, sleep
         self.sums = copied | {sums.NAME: sums.hash_file(source / sums.NAME)}  # the list itself goes last
         self.sizes = {name: (source / name).stat().st_size for name in self.sums}
@@ -145,13 +144,12 @@ class _Job:
             )
 
     def not_the_same(self) -> list[str]:
-        return [
-            name for name in self.sums if not is_same(self.partial / name, self.sizes[name], self.sums[name])
-        ]
+        return [name for name in self.sums if not is_same(self.partial / name, self.sizes[name], self.sums[name])]
 
     def copy(self, names: list[str], lock: Lock) -> None:
         total = sum(self.sizes[name] for name in names)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="Publishing", delay=2, leave=False) as bar:
+        look = {"unit": "B", "unit_scale": True, "delay": 2, "mininterval": 2, "file": sys.stdout}
+        with tqdm(total=total, desc=f"Publishing {self.target.name}", **look) as bar:
             for name in names:
                 step = partial(self.copy_one, name, lock, bar)
                 self.retry(step, f"Copying {name}")
@@ -169,9 +167,7 @@ class _Job:
 
     def check_room(self) -> None:
         """Room for what is still to be copied, at the target and on the disk that it passes to Drive by."""
-        there = sum(
-            (self.partial / name).stat().st_size for name in self.sums if (self.partial / name).exists()
-        )
+        there = sum((self.partial / name).stat().st_size for name in self.sums if (self.partial / name).exists())
         needed = max(0, sum(self.sizes.values()) - there) + SPARE
         for place in [self.target.parent, *([self.drive.cache] if self.drive else [])]:
             check_space(place, needed, f"Publishing {self.source.name}")
@@ -246,9 +242,7 @@ def _explained(error: OSError, job: _Job) -> OSError:
         lost = f"The connection to {job.target.parent} stayed lost ({found}). {kept}"
         return type(error)(error.errno, f"{lost} When that folder opens again, {again}")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return type(error)(
-            error.errno, f"{job.target.parent} cannot be written. {kept} Choose another folder"
-        )
+        return type(error)(error.errno, f"{job.target.parent} cannot be written. {kept} Choose another folder")
     return error
 
 
@@ -256,13 +250,9 @@ def zip_adapter(adapter_folder: str | Path, target: str | Path) -> Path:
     """The adapter as one zip for the browser, without pickles; stored, since weights do not shrink."""
     folder, target = Path(adapter_folder), Path(target)
     if not (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder / 'adapter_config.json'} is missing. Train first, or correct the path."
-        )
+        raise FileNotFoundError(f"{folder / 'adapter_config.json'} is missing. Train first, or correct the path.")
     check_no_tokens(folder)
-    names = [
-        name for name in sums.files_below(folder) if Path(name).suffix not in (".bin", ".pt", ".pth", ".pkl")
-    ]
+    names = [name for name in sums.files_below(folder) if Path(name).suffix not in (".bin", ".pt", ".pth", ".pkl")]
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
     with zipfile.ZipFile(temporary, "w") as archive:

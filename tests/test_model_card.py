@@ -154,6 +154,12 @@ def test_loss_figure_travels_along(tmp_path, facts):
     assert (tmp_path / "out" / name).read_bytes() == b"\x89PNG"
 
 
+def test_loss_figure_that_lies_there_already(tmp_path, facts):
+    (tmp_path / "loss.png").write_bytes(b"\x89PNG")
+    assert "(loss.png)" in written(tmp_path, facts | {"loss_figure": tmp_path / "loss.png"})
+    assert (tmp_path / "loss.png").read_bytes() == b"\x89PNG"
+
+
 def test_tables_survive_bars_and_line_breaks(tmp_path, facts):
     facts["settings"]["system_message"] = "a|b\nc"
     assert "| system_message | a\\|b<br>c |" in written(tmp_path, facts)
@@ -190,17 +196,11 @@ def test_data_facts_come_from_the_reports(tmp_path):
             "tokens": {"tokens": 1234, "share_trained": 0.6},
         }
         path.with_suffix(".report.json").write_text(json.dumps(report))
-    facts = card_data.data_facts(
-        tmp_path / "finetuning_data_train.jsonl", tmp_path / "finetuning_data_val.jsonl"
-    )
+    facts = card_data.data_facts(tmp_path / "finetuning_data_train.jsonl", tmp_path / "finetuning_data_val.jsonl")
     assert facts["source"] == "OpenAssistant/oasst1" and facts["licence"] == "Apache-2.0"
     assert facts["languages"] == ["en"]
     text = written(tmp_path, {"base": "microsoft/phi-2", "data": facts})
-    assert (
-        "| train: pairs | 3 |" in text
-        and "| train: tokens | 1,234 |" in text
-        and "| Revision | abc |" in text
-    )
+    assert "| train: pairs | 3 |" in text and "| train: tokens | 1,234 |" in text and "| Revision | abc |" in text
 
 
 def test_pairs_of_ones_own_have_no_report(tmp_path):
