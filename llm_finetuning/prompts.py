@@ -128,8 +128,9 @@ def _render_all(conversations: list[list[dict]], template: Template, add_generat
 
 def _pieces(messages, template, add_generation_prompt) -> list[tuple[bool, str]]:
     """The rendered conversation cut at the template's own special tokens: [(is special token, text), …]."""
+    check_messages(messages)
     mark = _unused_character(messages)
-    guarded = [m | {"content": _guard(m["content"], template, mark)} for m in _checked(messages)]
+    guarded = [m | {"content": _guard(m["content"], template, mark)} for m in messages]
     pieces, rest = [], _text(guarded, template, add_generation_prompt)
     while rest:
         found = [(at, -len(token), token) for token in template.special_tokens if (at := rest.find(token)) >= 0]
@@ -142,11 +143,6 @@ def _pieces(messages, template, add_generation_prompt) -> list[tuple[bool, str]]
     return pieces
 
 
-def _checked(messages: list[dict]) -> list[dict]:
-    check_messages(messages)
-    return messages
-
-
 def _guard(text: str, template: Template, mark: str) -> str:
     """`text` with `mark` inside every special token's name, so that none is found in it."""
     for token in template.special_tokens:
@@ -157,7 +153,7 @@ def _guard(text: str, template: Template, mark: str) -> str:
 
 def _unused_character(messages: list[dict]) -> str:
     """A private-use character that stands nowhere in the conversation."""
-    used = set().union(*(m["content"] for m in messages if isinstance(m.get("content"), str)), "")
+    used = set().union(*(message["content"] for message in messages))
     return next(chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in used)
 
 

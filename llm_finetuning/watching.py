@@ -34,7 +34,7 @@ class Watch(TrainerCallback):
         if state.global_step == 0 and self.settings.eval_steps:
             self.evaluate(state, control)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stdout, mininterval=2)
-        self.seen, self.since = self.trainer.seen_tokens, time.perf_counter()
+        self.seen, self.since, self.watched = self.trainer.seen_tokens, time.perf_counter(), 0.0
         self.peak.start()
         self._listen()
 

@@ -1,0 +1,215 @@
+"""The merge and its proof: right when it is right, and refused when anything else changed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from inference_fixtures import make_tokenizer
+from safetensors.torch import load_file, save_file
+from training_fixtures import prepare, save_base, small_settings, tiny_base  # noqa: F401
+
+from llm_finetuning import merging, proof, scoreboard, training
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base, tmp_path_factory):  # noqa: F811
+    """A trained small run with its adapter saved, and the trained model's held-out loss."""
+    small = prepare(small_settings(tmp_path_factory.mktemp("run"), tiny_base, num_train_epochs=4.0))
+    training.train(small.trainer, small.settings)
+    training.save_adapter(small.trainer, small.template, small.settings)
+    small.after = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
+    small.quantised = merging.quantised_names(small.trainer.model)
+    return small
+
+
+def merge(small, **changed):
+    chosen = small_settings(Path(small.settings.drive_folder), small.settings.model_name, **changed)
+    args = (small.quantised, small.template, small.held_out, small.after)
+    return proof.merge_and_prove(chosen, small.plan, chosen.model_name, *args)
+
+
+@pytest.fixture(scope="module")
+def merged(trained):
+    return merge(trained)
+
+
+def test_the_better_base_is_kept_and_proved(merged):
+    assert set(merged.losses) == {"dequantized", "original"}
+    assert merged.losses[merged.base] == min(merged.losses.values())
+    assert merged.proof.passed.all()
+    assert "12 of 12" in merged.proof.found.to_list()
+    assert [p.name for p in merged.folder.parent.iterdir()] == [merged.base], "the other one was removed"
+
+
+def test_the_folder_answers_with_plain_transformers(merged, trained):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(merged.folder)
+    tokenizer = AutoTokenizer.from_pretrained(merged.folder)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    assert tokenizer.decode(ids[0]) == "Be brief.\nInstruct: Hi\nOutput:"
+    made = model.generate(ids, max_new_tokens=4)
+    assert made.shape[1] > ids.shape[1]
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    assert model.generation_config.suppress_tokens == list(range(len(tokenizer), model.config.vocab_size))
+
+
+@pytest.mark.parametrize("base", ["dequantized", "original"])
+def test_either_base_can_be_forced(trained, base, merged):
+    made = merge(trained, merge_base=base)
+    assert made.base == base and set(made.losses) == {base}
+
+
+def test_merged_weights_are_the_sum_rounded_once(merged, trained):
+    adapter = merging.read_adapter(trained.settings.folders.adapter)
+    weights = merging.BaseWeights(Path(trained.settings.model_name))
+    step = proof._merge(trained.settings, trained.plan, merged.base)
+    name = "model.layers.1.mlp.fc2.weight"
+    a, b = adapter.factors[name]
+    exact = step.start(weights, name, trained.quantised).double() + adapter.scaling * (b.double() @ a.double())
+    found = merging.BaseWeights(merged.folder).read(name)
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-9).all()
+
+
+def test_nf4_weights_are_those_the_layer_computes_with(trained):
+    """`through_nf4` equals what bitsandbytes holds in the trained model."""
+    from bitsandbytes import functional
+
+    layer = trained.trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    held = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    weights = merging.BaseWeights(Path(trained.settings.model_name))
+    again = merging.through_nf4(
+        weights.read("model.layers.0.self_attn.q_proj.weight"), trained.settings, trained.plan.dtype
+    )
+    assert torch.equal(held, again)
+
+
+def tampered(trained, monkeypatch, change):
+    """A merge whose written folder is changed by `change(tensors)` before it is proved."""
+    write = merging.write_merged
+
+    def write_and_tamper(merge, weights, adapter, quantised, folder):
+        write(merge, weights, adapter, quantised, folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(merging, "write_merged", write_and_tamper)
+    with pytest.raises(ValueError) as error:
+        merge(trained, merge_base="original")
+    return str(error.value)
+
+
+def test_another_tensor_changed_is_found(trained, monkeypatch):
+    def change(tensors):
+        tensors["model.final_layernorm.bias"][3] += 1.0
+
+    assert "model.final_layernorm.bias" in tampered(trained, monkeypatch, change)
+
+
+def test_an_intended_tensor_left_out_is_found(trained, monkeypatch):
+    def change(tensors):
+        name = "model.layers.0.mlp.fc1.weight"
+        base = merging.BaseWeights(Path(trained.settings.model_name)).read(name)
+        tensors[name] = base.to(torch.bfloat16)
+
+    said = tampered(trained, monkeypatch, change)
+    assert "11 of 12" in said and "nothing is published" in said
+
+
+def test_broken_weights_never_pass(trained, monkeypatch):
+    def change(tensors):
+        tensors["model.layers.0.mlp.fc1.weight"].fill_(float("nan"))
+
+    assert "logits" in tampered(trained, monkeypatch, change)
+
+
+def test_a_missing_tensor_is_found(trained, monkeypatch):
+    def change(tensors):
+        del tensors["model.layers.1.self_attn.dense.weight"]
+
+    assert "model.layers.1.self_attn.dense.weight" in tampered(trained, monkeypatch, change)
+
+
+def test_an_adapter_of_another_model_is_refused(trained, tmp_path):
+    adapter = merging.read_adapter(trained.settings.folders.adapter)
+    adapter.factors["model.layers.9.mlp.fc1.weight"] = adapter.factors["model.layers.0.mlp.fc1.weight"]
+    weights = merging.BaseWeights(Path(trained.settings.model_name))
+    step = proof._merge(trained.settings, trained.plan, "original")
+    with pytest.raises(ValueError, match="layers.9.mlp.fc1.weight: this adapter is of another model"):
+        merging.write_merged(step, weights, adapter, set(), tmp_path / "x")
+
+
+def test_an_adapter_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train first"):
+        merging.read_adapter(tmp_path)
+
+
+def test_an_adapter_that_is_not_plain_lora(trained, tmp_path):
+    shutil.copytree(trained.settings.folders.adapter, tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    with pytest.raises(ValueError, match="use_dora"):
+        merging.read_adapter(tmp_path / "adapter")
+
+
+def test_shards_are_split_and_indexed(tmp_path, monkeypatch):
+    monkeypatch.setattr(merging, "SHARD_BYTES", 1000)
+    writer = merging.ShardWriter(tmp_path)
+    tensors = {f"t{i}": torch.full((100,), float(i)) for i in range(5)}
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    writer.close()
+    assert len(list(tmp_path.glob("model-0000?-of-00003.safetensors"))) == 3
+    again = merging.BaseWeights(tmp_path)
+    assert all(torch.equal(again.read(name), tensor) for name, tensor in tensors.items())
+
+
+FAMILIES = {
+    "llama": {"num_key_value_heads": 1},
+    "qwen2": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "gpt_neox": {},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 32},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_model_family_trains_and_merges(family, tmp_path):
+    """Nothing but `model_name` changes; a chat template that the tokenizer has is kept."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+    )
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=448,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        **FAMILIES[family],
+    )
+    torch.manual_seed(0)
+    base = save_base(tmp_path / "base", AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)
+    small = prepare(small_settings(tmp_path / "run", base, max_steps=3))
+    assert "[user] What" in tokenizer.decode(small.rows.rows[1]["input_ids"])
+    training.train(small.trainer, small.settings)
+    training.save_adapter(small.trainer, small.template, small.settings)
+    after = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
+    quantised = merging.quantised_names(small.trainer.model)
+    made = proof.merge_and_prove(
+        small.settings, small.plan, str(base), quantised, small.template, small.held_out, after
+    )
+    assert made.proof.passed.all()

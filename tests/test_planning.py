@@ -1,0 +1,120 @@
+"""The plan: sizes from the configuration alone, and decisions that follow the machine."""
+
+import dataclasses
+
+import pytest
+import torch
+from training_fixtures import small_settings
+
+from llm_finetuning import hardware, planning
+from llm_finetuning.hardware import GIB, Machine
+
+
+@pytest.fixture(scope="module")
+def phi2():
+    from transformers import PhiConfig
+
+    return PhiConfig(
+        vocab_size=51200,
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        partial_rotary_factor=0.4,
+        resid_pdrop=0.1,
+        hidden_act="gelu_new",
+    )
+
+
+def gpu(name: str, capability: tuple[int, int], gib: float) -> Machine:
+    return Machine("cuda:0", name, capability, int(gib * GIB), int(gib * GIB), 12 * GIB, 2, 250e12)
+
+
+@pytest.fixture
+def chosen(tmp_path):
+    return small_settings(
+        tmp_path,
+        "m",
+        lora_r=64,
+        lora_dropout=0.0,
+        max_seq_length=1024,
+        tokens_per_step=16384,
+        micro_batch_tokens=0,
+        gradient_checkpointing="auto",
+    )
+
+
+def test_phi2_is_counted_to_the_last_weight(chosen, phi2):
+    size = planning.measure_size(chosen, phi2, torch.bfloat16, torch.bfloat16)
+    assert size.total == 2_779_683_840
+    assert size.adapter == 94_371_840
+    # measured elsewhere on a real forward pass: 2.8 MB a token
+    assert size.activation_bytes == pytest.approx(2.8e6, rel=0.05)
+    wider = planning.measure_size(chosen, phi2, torch.bfloat16, torch.float32)
+    assert wider.activation_bytes > 1.5 * size.activation_bytes, "fp32 adapters keep fp32 copies of their inputs"
+
+
+def test_more_memory_means_larger_micro_batches(chosen, phi2):
+    lengths = [400] * 1000
+    micro = {}
+    for name, gib in {"A100 80": 79, "A100 40": 39, "L4": 22}.items():
+        plan = planning.plan(chosen, gpu(name, (8, 0), gib), phi2, lengths)
+        assert plan.peak_memory <= plan.machine.free_memory
+        assert plan.dtype == torch.bfloat16
+        micro[name] = plan.micro_batch_tokens
+    assert micro["A100 80"] > micro["A100 40"] > micro["L4"]
+
+
+def test_a_t4_gets_float16_and_recomputes(chosen, phi2):
+    plan = planning.plan(chosen, gpu("T4", (7, 5), 14.6), phi2, [400] * 1000)
+    assert (plan.dtype, plan.adapter_dtype) == (torch.float16, torch.float32)
+    assert plan.gradient_checkpointing
+    assert plan.attention == "sdpa"
+
+
+def test_bfloat16_on_a_t4_is_refused(chosen, phi2):
+    with pytest.raises(ValueError, match="only emulates it"):
+        planning.plan(dataclasses.replace(chosen, dtype="bfloat16"), gpu("T4", (7, 5), 14.6), phi2, [400])
+
+
+def test_what_cannot_fit_is_refused_with_the_parameter(chosen, phi2):
+    with pytest.raises(ValueError, match=r"Lower max_seq_length \(1024\) or lora_r"):
+        planning.plan(chosen, gpu("small", (8, 0), 3), phi2, [400])
+
+
+def test_step_arithmetic(chosen, phi2):
+    plan = planning.plan(chosen, gpu("A100", (8, 0), 39), phi2, [400] * 1000)
+    assert plan.accumulation * plan.micro_batch_tokens == pytest.approx(16384, rel=0.1)
+    assert plan.steps == 2 * -(-400_000 // 16384), "two epochs"
+    doubled = planning.plan(
+        dataclasses.replace(chosen, num_train_epochs=4.0), gpu("A100", (8, 0), 39), phi2, [400] * 1000
+    )
+    assert doubled.steps == 2 * plan.steps
+    assert doubled.seconds == pytest.approx(2 * plan.seconds)
+
+
+def test_cost_follows_the_rate(chosen, phi2):
+    plan = planning.plan(dataclasses.replace(chosen, rate_per_hour=2.0), gpu("A100", (8, 0), 39), phi2, [400] * 1000)
+    assert plan.cost == pytest.approx(plan.seconds / 3600 * 2)
+    assert "cost, predicted" in plan.table()["what"].to_list()
+
+
+def test_this_machine_is_looked_at():
+    machine = hardware.look("float32")
+    assert machine.flops > 1e9
+    assert 0 < machine.free_memory <= machine.memory
+
+
+def test_flops_of_phi2_match_the_published_estimate(chosen, phi2):
+    size = planning.measure_size(chosen, phi2, torch.bfloat16, torch.bfloat16)
+    assert planning.flops_per_token(size, 512) == pytest.approx(11.4e9, rel=0.05)
+
+
+def test_packing_on_sdpa_counts_its_mask(chosen, phi2):
+    plain = planning.plan(chosen, gpu("A100", (8, 0), 39), phi2, [400] * 10)
+    assert plain.attention == "sdpa", "there is no GPU here"
+    size = plain.size
+    args = (chosen, plain.machine, size, plain.dtype, plain.adapter_dtype)
+    with_mask = planning.memory_parts(*args, "sdpa", False, 8192)["activations"]
+    without = planning.memory_parts(*args, "varlen", False, 8192)["activations"]
+    assert with_mask > without
