@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from llm_finetuning import sums
+from llm_finetuning import card_texts
 from llm_finetuning.safety import without_tokens
 
 LICENCES = {  # what may be said about the result without asking: licence of the base by its id
@@ -23,6 +23,8 @@ SCORES = ("loss", "perplexity", "stop_rate", "exact_match", "repetition_rate")
 
 def write(folder: str | Path, facts: dict) -> Path:
     """Write `README.md` of the model in `folder` from the facts of its run; returns its path.
+
+    A folder with an adapter_config.json gets the card of an adapter.
 
     facts, all optional but `base`:
         base: str              hub id, or "sample" / "rehearsal" / a local folder, shown by its name alone
@@ -44,9 +46,10 @@ def write(folder: str | Path, facts: dict) -> Path:
         loss_figure: path      a PNG, copied into `folder` as loss.png unless it is that file
     """
     folder = Path(folder)
+    facts = facts | {"adapter": (folder / "adapter_config.json").exists()}
     figure = _copy_figure(folder, facts)
     parts = [_front_matter(facts), *(part(facts) for part in _PARTS), _figure(figure), _samples(facts)]
-    text = "\n\n".join(part for part in [*parts, _limits(facts), _loading()] if part) + "\n"
+    text = "\n\n".join(part for part in [*parts, _limits(facts), _loading(facts)] if part) + "\n"
     path = folder / "README.md"
     temporary = folder / ".README.md.partial"
     temporary.write_text(without_tokens(text), encoding="utf-8")
@@ -70,7 +73,7 @@ def _front_matter(facts: dict) -> str:
         language=sorted({code.split("-")[0] for code in data.get("languages", [])}) or None,
         base_model=facts["base"] if _is_hub_id(facts["base"]) else None,
         datasets=[data["source"]] if _is_hub_id(data.get("source", "")) else None,
-        library_name="transformers",
+        library_name="peft" if facts["adapter"] else "transformers",
         pipeline_tag="text-generation",
         tags=[
             "phi",
@@ -93,16 +96,19 @@ def _title(facts: dict) -> str:
             "model."
         )
     note = " **The base has random weights: this model shows that a machine suffices, and says nothing.**"
-    return f"# {base}, finetuned on conversations\n\nA chat model: {base} with a LoRA adapter trained in 4 bits " + (
-        "(QLoRA) and merged into 16-bit weights." + (note if base == "rehearsal" else "")
+    what = (
+        f"The LoRA adapter, trained in 4 bits (QLoRA), that makes a chat model of {base}."
+        if facts["adapter"]
+        else f"A chat model: {base} with a LoRA adapter trained in 4 bits (QLoRA) and merged into 16-bit weights."
     )
+    return f"# {base}, finetuned on conversations\n\n{what}" + (note if base == "rehearsal" else "")
 
 
 def _origin(facts: dict) -> str:
     revision = facts.get("base_revision")
     rows = {"Base": _name(facts["base"]), "Base revision": revision or "not from the Hub"}
     rows |= {f"Merge: {name}": value for name, value in facts.get("merge", {}).items()}
-    return _section("Base and merge", _table(["", ""], rows.items()))
+    return _section("Base" if facts["adapter"] else "Base and merge", _table(["", ""], rows.items()))
 
 
 def _data(facts: dict) -> str:
@@ -138,7 +144,7 @@ def _scores(facts: dict) -> str:
     text = (
         "All on the same held-out conversations. `before` is the base in 4 bits with the same template, "
         "`after` the "
-        "same with the trained adapter, `merged` this folder. The loss is "
+        "same with the trained adapter, `merged` the merged model. The loss is "
         "token-weighted, over answers only; `stop_rate` is the share of answers that ended by themselves."
     )
     return _section("What was measured", f"{text}\n\n{_table(['', *names], rows)}")
@@ -189,47 +195,11 @@ def _limits(facts: dict) -> str:
     return _section("Limits and licence", f"{text}\n\n{terms}" + (f" Licence of the data: {data}." if data else ""))
 
 
-def _loading() -> str:
-    return _section("How to use it", _LOADING)
+def _loading(facts: dict) -> str:
+    return _section("How to use it", card_texts.ADAPTER if facts["adapter"] else card_texts.MODEL)
 
 
 _PARTS = (_title, _origin, _data, _recipe, _scores, _cost)
-_LOADING = f"""\
-Check that the download is whole, in this folder:
-
-```bash
-{sums.COMMAND}
-```
-
-The prompt format travels with the tokenizer (`apply_chat_template`); do not write it by hand.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # this folder, or its name on the Hub
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-messages = [{{"role": "user", "content": "Hello!"}}]
-prompt = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-answer = model.generate(**prompt, max_new_tokens=256)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
-```
-
-vLLM (a GPU), with an OpenAI-compatible server on port 8000:
-
-```bash
-vllm serve . --max-model-len 2048
-```
-
-llama.cpp: convert and quantise once, then chat.
-
-```bash
-python convert_hf_to_gguf.py . --outfile model-f16.gguf --outtype f16
-llama-quantize model-f16.gguf model-Q4_K_M.gguf Q4_K_M
-llama-cli -m model-Q4_K_M.gguf --jinja
-```"""
 
 
 def _copy_figure(folder: Path, facts: dict) -> str:

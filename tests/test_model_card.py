@@ -160,6 +160,18 @@ def test_loss_figure_that_lies_there_already(tmp_path, facts):
     assert (tmp_path / "loss.png").read_bytes() == b"\x89PNG"
 
 
+def test_card_of_an_adapter(tmp_path, facts):
+    """PEFT writes a README.md of its own, which names the base by its path on this machine."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("---\nbase_model: /root/models/phi-2\n---\n")
+    text = written(tmp_path, facts)
+    data = ModelCard(text).data
+    assert (data.library_name, data.base_model) == ("peft", "microsoft/phi-2")
+    assert "AutoPeftModelForCausalLM" in text and "vllm serve" not in text and "/root" not in text
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        compile(code, "README.md", "exec")
+
+
 def test_tables_survive_bars_and_line_breaks(tmp_path, facts):
     facts["settings"]["system_message"] = "a|b\nc"
     assert "| system_message | a\\|b<br>c |" in written(tmp_path, facts)
