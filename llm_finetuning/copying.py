@@ -113,9 +113,12 @@ def hash_from_disk(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the folder's own entries (names, renames) written to the disk."""
+    """Have the folder's own entries (names, renames) written to the disk; some mounts cannot, and say EINVAL."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)

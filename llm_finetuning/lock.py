@@ -50,7 +50,10 @@ class Lock:
                     "or, if it no longer runs, delete that file, and run this cell again"
                 )
             if not waited:
-                print(f"Waiting for {self._owner()}, which is publishing to the same folder.")
+                print(
+                    f"{self._owner()} is publishing to the same folder. Waiting for its end; on another machine "
+                    f"it counts as ended after {ABANDONED // 60} minutes without a sign of life."
+                )
             self.sleep(STEP)
             waited += STEP
         self.beaten = time.monotonic()

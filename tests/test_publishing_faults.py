@@ -68,9 +68,7 @@ def test_disk_that_is_really_full(tmp_path, world, monkeypatch):
         pytest.skip("mounting a small tmpfs needs root")
     try:
         publishing_room = publishing.check_space
-        monkeypatch.setattr(
-            publishing, "check_space", lambda *_: 0
-        )  # somebody fills the disk after we looked
+        monkeypatch.setattr(publishing, "check_space", lambda *_: 0)  # somebody fills the disk after we looked
         old = publishing.publish(finished(tmp_path / "a", 3), small / "finetuned_phi2")
         with pytest.raises(OSError, match="No space left.*Free space") as error:
             publishing.publish(finished(tmp_path / "b", 4, size=40_000), old)
@@ -169,9 +167,7 @@ def test_transport_errors_are_tried_again_with_growing_pauses(world, monkeypatch
 @pytest.mark.parametrize("number", [IO_ERROR, NOT_CONNECTED])
 def test_connection_that_stays_lost(world, monkeypatch, number):
     monkeypatch.setattr(copying, "write_chunk", FailingWrites(number, at=range(7, 10**9)))
-    with pytest.raises(
-        OSError, match="stayed lost.*When that folder opens again, run this cell again"
-    ) as error:
+    with pytest.raises(OSError, match="stayed lost.*When that folder opens again, run this cell again") as error:
         publish(world)
     assert error.value.errno == number
     assert world.pauses == sorted(world.pauses) and len(world.pauses) == len(copying.PAUSES)
@@ -219,6 +215,19 @@ def test_transport_error_in_any_other_step(world, monkeypatch, step):
     assert len(failures) == 2
     assert version_at(world.target) == 2
     assert only_the_folder(world)
+
+
+def test_mount_that_cannot_sync_a_folder(world, monkeypatch):
+    real = os.fsync
+
+    def refuses_folders(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(22, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(copying.os, "fsync", refuses_folders)
+    publish(world)
+    assert version_at(world.target) == 2
 
 
 # A Drive that shows 0 bytes until it is flushed
