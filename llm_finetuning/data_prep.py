@@ -73,9 +73,7 @@ def cut_long(candidates: list[dict], lengths: list[dict], template, max_length: 
     """The pairs, those over `max_length` tokens cut by `prompts.fit_all`; None where that cannot help."""
     long = [place for place, row in enumerate(lengths) if row["total"] > max_length]
     fitted = list(candidates)
-    for place, pair in zip(
-        long, prompts.fit_all([candidates[p] for p in long], template, max_length), strict=True
-    ):
+    for place, pair in zip(long, prompts.fit_all([candidates[p] for p in long], template, max_length), strict=True):
         fitted[place] = pair
     return fitted
 
@@ -210,9 +208,7 @@ def check_leaks(prepared: Prepared, template) -> pd.DataFrame:
     train = pairs.read_jsonl(path)
     in_train = leaks.overlaps(train, prepared.pairs, settings.leak_similarity)
     in_validation = leaks.overlaps(prepared.pairs, train, settings.leak_similarity)
-    table = pd.DataFrame(
-        {"training pairs": leaks.count(in_train), "validation pairs": leaks.count(in_validation)}
-    )
+    table = pd.DataFrame({"training pairs": leaks.count(in_train), "validation pairs": leaks.count(in_validation)})
     removed = int(in_train.notna().sum()) if settings.remove_leaks else 0
     if removed:
         _rewrite_train(path, train[in_train.isna()], table, template, settings)

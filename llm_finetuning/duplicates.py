@@ -1,5 +1,6 @@
 """Prompts that are the same: exactly after normalisation, or nearly; within a file and between two."""
 
+import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator
 
@@ -9,6 +10,7 @@ from datasketch import MinHash, MinHashLSH
 SHINGLE = 5
 """Letters in a shingle: short enough for a one-line prompt, and needs no word boundaries (Chinese, Thai)."""
 PERMUTATIONS = 128
+NUMBER = re.compile(r"\d+")
 
 
 def normalise(text: str) -> str:
@@ -36,14 +38,15 @@ def similarity(first: np.ndarray, second: np.ndarray) -> float:
 class NearSearch:
     """Finds earlier texts that are at least `threshold` similar: MinHash proposes, exact similarity decides.
 
-    `threshold` is from above 0 to below 1. What MinHash does not propose is missed: at the threshold itself a
-    few in a hundred, well above it practically none (datasketch weighs the two kinds of error).
+    Texts with different numbers in them are never similar: "count to 10" and "count to 100" are two prompts.
+    `threshold` is from above 0 to 1. What MinHash does not propose is missed: at the threshold itself a few in
+    a hundred, well above it practically none (datasketch weighs the two kinds of error).
     """
 
     def __init__(self, threshold: float):
         self.threshold = threshold
         self.index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-        self.shingles: dict[Hashable, np.ndarray] = {}
+        self.known: dict[Hashable, tuple[np.ndarray, list[str]]] = {}
 
     def signature(self, parts: np.ndarray) -> MinHash:
         minhash = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
@@ -52,14 +55,15 @@ class NearSearch:
 
     def add(self, key: Hashable, text: str) -> None:
         parts = shingles(text)
-        self.shingles[key] = parts
+        self.known[key] = parts, NUMBER.findall(text)
         self.index.insert(key, self.signature(parts))
 
     def like(self, text: str) -> Iterator[Hashable]:
         """Keys of the texts that are similar enough."""
         parts = shingles(text)
         for key in self.index.query(self.signature(parts)):
-            if similarity(parts, self.shingles[key]) >= self.threshold:
+            other, numbers = self.known[key]
+            if similarity(parts, other) >= self.threshold and numbers == NUMBER.findall(text):
                 yield key
 
 

@@ -30,9 +30,7 @@ class Forest:
         """Raises ValueError when a column is missing, a text is null, or the rows are no forest."""
         missing = [name for name in REQUIRED if name not in messages.columns]
         if missing:
-            raise ValueError(
-                f"The messages lack the columns {', '.join(missing)}. Read them with read_messages."
-            )
+            raise ValueError(f"The messages lack the columns {', '.join(missing)}. Read them with read_messages.")
         columns = {name: as_list(messages[name]) for name in REQUIRED}
 
         def complain(row: int, problem: str) -> None:
@@ -91,9 +89,7 @@ def count_trees(forest: Forest, funnel: Funnel, attrs: dict, tree_states: Sequen
         funnel.step(f"in the {attrs['split']} split", "tree", len(roots))
     if tree_states:
         states = forest["tree_state"]
-        forest.drop_branches(
-            [forest.above[row] >= 0 or state in tree_states for row, state in enumerate(states)]
-        )
+        forest.drop_branches([forest.above[row] >= 0 or state in tree_states for row, state in enumerate(states)])
         funnel.step(f"tree state {', '.join(tree_states)}", "tree", sum(forest.alive[row] for row in roots))
     funnel.step("messages of these trees", "message", forest.count())
 

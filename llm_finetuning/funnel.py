@@ -12,9 +12,7 @@ class Funnel:
     def step(self, name: str, unit: str, kept: int) -> None:
         """Adds a step. The first one of a unit drops nothing."""
         before = [row["kept"] for row in self.rows if row["unit"] == unit]
-        self.rows.append(
-            {"step": name, "unit": unit, "kept": kept, "dropped": before[-1] - kept if before else 0}
-        )
+        self.rows.append({"step": name, "unit": unit, "kept": kept, "dropped": before[-1] - kept if before else 0})
 
     def frame(self) -> pd.DataFrame:
         """Columns step, unit, kept, dropped."""

@@ -48,12 +48,11 @@ def read_pairs(
     problems = Problems(str(path), on_error)
     pairs = [pair | {"message_tree_id": tree_of(pair)} for pair in _pairs(path, problems)]
     read = len(pairs)
+    if read == 0:
+        first = problems.found[0] if problems.found else {"line": 1, "problem": "no record"}
+        raise ValueError(f"{path}: no pairs; line {first['line']}: {first['problem']}. Write it again.")
     if split:
-        pairs = [
-            p
-            for p in pairs
-            if in_validation(p["message_tree_id"], validation_share) == (split == "validation")
-        ]
+        pairs = [p for p in pairs if in_validation(p["message_tree_id"], validation_share) == (split == "validation")]
     frame = to_frame(pairs)
     frame.attrs = {"source": path.name, "sha256": sha256(path), "split": split}
     frame.attrs |= {"read": read, "skipped": problems.found}
@@ -64,9 +63,7 @@ def tree_of(pair: dict) -> str:
     """The pair's message_tree_id, or one shared by all conversations with the same first user turn."""
     if pair.get("message_tree_id"):
         return pair["message_tree_id"]
-    said = [turn["content"] for turn in pair.get("history") or [] if turn["role"] == "user"] + [
-        pair["prompt"]
-    ]
+    said = [turn["content"] for turn in pair.get("history") or [] if turn["role"] == "user"] + [pair["prompt"]]
     return "own-" + hashlib.sha256(normalise(said[0]).encode("utf-8")).hexdigest()[:16]
 
 
@@ -94,8 +91,7 @@ def pairs_of_chat(record: dict) -> list[dict]:
     others = {name: value for name, value in record.items() if name != "messages"}
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     return [
-        others
-        | {"prompt": turns[at - 1]["content"], "response": turns[at]["content"], "history": turns[: at - 1]}
+        others | {"prompt": turns[at - 1]["content"], "response": turns[at]["content"], "history": turns[: at - 1]}
         for at in range(start + 1, len(turns), 2)
     ]
 
@@ -108,9 +104,7 @@ def _csv_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
             reader = csv.DictReader(stream, strict=True)
             lacking = {"prompt", "response"} - set(reader.fieldnames or ())
             if lacking:
-                raise ValueError(
-                    f"{path}, line 1: no column {', '.join(sorted(lacking))}. Name the columns there."
-                )
+                raise ValueError(f"{path}, line 1: no column {', '.join(sorted(lacking))}. Name the columns there.")
             for record in reader:
                 if None in record or None in record.values():
                     problems.add(reader.line_num, None, f"expected {len(reader.fieldnames)} values")
@@ -122,7 +116,7 @@ def _csv_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from error
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from error
+        raise ValueError(f"{path}, after line {reader.line_num}: not valid CSV ({error}). Correct it there.") from error
 
 
 CSV_COLUMNS = ("prompt", "response", "lang", "message_tree_id", "message_id")

@@ -57,9 +57,7 @@ def check_turns(turns, name: str) -> None:
         raise ValueError(f"{name} is {type(turns).__name__}, expected a list of turns")
     for number, turn in enumerate(turns, 1):
         if type(turn) is not dict or turn.get("role") not in TURN_ROLES or not is_text(turn.get("content")):
-            raise ValueError(
-                f"turn {number} of {name} lacks a role ({', '.join(TURN_ROLES)}) or a text as content"
-            )
+            raise ValueError(f"turn {number} of {name} lacks a role ({', '.join(TURN_ROLES)}) or a text as content")
 
 
 def _shown(record: dict, name: str) -> str:
@@ -95,9 +93,7 @@ def write_jsonl(pairs: pd.DataFrame | Iterable[dict], path: str | Path) -> Path:
     path = Path(path)
     rows = to_records(pairs) if isinstance(pairs, pd.DataFrame) else list(pairs)
     if not rows:
-        raise ValueError(
-            f"no pair to write to {path.name}. Loosen the filters, or check the source and its split."
-        )
+        raise ValueError(f"no pair to write to {path.name}. Loosen the filters, or check the source and its split.")
     for number, row in enumerate(rows, 1):
         try:
             check(row)

@@ -38,9 +38,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} is not a complete parquet file ({error}). Download or copy it again."
-        ) from error
+        raise ValueError(f"{path} is not a complete parquet file ({error}). Download or copy it again.") from error
 
 
 def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
@@ -66,9 +64,7 @@ def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple
                     continue
                 yield number, row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}, after row {number}: damaged ({error}). Download or copy it again."
-        ) from error
+        raise ValueError(f"{path}, after row {number}: damaged ({error}). Download or copy it again.") from error
 
 
 def _messages(batch: pa.RecordBatch) -> Iterator[dict]:

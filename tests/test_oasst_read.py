@@ -57,7 +57,9 @@ def parallel(labels: dict) -> dict:
 
 
 def write_parquet(path: Path, messages: list[dict]) -> None:
-    pq.write_table(pa.Table.from_pylist([m | {"labels": parallel(m["labels"])} for m in messages]), path)
+    names = dict.fromkeys(name for message in messages for name in message)
+    rows = [dict.fromkeys(names) | message | {"labels": parallel(message["labels"])} for message in messages]
+    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 TREES = [tree("t0"), tree("t1"), tree("t2")]
