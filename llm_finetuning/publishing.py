@@ -83,8 +83,8 @@ class _Job:
         self.previous = target.parent / f".{target.name}.previous"
 
     def run(self, lock: Lock) -> None:
-        self.retry(self.check_target, "Looking at what is there")
         self.retry(self.recover, "Looking at what is there")
+        self.retry(self.check_target, "Looking at what is there")
         if self.retry(self.is_published, "Looking at what is there"):
             return
         self.retry(self.remove_other_partials, "Clearing up")

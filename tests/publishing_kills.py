@@ -1,6 +1,6 @@
 """Run by test_publishing_faults: kill a publishing process at every step that it makes, and at random times.
 
-usage: publishing_kills.py FOLDER steps|fresh|random; prints one JSON object: kills, and what went wrong
+usage: publishing_kills.py FOLDER steps|fresh|between|random; prints one JSON object: kills, and what went wrong
 A process forks from this one, publishes version 2 over version 1, and dies by SIGKILL. Then the final name
 must hold a whole version, or nothing while the last good one lies aside; publishing once more must end well.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from publishing_world import finished, version_at
 
-from llm_finetuning import copying, publishing
+from llm_finetuning import copying, publishing, sums
 
 EVENTS = ("open", "os.", "shutil.")
 
@@ -24,12 +24,16 @@ EVENTS = ("open", "os.", "shutil.")
 def main(folder: Path, how: str) -> None:
     old, new = (
         finished(folder / "old", 1),
-        finished(folder / "new", 2, 5000 if how != "random" else 3_000_000),
+        finished(folder / "new", 2, 5000 if how != "random" else 1_000_000),
     )
     kept = folder / "kept"
     kept.mkdir()
     if how != "fresh":
         publishing.publish(old, kept / "finetuned_phi2")
+    if how == "between":  # as a run leaves it that was killed between its two renames
+        os.rename(kept / "finetuned_phi2", kept / ".finetuned_phi2.previous")
+        digits = sums.hash_file(new / "SHA256SUMS")[:12]
+        shutil.copytree(new, kept / f".finetuned_phi2.partial-{digits}")
     problems, kills = [], 0
     for moment in moments(how):
         shutil.rmtree(folder / "drive", ignore_errors=True)
@@ -47,7 +51,7 @@ def moments(how: str):
     if how != "random":
         return range(1, 2000)
     chance = random.Random(7)
-    return [chance.uniform(0, 0.06) for _ in range(60)]
+    return [chance.uniform(0, 0.06) for _ in range(36)]
 
 
 def killed(source: Path, target: Path, how: str, moment: float) -> bool:
@@ -106,7 +110,5 @@ def judged(source: Path, target: Path, how: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    os.fsync = lambda handle: (
-        None
-    )  # it guards against power cuts, not against kills, and takes most of the time
+    os.fsync = lambda handle: None  # it guards against power cuts, not against kills, and takes most of the time
     main(Path(sys.argv[1]), sys.argv[2])

@@ -85,7 +85,17 @@ def test_disk_that_is_really_full(tmp_path, world, monkeypatch):
 # A process killed
 
 
-@pytest.mark.parametrize(("how", "at_least"), [("steps", 80), ("fresh", 50), ("random", 20)])
+def test_recovery_itself_was_killed(world):
+    """A damaged new version was being taken away again, its list first, when the process died."""
+    world.target.rename(world.target.with_name(".finetuned_phi2.previous"))
+    finished(world.target, 5)
+    (world.target / "SHA256SUMS").unlink()
+    publish(world)
+    assert version_at(world.target) == 2
+    assert only_the_folder(world)
+
+
+@pytest.mark.parametrize(("how", "at_least"), [("steps", 80), ("fresh", 50), ("between", 30), ("random", 10)])
 def test_killed_at_any_moment(tmp_path, how, at_least):
     script = Path(__file__).with_name("publishing_kills.py")
     paths = os.pathsep.join([str(script.parent), str(script.parents[1])])
