@@ -40,7 +40,7 @@ gguf: .venv/gguf
 	rm -rf .gguf && mkdir .gguf
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest .gguf -r requirements-gguf.txt
 	tar -xzf .gguf/llama_cpp_python-*.tar.gz -C .gguf && rm .gguf/*.tar.gz
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt .gguf/llama_cpp_python-*
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --quiet --constraint constraints.txt .gguf/llama_cpp_python-*
 	@touch $@
 
 # The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry).
