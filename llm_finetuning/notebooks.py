@@ -75,9 +75,7 @@ def run(assigned: list[dict], output: Path, steps: tuple[Step, ...] = STEPS) -> 
         finished.remember(name, finished.inputs(step.notebook, values, output, step.reads), output)
 
 
-def prepare(
-    profile: str, output: Path, typed: list[tuple[str, str]], steps: tuple[Step, ...] = STEPS
-) -> list[dict]:
+def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tuple[Step, ...] = STEPS) -> list[dict]:
     """Checks everything that can be known before a notebook runs; returns the parameters of each.
 
     Raises ValueError with all problems of names and values at once, FileNotFoundError for a missing profile
@@ -90,7 +88,7 @@ def prepare(
         if step.settings_class:
             problems += _problems(step.settings_class, cell | values)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ValueError("\n".join(dict.fromkeys(problems)))
     _make_writable(output)
     return assigned
 
@@ -163,9 +161,7 @@ def _make_writable(output: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise OSError(
-            f"cannot write to {output}: {error.strerror}. Choose another folder with --output"
-        ) from None
+        raise OSError(f"cannot write to {output}: {error.strerror}. Choose another folder with --output") from None
 
 
 def _prepare_kernels() -> None:
@@ -173,9 +169,7 @@ def _prepare_kernels() -> None:
     kernels = Path(sys.prefix) / "share" / "jupyter"
     os.environ["JUPYTER_PATH"] = _first(kernels, os.environ.get("JUPYTER_PATH"))
     os.environ["PYTHONPATH"] = _first(ROOT, os.environ.get("PYTHONPATH"))
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = (
-        "1"  # else the debugger's warning stands in the progress bar
-    )
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger's warning stands in the progress bar
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
 
@@ -185,9 +179,7 @@ def _first(path: Path, others: str | None) -> str:
 
 
 def _death(notebook: Path, running: Path) -> str:
-    started = [
-        c for c in nbformat.read(running, 4).cells if c.metadata.get("papermill", {}).get("start_time")
-    ]
+    started = [c for c in nbformat.read(running, 4).cells if c.metadata.get("papermill", {}).get("start_time")]
     return (
         f"{notebook.name} failed: its process was killed in this cell, most often for want of memory:\n"
         f"{started[-1].source}\n"

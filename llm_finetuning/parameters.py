@@ -5,6 +5,7 @@ YAML file of the same names. Nothing is run before every name and value has been
 """
 
 import ast
+import difflib
 import re
 from pathlib import Path
 
@@ -30,9 +31,7 @@ for _tag, _pattern, _starts in (
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
 ):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_starts, ""]
-    )
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_starts, ""])
 
 
 def defaults(notebook: Path) -> dict[str, object]:
@@ -64,9 +63,7 @@ def read_profile(profile: str) -> dict[str, object]:
         path = Path(profile)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise FileNotFoundError(
-            f"profile {profile!r} not found: say one of {known}, or the path of a YAML file"
-        )
+        raise FileNotFoundError(f"profile {profile!r} not found: say one of {known}, or the path of a YAML file")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -108,7 +105,9 @@ def assign(cells: list[dict], profile: dict, typed: list[tuple[str, str]], outpu
 
 
 def _unknown(name: str, known: dict) -> str:
-    return f"{name}: no notebook has this parameter; there are {', '.join(sorted(known))}"
+    close = difflib.get_close_matches(name, known, n=3)
+    cure = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
+    return f"{name}: no notebook has this parameter; {cure}"
 
 
 def _absolute(name: str, value: object) -> object:

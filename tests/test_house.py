@@ -75,7 +75,7 @@ def test_a_notebook_shows_and_the_package_does(path):
 def test_a_text_stands_before_each_step(path):
     kinds = [c.cell_type for c in nbformat.read(path, 4).cells]
     assert kinds[0] == "markdown"
-    assert "code code code" not in " ".join(kinds)
+    assert "code code code code" not in " ".join(kinds)
 
 
 @each
