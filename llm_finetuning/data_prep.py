@@ -56,17 +56,26 @@ def is_messages(source: pd.DataFrame) -> bool:
 
 def prepare(settings: DataPrep, source: pd.DataFrame, template) -> Prepared:
     """Flattens and filters what `read` gave, as the settings say, and counts tokens on the way."""
-    measured: list[dict] = []
+    known: dict[tuple, dict] = {}
+    candidates: list[dict] = []
 
-    def fit(candidates: list[dict]) -> list[dict | None]:
-        measured.extend(prompts.lengths(candidates, template))
-        return cut_long(candidates, measured, template, settings.max_seq_length)
+    def fit(found: list[dict]) -> list[dict | None]:
+        candidates.extend(found)
+        return cut_long(found, measured(found, template, known), template, settings.max_seq_length)
 
     flat = flatten(settings, source, fit if settings.filters["drop_too_long"] == "yes" else None)
-    final = prompts.lengths(pairs.to_records(flat.pairs), template)
-    final_lengths = pd.DataFrame(final, columns=list(reports.PARTS))
-    lengths = pd.DataFrame(measured, columns=list(reports.PARTS)) if measured else final_lengths
-    return Prepared(settings, source, flat.pairs, flat.funnel, lengths, final_lengths)
+    final = measured(pairs.to_records(flat.pairs), template, known)
+    first = measured(candidates, template, known) if candidates else final
+    tables = [pd.DataFrame(rows, columns=list(reports.PARTS)) for rows in (first, final)]
+    return Prepared(settings, source, flat.pairs, flat.funnel, *tables)
+
+
+def measured(found: list[dict], template, known: dict[tuple, dict]) -> list[dict]:
+    """`prompts.lengths` of the pairs, of those in `known` (texts of a pair → its lengths) without counting again."""
+    keys = [(p["prompt"], p["response"], *(turn["content"] for turn in p["history"])) for p in found]
+    new = {key: pair for key, pair in zip(keys, found, strict=True) if key not in known}
+    known.update(zip(new, prompts.lengths(list(new.values()), template), strict=True))
+    return [known[key] for key in keys]
 
 
 def cut_long(candidates: list[dict], lengths: list[dict], template, max_length: int) -> list[dict | None]:

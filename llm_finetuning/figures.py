@@ -1,5 +1,6 @@
-"""Every plot of the notebooks. A figure function takes plain data and returns a matplotlib Figure."""
+"""The plots of the data preparation, and what all plots share. A figure function takes plain data and returns a matplotlib Figure."""
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,20 @@ WIDTH = 8.0  # inches: 1,200 pixels, a README's column at twice its density
 MOST_BARS = 12
 
 
+class Plot(Figure):
+    """A figure that a notebook shows as a picture by itself, without pyplot and without a magic command."""
+
+    def _repr_png_(self) -> tuple[bytes, dict]:
+        """(PNG, its size on the page in CSS pixels: 100 to the inch, so that small print stays sharp)."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        width, height = self.get_size_inches()
+        return buffer.getvalue(), {"width": round(100 * width), "height": round(100 * height)}
+
+
 def new_figure(rows: int = 1, columns: int = 1, height: float = 3.4) -> tuple[Figure, np.ndarray]:
     """An empty figure in the shared style and its (rows, columns) axes."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    figure = Plot(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
@@ -45,7 +57,7 @@ def funnel(table: pd.DataFrame, title: str) -> Figure:
     """Bars of what each step kept (blue) and dropped (orange); each unit has a panel of its own."""
     units = list(dict.fromkeys(table["unit"]))
     sizes = [int((table["unit"] == unit).sum()) for unit in units]
-    figure = Figure(figsize=(WIDTH, 0.9 + 0.34 * sum(sizes) + 0.25 * len(units)), dpi=DPI, layout="constrained")
+    figure = Plot(figsize=(WIDTH, 0.9 + 0.34 * sum(sizes) + 0.25 * len(units)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(units), 1, squeeze=False, gridspec_kw={"height_ratios": sizes})
     for axis, unit in zip(panels[:, 0], units, strict=True):
         _funnel_panel(axis, table[table["unit"] == unit], unit)

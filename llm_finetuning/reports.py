@@ -120,6 +120,12 @@ def report_path(pairs_path: Path) -> Path:
 
 
 def read_report(pairs_path: Path) -> dict:
+    """Raises FileNotFoundError when the file of pairs was not written by the data preparation."""
+    if not report_path(pairs_path).exists():
+        raise FileNotFoundError(
+            f"{report_path(pairs_path).name} not found in {pairs_path.parent}. Run the notebook in Data Prep that "
+            f"writes {pairs_path.name}; it writes the report too."
+        )
     return json.loads(report_path(pairs_path).read_text(encoding="utf-8"))
 
 

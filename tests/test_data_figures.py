@@ -80,6 +80,13 @@ def test_a_saved_figure_is_a_whole_png(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG") and list(path.parent.iterdir()) == [path]
 
 
+def test_a_notebook_shows_the_picture():
+    from IPython.core.formatters import DisplayFormatter
+
+    data, metadata = DisplayFormatter().format(PLOTS["shape"])
+    assert data["image/png"].startswith(b"\x89PNG") and metadata["image/png"]["width"] == 800
+
+
 def test_the_outline_indents_replies_and_escapes_texts():
     messages = pd.DataFrame(
         [("q", None, "prompter", "<script>", None), ("a", "q", "assistant", "Answer", 0)],
