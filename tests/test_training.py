@@ -35,7 +35,7 @@ def test_rows_say_what_became_of_every_pair(run):
     rows = training.rows_from(pairs, run.template, 96)
     assert (rows.read, rows.dropped, rows.shortened) == (8, 1, 1)
     assert len(rows.rows) == 7
-    assert rows.too_long[512] == 0
+    assert rows.too_long == {512: 1 / 8, 1024: 0, 2048: 0}
     assert max(rows.lengths) <= 96
 
 
@@ -125,9 +125,11 @@ def test_only_adapters_are_trained_and_in_every_layer(run):
     assert {p.dtype for p in run.trainer.model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_a_target_that_matches_nothing_stops(run):
+def test_a_target_that_matches_nothing_stops(tiny_base):  # noqa: F811
+    from transformers import AutoModelForCausalLM
+
     with pytest.raises(ValueError, match="Wqkv match no linear module.*q_proj"):
-        qlora.target_names(run.trainer.model.get_base_model(), "Wqkv, fc1")
+        qlora.target_names(AutoModelForCausalLM.from_pretrained(tiny_base), "Wqkv, fc1")
 
 
 def test_selfcheck_measures_and_leaves_no_trace(run):
