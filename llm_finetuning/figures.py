@@ -1,4 +1,4 @@
-"""The plots of the data preparation, and what all plots share. A figure function takes plain data and returns a matplotlib Figure."""
+"""The plots of the data preparation, and what all plots share. A figure function takes plain data, returns a Figure."""
 
 import io
 import os

@@ -97,7 +97,7 @@ def token_statistics(lengths: pd.DataFrame, max_seq_length: int) -> dict:
 
 def token_table(statistics: dict) -> pd.DataFrame:
     """token_statistics as a table: one row a part, in tokens."""
-    return pd.DataFrame({part: statistics[part] for part in PARTS}).T
+    return pd.DataFrame.from_dict({part: statistics[part] for part in PARTS}, orient="index")
 
 
 def random_pairs(pairs: pd.DataFrame, number: int = EXAMPLES) -> pd.DataFrame:
