@@ -29,7 +29,7 @@ class Recipe:
     rows: int = 16
     row_tokens: int = 128
     """One step reads rows × row_tokens tokens."""
-    steps: int = 350
+    steps: int = 250
     learning_rate: float = 3e-3
     """Peak, per step; rises over a tenth of the steps and falls to zero as a cosine."""
     seed: int = 20
