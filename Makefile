@@ -27,6 +27,13 @@ format: .venv/ready
 	$(BIN)/ruff format .
 	$(NOTEBOOKS) | xargs -0 -r $(BIN)/nbstripout
 
+# Training killed twenty times at random moments, and resumed each time; `make test` does it three times.
+soak: .venv/ready
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/test_training.py -k killed --kills 20 $(ARGS)
+
+bench: .venv/ready
+	set -e; for part in benchmarks/*.py; do echo "== $$part"; $(BIN)/python "$$part"; done
+
 jupyter: .venv/ready
 	$(BIN)/jupyter lab
 
