@@ -5,6 +5,7 @@ GPUs, and stands beside what was measured when the run is over.
 """
 
 import math
+import os
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -59,6 +60,9 @@ class Plan:
     gradient_checkpointing: bool
     micro_batch_tokens: int
     accumulation: int
+    """Micro-batches per optimizer step and process."""
+    processes: int
+    """Processes that train together, each on a device of its own; WORLD_SIZE as torchrun sets it."""
     optimizer: str
     rows: int
     tokens: int
@@ -72,6 +76,11 @@ class Plan:
     @property
     def device(self) -> str:
         return self.machine.device
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimizer step over all processes."""
+        return self.accumulation * self.processes * self.micro_batch_tokens
 
     @property
     def peak_memory(self) -> float:
@@ -90,8 +99,8 @@ class Plan:
             ("pairs", f"{self.rows:,} × {per_step:,.0f} tokens on average = {self.tokens:,} tokens an epoch"),
             (
                 "optimizer step",
-                f"{self.accumulation} × {self.micro_batch_tokens:,} tokens ="
-                f" {self.accumulation * self.micro_batch_tokens:,} tokens",
+                f"{self.accumulation * self.processes} × {self.micro_batch_tokens:,} tokens ="
+                f" {self.step_tokens:,} tokens" + (f", {self.processes} processes" * (self.processes > 1)),
             ),
             ("steps", f"{self.steps:,}"),
             *[(f"memory: {part}", as_gib(count)) for part, count in self.memory.items()],
@@ -130,10 +139,11 @@ def plan(
     chosen = hardware.choose_attention(settings.attention, machine, dtype, settings.packing)
     size = measure_size(settings, model_config, dtype, adapter_dtype)
     checkpointing, micro = fit_memory(settings, machine, size, dtype, adapter_dtype, chosen)
-    accumulation = max(1, round(settings.tokens_per_step / micro))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulation = max(1, round(settings.tokens_per_step / micro / processes))
     tokens = sum(lengths)
     batches = math.ceil(tokens / micro)
-    epoch_steps = math.ceil(batches / accumulation)
+    epoch_steps = math.ceil(batches / (accumulation * processes))
     steps = settings.max_steps if settings.max_steps > 0 else math.ceil(epoch_steps * settings.num_train_epochs)
     draft = Plan(
         machine=machine,
@@ -144,6 +154,7 @@ def plan(
         gradient_checkpointing=checkpointing,
         micro_batch_tokens=micro,
         accumulation=accumulation,
+        processes=processes,
         optimizer=choose_optimizer(settings, machine),
         rows=len(lengths),
         tokens=tokens,
@@ -159,10 +170,10 @@ def plan(
 
 def with_costs(draft: Plan, settings: Finetuning) -> Plan:
     """The plan with time, disk and cost for its number of steps."""
-    trained = draft.steps * draft.accumulation * min(draft.micro_batch_tokens, draft.tokens)
+    trained = draft.steps * min(draft.step_tokens, draft.tokens)
     mean_length = draft.tokens / max(1, draft.rows)
     flops = trained * flops_per_token(draft.size, mean_length, draft.gradient_checkpointing)
-    seconds = flops / (draft.machine.flops * EFFICIENCY)
+    seconds = flops / (draft.machine.flops * EFFICIENCY * draft.processes)
     checkpoint = draft.size.adapter * (draft.adapter_dtype.itemsize + 8)
     merged = draft.size.total * 2
     return replace(

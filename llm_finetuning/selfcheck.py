@@ -34,8 +34,7 @@ def run(trainer, rows, template, settings, plan, steps: int) -> Checks:
         found.append(("longest batch, forward and backward", f"loss {loss:.3f}, gradient norm {norm:.3f}, finite"))
         per_token = seconds_per_token(trainer)
     found.append(("a checkpoint written and read back", check_checkpoint(trainer.model)))
-    tokens = steps * min(plan.accumulation * plan.micro_batch_tokens, plan.tokens)
-    seconds = per_token * tokens
+    seconds = per_token * steps * min(plan.step_tokens, plan.tokens) / plan.processes
     found += [
         ("speed", f"{1 / per_token:,.0f} tokens/s over {TIMED_BATCHES} micro-batches"),
         ("time for the run, from these", readable_seconds(seconds)),

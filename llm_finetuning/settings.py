@@ -5,6 +5,7 @@ package and no heavy library is imported here, so a typing mistake is answered a
 """
 
 import dataclasses
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,24 @@ def from_cell(settings_class: type, namespace: dict):
     fields = {field.name: field.type for field in dataclasses.fields(settings_class)}
     missing = [name for name in fields if name not in namespace]
     if missing:
-        raise ValueError(
-            "\n".join(f"{name} is missing: the parameters cell has to define it" for name in missing)
-        )
+        raise ValueError("\n".join(f"{name} is missing: the parameters cell has to define it" for name in missing))
     values = {name: namespace[name] for name in fields}
     values |= {name: float(v) for name, v in values.items() if fields[name] is float and type(v) is int}
     return settings_class(**values)
+
+
+def from_file(settings_class: type, path: str | Path):
+    """The settings that `save` wrote. Raises FileNotFoundError, or ValueError like `from_cell`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: the finetuning notebook writes it as settings.json to drive_folder")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}:{error.lineno}: no JSON ({error.msg}); run the notebook's settings cell again"
+        ) from error
+    return from_cell(settings_class, values)
 
 
 def _wrong_types(settings) -> list[str]:
@@ -315,7 +328,8 @@ class Finetuning:
                 ),
                 (
                     self.micro_batch_tokens == 0 or self.micro_batch_tokens >= self.max_seq_length,
-                    f"micro_batch_tokens = {self.micro_batch_tokens}: 0 or at least {self.max_seq_length} (max_seq_length)",
+                    f"micro_batch_tokens = {self.micro_batch_tokens}: 0 or at least max_seq_length"
+                    + f" ({self.max_seq_length})",
                 ),
                 *[
                     (getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: at least 1")
@@ -347,6 +361,13 @@ class Finetuning:
         value = getattr(self, name)
         return value in allowed, f"{name} = {value!r}: one of {', '.join(allowed)}"
 
+    def save(self, path: Path) -> Path:
+        """Writes the settings as JSON, beside and renamed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        return partial.replace(path)
+
     @property
     def folders(self) -> "Folders":
         return Folders(Path(self.drive_folder), Path(self.work_folder))
@@ -367,6 +388,7 @@ class Folders:
     base = property(lambda self: self.drive / "base")
     published = property(lambda self: self.drive / "finetuned_phi2")
     figures = property(lambda self: self.drive / "figures")
+    settings = property(lambda self: self.drive / "settings.json")
     scoreboard = property(lambda self: self.drive / "scoreboard.json")
     metrics = property(lambda self: self.drive / "metrics.jsonl")
 
@@ -433,13 +455,9 @@ class Inference:
         )
 
     folder = property(
-        lambda self: (
-            Path(self.model_folder) if self.model_folder else Path(self.drive_folder) / "finetuned_phi2"
-        )
+        lambda self: Path(self.model_folder) if self.model_folder else Path(self.drive_folder) / "finetuned_phi2"
     )
     prompts = property(
-        lambda self: (
-            Path(self.prompts_file) if self.prompts_file else Path(self.drive_folder) / "prompts.jsonl"
-        )
+        lambda self: Path(self.prompts_file) if self.prompts_file else Path(self.drive_folder) / "prompts.jsonl"
     )
     answers = property(lambda self: Path(self.drive_folder) / "answers.jsonl")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -144,6 +144,8 @@ def arguments(settings: Finetuning, plan: Plan, steps: int) -> SFTConfig:
         bf16=False,
         fp16=plan.dtype == torch.float16,
         use_cpu=not plan.machine.on_gpu,
+        ddp_backend=None if plan.machine.on_gpu else "gloo",
+        ddp_find_unused_parameters=False,
         gradient_checkpointing=plan.gradient_checkpointing,
         logging_strategy="steps",
         logging_steps=settings.logging_steps,
@@ -193,9 +195,10 @@ class AssistantTrainer(SFTTrainer):
         """Written beside, closed with its sums, renamed; then older ones go and the copy to Drive starts."""
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
-        self._partial_dir = folder / f".partial-{os.getpid()}"
+        self._partial_dir = folder / f".partial-{name}"
         try:
             Trainer._save_checkpoint(self, model, trial)
+            self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 done = checkpoints.finish(self._partial_dir / name, folder / name, self.run)
                 checkpoints.clear_partial(folder)
@@ -206,7 +209,7 @@ class AssistantTrainer(SFTTrainer):
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         """Adds the tokens seen; the token metrics of SFTTrainer are not collected."""
-        Trainer.log(self, logs | {"tokens": self.seen_tokens}, start_time)
+        Trainer.log(self, logs | {"tokens": self.seen_tokens * self.args.world_size}, start_time)
 
 
 def build(model, template: Template, rows: Rows, settings: Finetuning, plan: Plan, held_out: list[dict]):
@@ -237,7 +240,7 @@ def count_steps(micro_batches: int, settings: Finetuning, plan: Plan) -> int:
     if settings.max_steps > 0:
         return settings.max_steps
     batches = -(-micro_batches // batch_size(settings, plan))
-    return round(-(-batches // plan.accumulation) * settings.num_train_epochs + 0.4999)
+    return math.ceil(-(-batches // (plan.accumulation * plan.processes)) * settings.num_train_epochs)
 
 
 def compile_layers(model) -> None:
@@ -275,7 +278,9 @@ def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
     start = starting_point(trainer, settings)
     folder = settings.folders.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.clear_partial(folder)
+    if trainer.is_world_process_zero():
+        checkpoints.clear_partial(folder)
+    trainer.accelerator.wait_for_everyone()
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     except torch.OutOfMemoryError as error:
@@ -332,5 +337,5 @@ def save_adapter(trainer: AssistantTrainer, template: Template, settings: Finetu
     partial = folder.with_name(f".{folder.name}-partial")
     trainer.model.save_pretrained(partial)
     template.tokenizer.save_pretrained(partial)
-    (partial / "settings.json").write_text(json.dumps(dataclasses.asdict(settings), indent=1) + "\n", encoding="utf-8")
+    settings.save(partial / "settings.json")
     return checkpoints.finish(partial, folder, trainer.run)

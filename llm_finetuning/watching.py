@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -23,17 +24,23 @@ class Watch(TrainerCallback):
     def __init__(self, trainer, template, settings, plan, held_out: list[dict], steps: int):
         self.trainer, self.template, self.settings, self.plan = trainer, template, settings, plan
         self.held_out, self.steps = held_out, steps
+        self.main = trainer.is_world_process_zero()
         self.metrics = Metrics(settings.folders.metrics)
+        self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
         self.best = settings.folders.checkpoints / "best"
         self.terminated = False
         self.peak = hardware.PeakMemory(plan.device)
         self.watched = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.metrics.cut_after(state.global_step)
+        if self.main:
+            self.metrics.cut_after(state.global_step)
+        self.trainer.accelerator.wait_for_everyone()
+        self.losses = [(e["held_out_loss"], e["step"]) for e in self.metrics.read() if "held_out_loss" in e]
         if state.global_step == 0 and self.settings.eval_steps:
             self.evaluate(state, control)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stdout, mininterval=2)
+        self.bar.disable = not self.main
         self.seen, self.since, self.watched = self.trainer.seen_tokens, time.perf_counter(), 0.0
         self.peak.start()
         self._listen()
@@ -46,9 +53,17 @@ class Watch(TrainerCallback):
     def _on_sigterm(self, number, frame) -> None:
         self.terminated = True
 
+    def _anyone_terminated(self) -> bool:
+        """Whether any process was told to stop: all of them save and stop at the same step."""
+        if self.plan.processes > 1:
+            flag = torch.tensor([self.terminated], dtype=torch.int32, device=self.plan.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            self.terminated = bool(flag.item())
+        return self.terminated
+
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(1)
-        if self.terminated:
+        if self._anyone_terminated():
             control.should_save = control.should_training_stop = True
         if self.settings.eval_steps and state.global_step % self.settings.eval_steps == 0:
             self.evaluate(state, control)
@@ -57,6 +72,8 @@ class Watch(TrainerCallback):
         if "loss" not in logs:
             return
         self._check_finite(state, logs)
+        if not self.main:
+            return
         entry = {"step": state.global_step, "epoch": logs.get("epoch"), "loss": logs["loss"], **self._speed()}
         entry |= {name: logs[name] for name in ("grad_norm", "learning_rate") if name in logs}
         self.metrics.write(entry)
@@ -68,7 +85,7 @@ class Watch(TrainerCallback):
 
     def _speed(self) -> dict:
         """Speed since the entry before; MFU counts 4N + attention per token over the measured matrix rate."""
-        now, seen = time.perf_counter(), self.trainer.seen_tokens
+        now, seen = time.perf_counter(), self.trainer.seen_tokens * self.plan.processes
         seconds, tokens = now - self.since - self.watched, seen - self.seen
         self.since, self.seen, self.watched = now, seen, 0.0
         rate = tokens / max(seconds, 1e-9)
@@ -78,7 +95,7 @@ class Watch(TrainerCallback):
             "tokens": seen,
             "seconds": seconds,
             "tokens_per_second": rate,
-            "mfu": rate * flops / self.plan.machine.flops,
+            "mfu": rate * flops / (self.plan.machine.flops * self.plan.processes),
             "memory_bytes": self.peak.read(),
         }
 
@@ -98,23 +115,28 @@ class Watch(TrainerCallback):
         )
 
     def evaluate(self, state, control) -> None:
-        """Held-out loss and three sample answers; a new best is kept when early stopping is on."""
+        """Held-out loss and three sample answers; a new best is kept when early stopping is on.
+
+        Every process measures, so that all come to the same decision; one writes.
+        """
         begun = time.perf_counter()
         model = self.trainer.model
         loss = scoreboard.held_out_loss(model, self.held_out, self.template)
         answers = scoreboard.answers(model, self.held_out[:SAMPLES], self.template, self.settings.max_new_tokens)
-        self.metrics.write({"step": state.global_step, "held_out_loss": loss, "answers": [a.text for a in answers]})
-        showing.live(training_figures.loss_curve(self.metrics.read()), "loss")
+        self.losses.append((loss, state.global_step))
+        if self.main:
+            entry = {"step": state.global_step, "held_out_loss": loss, "answers": [a.text for a in answers]}
+            self.metrics.write(entry)
+            showing.live(training_figures.loss_curve(self.metrics.read()), "loss")
         if self.settings.early_stopping_patience:
             self._stop_early(state, control)
         self.watched += time.perf_counter() - begun
 
     def _stop_early(self, state, control) -> None:
-        losses = [(e["held_out_loss"], e["step"]) for e in self.metrics.read() if "held_out_loss" in e]
-        best_loss, best_step = min(losses)
-        if best_step == state.global_step:
+        best_loss, best_step = min(self.losses)
+        if best_step == state.global_step and self.main:
             self.trainer.model.save_pretrained(self.best)
-        waited = sum(step > best_step for _, step in losses)
+        waited = sum(step > best_step for _, step in self.losses)
         if waited >= self.settings.early_stopping_patience:
             print(f"no better held-out loss than {best_loss:.4f} at step {best_step} in {waited} evaluations: stopping")
             control.should_training_stop = control.should_save = True
