@@ -54,9 +54,9 @@ class Chat:
         """
         from . import backends
 
-        hashes = check_folder(folder)
+        check_folder(folder)
         tokenizer = load_tokenizer(folder)
-        engine = backends.load(Path(folder), backend, hashes)
+        engine = backends.load(folder, backend)
         return cls(engine, prompts.template_for(tokenizer), rules_of(Path(folder), tokenizer, engine))
 
     @classmethod
@@ -72,7 +72,7 @@ class Chat:
         """Another model, such as the base before finetuning, with this one's template and rules."""
         from . import backends
 
-        return Chat(backends.load(Path(model_path), backend, None), self.template, self.rules)
+        return Chat(backends.load(model_path, backend), self.template, self.rules)
 
     def answer(self, messages: list[dict], options: Options = DEFAULTS) -> str:
         return self.reply(messages, options).text

@@ -48,6 +48,9 @@ class TorchSession:
         if self.mask is not None:
             self.mask = self.mask[indices]
 
+    def close(self) -> None:
+        """Nothing to give back."""
+
     def _forward(self, ids: torch.Tensor) -> None:
         """Feeds ids (B, T); leaves `logits` (B, V) of the last position."""
         padded = {}

@@ -1,7 +1,7 @@
 """Token by token: the loop that turns prompt ids into answer ids, whichever engine computes the logits.
 
 An engine offers `session(rows)`; a session has `logits` (B, V) for the next token, `push(ids)` that appends
-one token to each row, and `keep(indices)` that goes on with some rows only.
+one token to each row, `keep(indices)` that goes on with some rows only, and `close()`.
 """
 
 import time
@@ -72,13 +72,15 @@ class Row:
     new: list[int] = field(default_factory=list)
     ended_by: str = ""
 
-    def take(self, token: int, end_ids: frozenset[int]) -> None:
+    def take(self, token: int, end_ids: frozenset[int], too_late: bool) -> None:
         if token in end_ids:
             self.ended_by = END
             return
         self.new.append(token)
         if len(self.new) >= self.limit:
             self.ended_by = LENGTH
+        elif too_late:
+            self.ended_by = TIME
 
 
 def rows_for(prompts: list[list[int]], options: Options, context: int) -> list[Row]:
@@ -107,21 +109,22 @@ def decode(engine, rows: list[Row], rules: Rules, options: Options) -> Iterator[
     session = engine.session([row.prompt for row in rows])
     suppressed = torch.tensor(rules.suppressed, dtype=torch.long, device=session.logits.device)
     active = list(range(len(rows)))
-    while True:
-        logits = session.logits.float().index_fill(1, suppressed, float("-inf"))
-        tokens = choose(logits, [rows[i] for i in active], options)
-        for index, token in zip(active, tokens, strict=True):
-            rows[index].take(token, rules.end_ids)
-            if not rows[index].ended_by and time.monotonic() > deadline:
-                rows[index].ended_by = TIME
-        yield
-        kept = [place for place, index in enumerate(active) if not rows[index].ended_by]
-        if not kept:
-            return
-        if len(kept) < len(active):
-            session.keep(kept)
-        active = [active[place] for place in kept]
-        session.push([rows[index].new[-1] for index in active])
+    try:
+        while True:
+            logits = session.logits.float().index_fill(1, suppressed, float("-inf"))
+            tokens = choose(logits, [rows[i] for i in active], options)
+            for index, token in zip(active, tokens, strict=True):
+                rows[index].take(token, rules.end_ids, time.monotonic() > deadline)
+            yield
+            kept = [place for place, index in enumerate(active) if not rows[index].ended_by]
+            if not kept:
+                return
+            if len(kept) < len(active):
+                session.keep(kept)
+            active = [active[place] for place in kept]
+            session.push([rows[index].new[-1] for index in active])
+    finally:
+        session.close()
 
 
 def choose(logits: torch.Tensor, rows: list[Row], options: Options) -> list[int]:

@@ -69,9 +69,7 @@ def test_the_ids_are_those_of_transformers_generate(chat, published):
         inputs = tokenizer.apply_chat_template(
             ask(text), add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        theirs = model.generate(**inputs, max_new_tokens=40, do_sample=False)[
-            0, inputs["input_ids"].shape[1] :
-        ]
+        theirs = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         ours = ids_of(chat.stream(ask(text), Options(max_new_tokens=40)))
         assert ours == [i for i in theirs.tolist() if i != tokenizer.eos_token_id]
 
@@ -150,6 +148,9 @@ def test_a_repetition_penalty_takes_the_next_likely_token(chat):
             return self
 
         def push(self, ids):
+            pass
+
+        def close(self):
             pass
 
     looping = Chat(Loop(), chat.template, Rules(frozenset({0})))
