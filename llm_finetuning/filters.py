@@ -85,11 +85,13 @@ def count_trees(forest: Forest, funnel: Funnel, attrs: dict, tree_states: Sequen
     funnel.step("trees in the source", "tree", sound + broken)
     if broken:
         funnel.step("sound (broken ones are named in the report)", "tree", sound)
-    if attrs.get("split"):
-        funnel.step(f"in the {attrs['split']} split", "tree", len(roots))
+    if attrs.get("split") or len(roots) != sound:
+        funnel.step(f"in the {attrs['split']} split" if attrs.get("split") else "given", "tree", len(roots))
     if tree_states:
         states = forest["tree_state"]
-        forest.drop_branches([forest.above[row] >= 0 or state in tree_states for row, state in enumerate(states)])
+        forest.drop_branches(
+            [forest.above[row] >= 0 or state is None or state in tree_states for row, state in enumerate(states)]
+        )
         funnel.step(f"tree state {', '.join(tree_states)}", "tree", sum(forest.alive[row] for row in roots))
     funnel.step("messages of these trees", "message", forest.count())
 

@@ -149,7 +149,7 @@ def flatten(
     replies: "best" = to each prompter message its most preferred reply (rank, then quality, then order; one
     without a rank only where no sibling is ranked), with the true history; "all" = every reply once; "joined"
     = the original's rows: first prompt + own prompt without a separator, all replies joined by a space.
-    languages, tree_states: the ones that are kept (a message without a language is kept). drop_deleted,
+    languages, tree_states: the ones that are kept, and what has none. drop_deleted,
     drop_unreviewed (review_result false) and languages take away whole branches, the others replies only, all
     before the choice: the next best reply takes the place. min_quality, max_toxicity (labels), max_detoxify:
     0 to 1, unlabelled replies are kept. min_response_chars: in characters. drop_duplicates, near_duplicates

@@ -33,24 +33,23 @@ def is_parquet(path: Path) -> bool:
         return stream.read(4) == b"PAR1"
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Raises ValueError when the file is cut off or damaged."""
+def open_parquet(path: Path) -> tuple[pq.ParquetFile, list[str]]:
+    """(the file, the names of its columns); ValueError when it is cut off or damaged."""
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(path)
+        return file, file.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a complete parquet file ({error}). Download or copy it again.") from error
 
 
 def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
     """(row number from 1, values of FIELDS) of every message, in batches, so that little is held twice."""
     problems.unit = "row"
-    file = open_parquet(path)
-    missing = [name for name in REQUIRED if name not in file.schema_arrow.names]
+    file, names = open_parquet(path)
+    missing = [name for name in REQUIRED if name not in names]
     if missing:
-        raise ValueError(
-            f"{path} has no column {', '.join(missing)}; its columns: {', '.join(file.schema_arrow.names)}"
-        )
-    wanted = [name for name in (*REQUIRED, *OPTIONAL) if name in file.schema_arrow.names]
+        raise ValueError(f"{path} has no column {', '.join(missing)}; its columns: {', '.join(names)}")
+    wanted = [name for name in (*REQUIRED, *OPTIONAL) if name in names]
     number = 0
     try:
         for batch in file.iter_batches(batch_size=8192, columns=wanted):

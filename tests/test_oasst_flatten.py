@@ -251,6 +251,15 @@ def test_a_tree_state_that_is_not_wanted_is_counted_as_a_tree():
     flat = flatten(messages, "best", tree_states=["ready_for_export"])
     assert flat.pairs["message_id"].tolist() == ["b"]
     assert flat.funnel.query("unit == 'tree'")["kept"].tolist() == [2, 1]
+    messages["tree_state"] = [None, None, "ready_for_export", "ready_for_export"]  # not known: not left out
+    assert len(flatten(messages, "best", tree_states=["ready_for_export"]).pairs) == 2
+
+
+def test_messages_that_were_thinned_out_by_hand_still_add_up():
+    messages = pd.concat([forest(("q", None, "prompter", "Q", None)), forest(("r", None, "prompter", "R", None))])
+    messages["message_tree_id"] = ["s", "t"]
+    messages.attrs = {"trees": 2, "split": None, "skipped": []}
+    assert flatten(messages.iloc[:1]).funnel.query("unit == 'tree'")["kept"].tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(

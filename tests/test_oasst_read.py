@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mutations import mutated
 
 from llm_finetuning.oasst import flatten, read_messages
 from llm_finetuning.reading import in_validation
@@ -307,56 +308,18 @@ def test_a_message_of_a_million_characters(source):
     assert messages["text"].str.len().max() == 1_000_000
 
 
-def mutated(content: bytes, chance: random.Random) -> bytes:
-    """A valid file with a few bytes, values or lines changed."""
-    for _ in range(chance.randint(1, 3)):
-        if chance.random() < 0.5:
-            place = chance.randrange(len(content))
-            content = content[:place] + bytes([chance.randrange(256)]) + content[place + chance.randint(0, 3) :]
-        else:
-            rows = content.splitlines(keepends=True) or [b""]
-            record = chance.randrange(len(rows))
-            rows[record] = chance.choice((changed_value, cut_line, repeated_line))(rows[record], chance)
-            content = b"".join(rows)
-    return content
-
-
-def changed_value(line: bytes, chance: random.Random) -> bytes:
-    """A JSON line in which one value, at any depth, is another one."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return line
-    places, stack = [], [record]
-    while stack:
-        value = stack.pop()
-        inside = list(value.items()) if type(value) is dict else list(enumerate(value)) if type(value) is list else []
-        places += [(value, key) for key, _ in inside]
-        stack += [child for _, child in inside]
-    if places:
-        holder, key = chance.choice(places)
-        holder[key] = chance.choice([None, "", 0, -1, 1e308, float("nan"), True, [], {}, [[]], "t0", "\ud800", 10**40])
-    return json.dumps(record).encode() + b"\n"
-
-
-def cut_line(line: bytes, chance: random.Random) -> bytes:
-    return line[: chance.randrange(len(line) + 1)]
-
-
-def repeated_line(line: bytes, chance: random.Random) -> bytes:
-    return line * 2
-
-
-@pytest.mark.parametrize("form", ["trees", "messages", "gzip"])
-def test_a_mutated_file_gives_messages_or_the_documented_error(form, source):
+@pytest.mark.parametrize("form", ["trees", "messages", "gzip", "parquet"])
+def test_a_mutated_file_gives_messages_or_the_documented_error(form, source, tmp_path):
     chance = random.Random(form)
     content = lines(flat(TREES) if form == "messages" else TREES)
+    if form == "gzip":
+        content = gzip.compress(content, mtime=0)
+    if form == "parquet":
+        write_parquet(tmp_path / "whole.parquet", flat(TREES))
+        content = (tmp_path / "whole.parquet").read_bytes()
     outcomes = {"read": 0, "refused": 0}
     for _ in range(150):
-        if form == "gzip":
-            path = source(mutated(gzip.compress(content, mtime=0), chance), "fuzz.jsonl.gz")
-        else:
-            path = source(mutated(content, chance), "fuzz.jsonl")
+        path = source(mutated(content, chance), "fuzz.jsonl")
         for on_error in ("raise", "skip"):
             try:
                 messages = read_messages(path, on_error=on_error)

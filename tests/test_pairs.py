@@ -7,6 +7,7 @@ import random
 import pandas as pd
 import pytest
 from forests import random_tree
+from mutations import mutated
 
 from llm_finetuning import leaks, own_data, pairs
 from llm_finetuning.duplicates import NearSearch, normalise
@@ -161,6 +162,28 @@ def test_a_bad_csv_is_refused(content, problem, tmp_path):
     (tmp_path / "own.csv").write_bytes(content)
     with pytest.raises(ValueError, match=rf"own\.csv.*(?:{problem})"):
         own_data.read_pairs(tmp_path / "own.csv")
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "chat.jsonl", "own.csv"])
+def test_a_mutated_file_gives_pairs_or_the_documented_error(name, tmp_path):
+    chance, path, outcomes = random.Random(name), tmp_path / name, {"read": 0, "refused": 0}
+    if name == "own.csv":
+        pd.DataFrame([PAIR, {"prompt": 'Q, "1"', "response": "A"}]).to_csv(path, index=False)
+    else:
+        write(path, *([CHAT, CHAT] if name == "chat.jsonl" else [PAIR, FULL]))
+    content = path.read_bytes()
+    for _ in range(150):
+        path.write_bytes(mutated(content, chance))
+        for on_error in ("raise", "skip"):
+            try:
+                found = own_data.read_pairs(path, on_error=on_error)
+            except ValueError as error:
+                outcomes["refused"] += 1
+                assert name in str(error)
+            else:
+                outcomes["read"] += 1
+                pairs.write_jsonl(own_data.flatten_pairs(found).pairs, tmp_path / "out.jsonl")
+    assert min(outcomes.values()) >= 10, outcomes
 
 
 def test_own_pairs_are_told_from_messages_by_content(tmp_path):

@@ -1,0 +1,46 @@
+"""Valid files with a few bytes, values or lines changed, for the readers' fuzz tests."""
+
+import json
+import random
+
+VALUES = [None, "", 0, -1, 1e308, float("nan"), True, [], {}, [[]], "t0", "\ud800", 10**40]
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """A valid file with a few bytes, values or lines changed."""
+    for _ in range(chance.randint(1, 3)):
+        if chance.random() < 0.5:
+            place = chance.randrange(len(content))
+            content = content[:place] + bytes([chance.randrange(256)]) + content[place + chance.randint(0, 3) :]
+        else:
+            rows = content.splitlines(keepends=True) or [b""]
+            record = chance.randrange(len(rows))
+            rows[record] = chance.choice((changed_value, cut_line, repeated_line))(rows[record], chance)
+            content = b"".join(rows)
+    return content
+
+
+def changed_value(line: bytes, chance: random.Random) -> bytes:
+    """A JSON line in which one value, at any depth, is another one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return line
+    places, stack = [], [record]
+    while stack:
+        value = stack.pop()
+        inside = list(value.items()) if type(value) is dict else list(enumerate(value)) if type(value) is list else []
+        places += [(value, key) for key, _ in inside]
+        stack += [child for _, child in inside]
+    if places:
+        holder, key = chance.choice(places)
+        holder[key] = chance.choice(VALUES)
+    return json.dumps(record).encode() + b"\n"
+
+
+def cut_line(line: bytes, chance: random.Random) -> bytes:
+    return line[: chance.randrange(len(line) + 1)]
+
+
+def repeated_line(line: bytes, chance: random.Random) -> bytes:
+    return line * 2
