@@ -144,7 +144,7 @@ def arguments(settings: Finetuning, plan: Plan, steps: int) -> SFTConfig:
         bf16=False,
         fp16=plan.dtype == torch.float16,
         use_cpu=not plan.machine.on_gpu,
-        ddp_backend=None if plan.machine.on_gpu else "gloo",
+        ddp_backend="gloo" if plan.processes > 1 and not plan.machine.on_gpu else None,
         ddp_find_unused_parameters=False,
         gradient_checkpointing=plan.gradient_checkpointing,
         logging_strategy="steps",
