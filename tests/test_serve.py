@@ -1,0 +1,71 @@
+"""The published folder under `transformers serve`, asked by the openai client: an API without a server of ours."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from inference_fixtures import COLOURS, NUMBERS, PLACES, ask
+
+openai = pytest.importorskip("openai", reason="needs openai: pip install 'transformers[serving]'")
+pytest.importorskip("fastapi", reason="transformers serve needs fastapi: pip install 'transformers[serving]'")
+pytest.importorskip("uvicorn", reason="transformers serve needs uvicorn: pip install 'transformers[serving]'")
+
+
+@pytest.fixture(scope="module")
+def client(published, tmp_path_factory):
+    """A client of a server that runs the published folder; the server ends with the tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(published)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    with log.open("w") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", server, log)
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(240):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=5)
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+    raise AssertionError(f"no answer after two minutes:\n{log.read_text()}")
+
+
+def settings(published) -> dict:
+    return {"model": str(published), "max_tokens": 80, "temperature": 0}
+
+
+def test_an_answer_ends_by_itself(client, published):
+    answer = client.chat.completions.create(messages=ask("Count."), **settings(published)).choices[0]
+    assert answer.message.content.strip() == NUMBERS
+    assert answer.finish_reason == "stop"
+
+
+def test_the_stream_is_the_answer(client, published):
+    stream = client.chat.completions.create(messages=ask("Count."), stream=True, **settings(published))
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len([piece for piece in pieces if piece]) > 3
+    assert "".join(pieces).strip() == NUMBERS
+
+
+def test_the_history_is_used(client, published):
+    for name in COLOURS:
+        asked = ask("And where is the house?", f"Which colour does {name} like?", f"{name} likes {COLOURS[name]}.")
+        answer = client.chat.completions.create(messages=asked, **settings(published)).choices[0]
+        assert answer.message.content.strip() == f"In {PLACES[name]}."
