@@ -87,9 +87,11 @@ def languages(messages: Mapping[str, int] | None, pairs: Mapping[str, int], titl
     panels = [("pairs in the file", pairs, BLUE)]
     if messages:
         panels.insert(0, ("messages in the source", messages, GREY))
-    figure, axes = new_figure(1, len(panels), height=1.1 + 0.24 * min(MOST_BARS, len(messages or pairs)))
-    for axis, (name, counts, colour) in zip(axes[0], panels, strict=True):
-        _bars(axis, _with_others(counts), colour)
+    shown = {name: _with_others(counts) for name, counts, _ in panels}
+    rows = max(map(len, shown.values()))
+    figure, axes = new_figure(1, len(panels), height=1.1 + 0.24 * rows)
+    for axis, (name, _, colour) in zip(axes[0], panels, strict=True):
+        _bars(axis, shown[name], rows, colour)
         axis.set_title(name, fontsize=10, loc="left")
     figure.suptitle(title, color=TEXT, fontsize=12, x=0.01, ha="left")
     return figure
@@ -102,13 +104,14 @@ def _with_others(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(counts) if others <= 1 else frequent | {f"{others} others": rest}
 
 
-def _bars(axis, counts: Mapping[str, int], colour: str) -> None:
+def _bars(axis, counts: Mapping[str, int], rows: int, colour: str) -> None:
+    """Bars from the top, as thick as if there were `rows` of them."""
     places, values = np.arange(len(counts)), list(counts.values())
     axis.barh(places, values, color=colour, height=0.7)
     for place, value in zip(places, values, strict=True):
         axis.text(value + max(values) * 0.015, place, f"{value:,}", va="center", fontsize=9, color=TEXT)
     axis.set_yticks(places, list(counts), fontsize=9)
-    axis.set_ylim(len(counts) - 0.5, -0.5)
+    axis.set_ylim(rows - 0.5, -0.5)
     axis.set_xlim(0, max(values) * 1.18)
     axis.set_xticks([])
     axis.spines[["bottom"]].set_visible(False)

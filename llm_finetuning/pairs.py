@@ -104,11 +104,18 @@ def write_jsonl(pairs: pd.DataFrame | Iterable[dict], path: str | Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file through a temporary neighbour, so that the name never stands for half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file through a temporary neighbour, so that the name never stands for half a file.
+
+    Raises OSError that names the file when the folder cannot be made or written, or the disk is full.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8", newline="\n")
         os.replace(partial, path)
+    except OSError as error:
+        cure = "Free some space, or set drive_folder to a folder that can be written."
+        raise OSError(error.errno, f"{path} could not be written ({error.strerror}). {cure}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()

@@ -68,6 +68,11 @@ def test_rare_languages_are_shown_together():
     assert "24 others" in shown and f"{sum(range(966, 990)):,}" in shown
 
 
+def test_bars_of_both_panels_are_equally_thick():
+    heights = {round(bar.get_window_extent().height) for axes in PLOTS["languages"].axes for bar in axes.patches}
+    assert len(heights) == 1
+
+
 def test_the_cut_off_line_says_how_much_lies_beyond():
     assert any("limit 1,024" in text and "33.3% beyond" in text for text in texts(PLOTS["lengths"]))
     line = PLOTS["lengths"].axes[3].lines[0]

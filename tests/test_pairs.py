@@ -101,6 +101,13 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "data").write_text("a file, not a folder")
+    with pytest.raises(OSError, match=r"data/pairs\.jsonl could not be written .* set drive_folder"):
+        pairs.write_jsonl([PAIR], tmp_path / "data" / "pairs.jsonl")
+    assert (tmp_path / "data").read_text() == "a file, not a folder"
+
+
 CHAT = {
     "messages": [
         {"role": "system", "content": "Be brief."},
