@@ -38,9 +38,7 @@ def push_to_hub(
         folder_path=folder,
         commit_message=message,
         ignore_patterns=["**/.*", ".*"],
-        delete_patterns="adapter_model*"
-        if _is_adapter(folder)
-        else ["model*.safetensors", "model*.index.json"],
+        delete_patterns="adapter_model*" if _is_adapter(folder) else ["model*.safetensors", "model*.index.json"],
     )
     _check_commit(api, folder, repository, commit.oid)
     return f"{url}/tree/{commit.oid}"
@@ -81,9 +79,7 @@ def _is_adapter(folder: Path) -> bool:
 
 def _check_commit(api, folder: Path, repository: str, revision: str) -> None:
     """Compare every file with the Hub's listing of `revision`; ValueError names those that differ."""
-    listed = {
-        entry.path: entry for entry in api.list_repo_tree(repository, recursive=True, revision=revision)
-    }
+    listed = {entry.path: entry for entry in api.list_repo_tree(repository, recursive=True, revision=revision)}
     names = [name for name in sums.files_below(folder) if not sums.is_hidden(name)]
     wrong = [name for name in names if name not in listed or not _same(folder / name, listed[name])]
     if wrong:

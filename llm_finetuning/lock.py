@@ -108,10 +108,16 @@ class Lock:
         return not _alive(owner["pid"], owner["started"])
 
     def _silent(self) -> float:
-        return time.time() - self.path.stat().st_mtime if self.path.exists() else 0.0
+        try:
+            return time.time() - self.path.stat().st_mtime
+        except FileNotFoundError:  # given back in this moment
+            return 0.0
 
     def _content(self) -> str | None:
-        return self.path.read_text(encoding="utf-8") if self.path.exists() else None
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
 
     def _owner(self) -> str:
         try:

@@ -7,18 +7,14 @@ from llm_finetuning import sums
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".jinja", ".ipynb", ".html", ".csv", ".log"}
-TOKEN = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|github_pat_\w{20,}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,})"
-)
+TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|github_pat_\w{20,}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,})")
 
 
 def check_no_pickles(folder: Path) -> None:
     """ValueError if `folder` holds a file that is unpickled when it is loaded."""
     pickles = [name for name in sums.files_below(folder) if Path(name).suffix in PICKLES]
     if pickles:
-        raise ValueError(
-            f"{folder} holds {', '.join(pickles)}: pickles are not published. Save as safetensors."
-        )
+        raise ValueError(f"{folder} holds {', '.join(pickles)}: pickles are not published. Save as safetensors.")
 
 
 def check_no_tokens(folder: Path) -> None:

@@ -20,9 +20,7 @@ def write_sums(folder: str | Path) -> Path:
         raise ValueError(f"{folder} holds no files, so there is nothing to write {NAME} for.")
     odd = [name for name in names if "\n" in name or "\\" in name]
     if odd:
-        raise ValueError(
-            f"{NAME} cannot name {odd[0]!r} in {folder}. Rename the file: no line break, no backslash."
-        )
+        raise ValueError(f"{NAME} cannot name {odd[0]!r} in {folder}. Rename the file: no line break, no backslash.")
     hashes = hash_files(folder, names)
     temporary = folder / f".{NAME}.partial"
     temporary.write_text("".join(f"{hashes[name]}  {name}\n" for name in names), encoding="utf-8")
@@ -69,14 +67,10 @@ def read_sums(folder: str | Path) -> dict[str, str]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         match = _LINE.fullmatch(line)
         if not match:
-            raise ValueError(
-                f"{path}, line {number} is not '<SHA-256>  <file>': {line[:80]!r}. Copy the folder again."
-            )
+            raise ValueError(f"{path}, line {number} is not '<SHA-256>  <file>': {line[:80]!r}. Copy the folder again.")
         sums[match[2]] = match[1]
     if not sums:
-        raise ValueError(
-            f"{path} is empty. Copy the folder again; on Google Drive wait for the upload to finish."
-        )
+        raise ValueError(f"{path} is empty. Copy the folder again; on Google Drive wait for the upload to finish.")
     return sums
 
 

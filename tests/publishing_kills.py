@@ -16,7 +16,7 @@ from pathlib import Path
 
 from publishing_world import finished, version_at
 
-from llm_finetuning import copying, publishing, sums
+from llm_finetuning import copying, lock, publishing, sums
 
 EVENTS = ("open", "os.", "shutil.")
 
@@ -110,5 +110,6 @@ def judged(source: Path, target: Path, how: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    lock.STEP = 0.05  # a lock that was killed while it was written is waited for
     os.fsync = lambda handle: None  # it guards against power cuts, not against kills, and takes most of the time
     main(Path(sys.argv[1]), sys.argv[2])

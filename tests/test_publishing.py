@@ -107,9 +107,7 @@ def test_room_is_looked_at_first(tmp_path, monkeypatch):
 def test_check_space_of_a_folder_that_is_not_there_yet(tmp_path):
     free = publishing.check_space(tmp_path / "a" / "b", 1, "The merged model")
     assert free > 1
-    with pytest.raises(
-        OSError, match=r"The merged model needs 1,000,000,000\.00 GB, and .* has [\d,.]+ [GM]B free"
-    ):
+    with pytest.raises(OSError, match=r"The merged model needs 1,000,000,000\.00 GB, and .* has [\d,.]+ [GM]B free"):
         publishing.check_space(tmp_path / "a" / "b", 10**18, "The merged model")
 
 

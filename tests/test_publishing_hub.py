@@ -37,10 +37,7 @@ def test_model_arrives_whole_in_a_private_repository(tmp_path, stand_in):
     url = push(source, stand_in)
     assert url == f"{stand_in.url}/user/model/tree/{'c' * 40}"
     assert set(stand_in.files) == {*SHARDS, "config.json", "deeper/notes.txt", "SHA256SUMS"}
-    assert (
-        stand_in.files[SHARDS[0]]["lfs"]["oid"]
-        == hashlib.sha256((source / SHARDS[0]).read_bytes()).hexdigest()
-    )
+    assert stand_in.files[SHARDS[0]]["lfs"]["oid"] == hashlib.sha256((source / SHARDS[0]).read_bytes()).hexdigest()
     assert stand_in.created[0]["visibility"] == "private"
     assert {token for _, path, token in stand_in.requests if "/store/" not in path} == {f"Bearer {TOKEN}"}
 
