@@ -167,7 +167,7 @@ class Clock(TrainerCallback):
 def measure(name: str, changes: dict, base: str, folder: Path, machine, options) -> dict:
     """One variant: speed and memory, from a model loaded afresh."""
     micro = options.micro or (16_384 if options.size == "phi-2" else 1024)
-    micro = 512 if changes.get("micro") == "row" else int(micro * changes.get("micro", 1))
+    micro = 512 if changes.get("micro") == "row" else max(512, int(micro * changes.get("micro", 1)))
     changes = changes if machine.on_gpu else {k: v for k, v in changes.items() if k != "dtype"}
     chosen = settings_for(base, folder, micro, changes)
     config = AutoConfig.from_pretrained(base)
