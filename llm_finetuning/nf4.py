@@ -16,7 +16,7 @@ BLOCK = 64
 """Weights that share a scale (arXiv 2305.14314, section 3)."""
 ROWS = 32
 """Output features that the kernel computes together."""
-CHUNK = 1024
+CHUNK = 128
 """Rows that are quantised at once: bounds the memory on the way."""
 
 
@@ -73,18 +73,20 @@ def code() -> torch.Tensor:
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(packed, scales) of a weight (N, K), as `PackedLinear` holds them."""
     values = code()
-    bounds = (values[1:] + values[:-1]) / 2
+    bounds = ((values[1:] + values[:-1]) / 2).tolist()
     parts = [_pack_rows(rows.float(), bounds) for rows in weight.split(CHUNK)]
     return torch.cat([p for p, _ in parts]), torch.cat([s for _, s in parts], dim=1).contiguous()
 
 
-def _pack_rows(weight: torch.Tensor, bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _pack_rows(weight: torch.Tensor, bounds: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
     """Some rows, a multiple of 32. The order is that of bitsandbytes.functional._convert_weight_packed_for_cpu."""
     rows, columns = weight.shape
     blocks = weight.view(rows, columns // BLOCK, BLOCK)
     scales = blocks.abs().amax(-1).to(torch.bfloat16)
     relative = blocks / scales.float().clamp(min=1e-30)[..., None]
-    indices = torch.bucketize(relative, bounds, out_int32=True).to(torch.uint8)
+    indices = torch.zeros(relative.shape, dtype=torch.uint8)
+    for bound in bounds:
+        indices += relative > bound
     pairs = indices.view(rows // ROWS, ROWS, columns // 2, 2).transpose(1, 2).reshape(-1, 2 * ROWS)
     packed = (pairs[:, ROWS:] << 4) | pairs[:, :ROWS]
     return packed.reshape(rows, columns // 2), scales.T
