@@ -1,7 +1,7 @@
 """The notebook's training as a script, for several GPUs: one process a GPU, under torchrun or accelerate.
 
     torchrun --nproc_per_node 4 -m llm_finetuning.train DRIVE_FOLDER/settings.json
-    accelerate launch --config_file profiles/fsdp.yaml -m llm_finetuning.train DRIVE_FOLDER/settings.json
+    accelerate launch --config_file profiles/accelerate/fsdp.yaml -m llm_finetuning.train DRIVE_FOLDER/settings.json
 
 The settings file is the one that the finetuning notebook writes; tokens_per_step is shared among the processes, so
 the run is the same one. Checkpoints and the adapter go where the notebook looks for them: run it afterwards, and it

@@ -90,5 +90,5 @@ def test_a_profile_fits_the_notebooks(path, tmp_path):
     assert notebooks.prepare(path.stem, tmp_path, [])
 
 
-def test_both_profiles_are_there():
-    assert {p.stem for p in (ROOT / "profiles").glob("*.yaml")} == {"sample", "rehearsal"}
+def test_the_promised_profiles_are_there():
+    assert {p.stem for p in (ROOT / "profiles").glob("*.yaml")} >= {"sample", "rehearsal"}
