@@ -117,7 +117,9 @@ def _render_all(conversations: list[list[dict]], template: Template, add_generat
     pieces = [_pieces(messages, template, add_generation_prompt) for messages in conversations]
     texts = [text for piece in pieces for is_special, text in piece if not is_special]
     encoded = iter(
-        template.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids if texts else []
+        template.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+        if texts
+        else []
     )
     to_id = template.tokenizer.convert_tokens_to_ids
     return [

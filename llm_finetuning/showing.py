@@ -1,7 +1,6 @@
 """What a notebook shows besides tables and figures: trained tokens in colour, and a figure that grows."""
 
 import html
-from io import BytesIO
 
 from . import prompts
 
@@ -35,9 +34,8 @@ def live(figure, name: str) -> None:
 
     if get_ipython() is None:
         return
-    picture = BytesIO()
-    figure.savefig(picture, format="png")
-    image = Image(data=picture.getvalue(), format="png")
+    picture, size = figure._repr_png_()
+    image = Image(data=picture, format="png", **size)
     if name in _SHOWN:
         _SHOWN[name].update(image)
     else:

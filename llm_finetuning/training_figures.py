@@ -2,21 +2,21 @@
 
 from matplotlib.figure import Figure
 
-TRAINED, HELD_OUT, ACCENT = "#4477AA", "#CC6677", "#228833"
+from .figures import BLUE, DPI, GREEN, ORANGE, Plot
 
 
 def loss_curve(entries: list[dict], title: str = "Loss") -> Figure:
     """Training loss per step, held-out loss at each evaluation, and the learning rate below; from metrics.jsonl."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=110)
+    figure = Plot(figsize=(8, 4.5), layout="constrained", dpi=DPI)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     trained = [entry for entry in entries if "loss" in entry]
     held_out = [entry for entry in entries if "held_out_loss" in entry]
-    above.plot([e["step"] for e in trained], [e["loss"] for e in trained], color=TRAINED, lw=1.2, label="training")
+    above.plot([e["step"] for e in trained], [e["loss"] for e in trained], color=BLUE, lw=1.2, label="training")
     above.plot(
         [e["step"] for e in held_out],
         [e["held_out_loss"] for e in held_out],
         "o-",
-        color=HELD_OUT,
+        color=ORANGE,
         lw=1.5,
         ms=5,
         label="held-out answers",
@@ -26,7 +26,7 @@ def loss_curve(entries: list[dict], title: str = "Loss") -> Figure:
         above.set_ylim(bottom=0)
         above.legend(frameon=False)
     rates = [(e["step"], e["learning_rate"]) for e in trained if "learning_rate" in e]
-    below.plot([step for step, _ in rates], [rate for _, rate in rates], color=ACCENT, lw=1.2)
+    below.plot([step for step, _ in rates], [rate for _, rate in rates], color=GREEN, lw=1.2)
     below.set(xlabel="optimizer step", ylabel="learning\nrate")
     below.ticklabel_format(axis="y", scilimits=(-2, 2))
     for axes in (above, below):
@@ -38,8 +38,8 @@ def loss_curve(entries: list[dict], title: str = "Loss") -> Figure:
 def scoreboard_bars(board: dict) -> Figure:
     """Loss, stop rate, repetition rate and, where judged, exact match for each column of the scoreboard."""
     measures = [m for m in ("loss", "stop_rate", "repetition_rate", "exact_match") if m in next(iter(board.values()))]
-    figure = Figure(figsize=(2.6 * len(measures), 3.2), layout="constrained", dpi=110)
-    colours = [HELD_OUT, TRAINED, ACCENT]
+    figure = Plot(figsize=(2.4 * len(measures), 3.0), layout="constrained", dpi=DPI)
+    colours = [ORANGE, BLUE, GREEN]
     for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
         values = [scores[measure] for scores in board.values()]
         bars = axes.bar(list(board), values, color=colours[: len(values)], width=0.65)
