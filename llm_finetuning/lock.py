@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,7 @@ class Lock:
     """
 
     held: set[str] = set()  # the locks that this process holds now
+    looking = threading.Lock()  # so that threads of this process look and take in one step
 
     def __init__(self, path: Path, sleep: Callable[[float], None] = time.sleep):
         self.path = path
@@ -63,8 +65,8 @@ class Lock:
         return self
 
     def __exit__(self, *_) -> None:
-        self.held.discard(self.mine)
-        with contextlib.suppress(OSError):  # a lost mount: by what it says, the file counts as abandoned
+        with self.looking, contextlib.suppress(OSError):  # a lost mount: the file counts as abandoned then
+            self.held.discard(self.mine)
             if self._content() == self.mine:
                 self.path.unlink()
 
@@ -84,19 +86,18 @@ class Lock:
         self.beaten = time.monotonic()
 
     def _take(self) -> bool:
-        if self._abandoned():
-            self.path.unlink(missing_ok=True)
-        try:
-            with open(self.path, "x", encoding="utf-8") as file:
-                file.write(self.mine)
-            return True
-        except FileExistsError:
-            return False
+        with self.looking:
+            content = self._content()
+            if content is not None and self._abandoned(content) and self._content() == content:
+                self.path.unlink(missing_ok=True)
+            try:
+                with open(self.path, "x", encoding="utf-8") as file:
+                    file.write(self.mine)
+                return True
+            except FileExistsError:
+                return False
 
-    def _abandoned(self) -> bool:
-        content = self._content()
-        if content is None:
-            return False  # nobody holds it
+    def _abandoned(self, content: str) -> bool:
         try:
             owner = json.loads(content)
         except ValueError:  # written in this moment, or by a process killed while writing it
