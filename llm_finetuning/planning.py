@@ -87,16 +87,17 @@ class Plan:
         return sum(self.memory.values())
 
     def table(self) -> pd.DataFrame:
-        """What was decided and what it will cost, one line each."""
+        """What was decided and what it will cost, one line each of at most 50 characters."""
         m = self.machine
-        per_step = self.tokens / max(1, self.rows)
+        per_row = self.tokens / max(1, self.rows)
         lines = [
-            ("machine", f"{m.name}, {as_gib(m.memory)} memory, {m.flops / 1e12:.2g} TFLOP/s measured"),
+            ("machine", m.name),
+            ("memory, measured matrix rate", f"{as_gib(m.memory)}, {m.flops / 1e12:.2g} TFLOP/s"),
             ("computes in", f"{_name(self.dtype)}; adapters trained in {_name(self.adapter_dtype)}"),
             ("attention", self.attention),
             ("optimizer", self.optimizer),
             ("gradient checkpointing", "on" if self.gradient_checkpointing else "off"),
-            ("pairs", f"{self.rows:,} × {per_step:,.0f} tokens on average = {self.tokens:,} tokens an epoch"),
+            ("an epoch", f"{self.rows:,} pairs × {per_row:,.0f} tokens on average = {self.tokens:,}"),
             (
                 "optimizer step",
                 f"{self.accumulation * self.processes} × {self.micro_batch_tokens:,} tokens ="
