@@ -11,23 +11,26 @@ from .figures import save
 
 
 def publish(merged, settings, plan, model_path: str, board: dict, entries: list[dict]) -> Path:
-    """Finishes the merged folder, publishes it with the adapter, and returns where it was published.
+    """Finishes the merged folder and the adapter, publishes both, and returns where the model was published.
 
-    The folder is complete before it is copied: model card, settings.json, SHA256SUMS. Raises what
+    A folder is complete before it is copied: model card, settings.json, SHA256SUMS. Raises what
     `publishing.publish` raises; the last good version then stays.
     """
-    folder, folders = merged.folder, settings.folders
-    figure = folder / "loss.png"
-    save(training_figures.loss_curve(entries), figure)
-    model_card.write(folder, facts(merged, settings, plan, model_path, board, entries) | {"loss_figure": figure})
-    text = json.dumps(_shareable(settings), indent=1, ensure_ascii=False) + "\n"
-    (folder / "settings.json").write_text(text, encoding="utf-8")
-    publishing.write_sums(folder)
-    published = publishing.publish(folder, folders.published)
+    folders = settings.folders
+    known = facts(merged, settings, plan, model_path, board, entries)
+    for folder in (merged.folder, folders.adapter):
+        figure = folder / "loss.png"
+        save(training_figures.loss_curve(entries), figure)
+        model_card.write(folder, known | {"loss_figure": figure})
+        text = json.dumps(_shareable(settings), indent=1, ensure_ascii=False) + "\n"
+        (folder / "settings.json").write_text(text, encoding="utf-8")
+        publishing.write_sums(folder)
+    published = publishing.publish(merged.folder, folders.published)
     if folders.work != folders.drive:
         publishing.publish(folders.adapter, folders.drive / "adapter")
     if settings.publish_to == "hub":
-        print(publishing.push_to_hub(published, settings.hub_repository))
+        print(publishing.push_to_hub(merged.folder, settings.hub_repository))
+        print(publishing.push_to_hub(folders.adapter, f"{settings.hub_repository}-adapter"))
     shutil.rmtree(folders.merged)
     return published
 

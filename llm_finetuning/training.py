@@ -288,8 +288,13 @@ def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
     finally:
         trainer.mirror.wait()
     begun = f"went on from {start.name}" if start else "started afresh"
-    note = f"; {trainer.mirror.problem}" if trainer.mirror.problem else ""
-    return f"{begun}, now at step {trainer.state.global_step} of {trainer.state.max_steps}{note}"
+    best = watching.restore_best(trainer.model, settings)
+    notes = [
+        f"kept the adapter with the best held-out loss, {best:.4f}" if best is not None else "",
+        trainer.mirror.problem or "",
+    ]
+    said = f"{begun}, now at step {trainer.state.global_step} of {trainer.state.max_steps}"
+    return "; ".join([said, *filter(None, notes)])
 
 
 def plan_run(settings: Finetuning, machine, model_config, lengths: list[int]) -> Plan:
@@ -335,6 +340,7 @@ def save_adapter(trainer: AssistantTrainer, template: Template, settings: Finetu
     """The trained adapter, its tokenizer with the chat template and settings.json, in `folders.adapter`."""
     folder = settings.folders.adapter
     partial = folder.with_name(f".{folder.name}-partial")
+    trainer.model.peft_config["default"].base_model_name_or_path = settings.model_name
     trainer.model.save_pretrained(partial)
     template.tokenizer.save_pretrained(partial)
     settings.save(partial / "settings.json")

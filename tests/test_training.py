@@ -14,7 +14,7 @@ import pytest
 import torch
 from training_fixtures import prepare, small_pairs, small_settings, tiny_base  # noqa: F401
 
-from llm_finetuning import checkpoints, qlora, selfcheck, sums, training, watching
+from llm_finetuning import checkpoints, qlora, scoreboard, selfcheck, sums, training, watching
 
 TESTS = Path(__file__).parent
 
@@ -298,11 +298,19 @@ def test_early_stopping_keeps_the_best(tiny_base, tmp_path):  # noqa: F811
         tmp_path, tiny_base, learning_rate=0.3, num_train_epochs=20.0, eval_steps=2, early_stopping_patience=2
     )
     small = prepare(chosen)
-    training.train(small.trainer, chosen)
+    said = training.train(small.trainer, chosen)
     assert small.trainer.state.global_step < small.steps
-    best = watching.restore_best(small.trainer.model, chosen)
-    from llm_finetuning import scoreboard
+    best = min(e["held_out_loss"] for e in watching.Metrics(tmp_path / "metrics.jsonl").read() if "held_out_loss" in e)
+    assert f"the best held-out loss, {best:.4f}" in said
+    found = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
+    assert found == pytest.approx(best, rel=1e-4)
 
-    assert scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template) == pytest.approx(
-        best, rel=1e-4
-    )
+
+def test_tensorboard_gets_the_loss(tiny_base, tmp_path):  # noqa: F811
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    small = prepare(small_settings(tmp_path, tiny_base, report_to="tensorboard", max_steps=2))
+    training.train(small.trainer, small.settings)
+    (events,) = tmp_path.rglob("events.out.tfevents*")
+    board = EventAccumulator(str(events.parent)).Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [1, 2]
