@@ -3,22 +3,25 @@
 import json
 from pathlib import Path
 
+from transformers.utils import logging
+
 from llm_finetuning import pairs
 from llm_finetuning.chat import Chat
+from llm_finetuning.generation import Options
 
 TURNS = 3
+SHORT = Options(max_new_tokens=64)
 
 
 def show(output: Path) -> None:
     """Prints both for a finished run in `output`."""
+    logging.disable_progress_bar()
     print(f"\n{table(json.loads((output / 'scoreboard.json').read_text(encoding='utf-8')))}\n")
     for role, text in conversation(
         Chat.load(output / "finetuned_phi2"), questions(output / "data" / "finetuning_data_val.jsonl")
     ):
         print(f"{role}: {text}")
-    print(
-        f"\nEverything is in {output}; open {output / 'notebooks'}/*.html to see the notebooks as they ran."
-    )
+    print(f"\nEverything is in {output}; open {output / 'notebooks'}/*.html to see the notebooks as they ran.")
 
 
 def table(scoreboard: dict[str, dict]) -> str:
@@ -30,9 +33,7 @@ def table(scoreboard: dict[str, dict]) -> str:
     rows += [[m, *(_number(scores.get(m)) for scores in scoreboard.values())] for m in measures]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     )
 
@@ -51,7 +52,7 @@ def conversation(chat: Chat, asked: list[str]) -> list[tuple[str, str]]:
     messages = []
     for question in asked:
         messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": chat.answer(messages)})
+        messages.append({"role": "assistant", "content": chat.answer(messages, SHORT)})
     return [(message["role"], message["content"]) for message in messages]
 
 

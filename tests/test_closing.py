@@ -9,7 +9,7 @@ SCORES = {
 
 
 class Echo:
-    def answer(self, messages):
+    def answer(self, messages, options):
         return f"{len(messages)}: {messages[-1]['content']}"
 
 
