@@ -12,6 +12,8 @@ class TorchEngine:
     def __init__(self, model, name: str = "torch"):
         self.model = model.eval()
         self.name = name
+        self.kept: tuple[list[int], object] | None = None
+        """Ids and cache of the last single row: the next turn of a conversation begins with the same ids."""
 
     @property
     def context(self) -> int:
@@ -23,22 +25,35 @@ class TorchEngine:
         return self.model.config.vocab_size
 
     def session(self, rows: list[list[int]]) -> "TorchSession":
-        return TorchSession(self.model, rows)
+        return TorchSession(self, rows)
+
+    def take_cache(self, row: list[int]):
+        """(cache, how many ids of the row it holds already): of the last row as far as the two agree, or empty."""
+        from transformers import DynamicCache
+
+        kept, self.kept = self.kept, None
+        known = common_prefix(kept[0], row[:-1]) if kept else 0
+        if not known:
+            return DynamicCache(config=self.model.config), 0
+        if known < len(kept[0]):
+            kept[1].crop(known - len(kept[0]))  # negative: so many tokens are taken off the end
+        return kept[1], known
 
 
 class TorchSession:
     """Rows of one batch, padded on the left, and their keys and values so far."""
 
-    def __init__(self, model, rows: list[list[int]]):
-        from transformers import DynamicCache
-
-        self.model = model
-        self.cache = DynamicCache(config=model.config)
+    def __init__(self, engine: TorchEngine, rows: list[list[int]]):
+        self.engine, self.model = engine, engine.model
         ids, mask = pad_left(rows)
-        self.mask = None if mask is None else mask.to(model.device)
-        self._forward(ids.to(model.device))
+        self.mask = None if mask is None else mask.to(self.model.device)
+        self.row = list(rows[0]) if len(rows) == 1 else None
+        self.cache, known = engine.take_cache(self.row or [])
+        self._forward(ids[:, known:].to(self.model.device))
 
     def push(self, ids: list[int]) -> None:
+        if self.row is not None:
+            self.row += ids
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
         self._forward(torch.tensor(ids, device=self.model.device)[:, None])
@@ -49,7 +64,9 @@ class TorchSession:
             self.mask = self.mask[indices]
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Leaves a single row's cache to the next session."""
+        if self.row is not None:
+            self.engine.kept = (self.row, self.cache)
 
     def _forward(self, ids: torch.Tensor) -> None:
         """Feeds ids (B, T); leaves `logits` (B, V) of the last position."""
@@ -59,6 +76,12 @@ class TorchSession:
             padded = {"attention_mask": self.mask, "position_ids": positions}
         output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **padded)
         self.logits = output.logits[:, -1]
+
+
+def common_prefix(first: list[int], second: list[int]) -> int:
+    """How many ids two rows begin with in common."""
+    length = min(len(first), len(second))
+    return next((i for i in range(length) if first[i] != second[i]), length)
 
 
 def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:

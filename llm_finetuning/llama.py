@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from . import sums
+from .engines import common_prefix
 
 PATTERN = "*Q4_K_M.gguf"
 
@@ -80,9 +81,3 @@ class LlamaSession:
         llama.eval(ids)
         values = np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(self.engine.vocabulary_rows,))
         self.logits = torch.from_numpy(values.copy())[None]
-
-
-def common_prefix(first: list[int], second: list[int]) -> int:
-    """How many ids two rows begin with in common."""
-    length = min(len(first), len(second))
-    return next((i for i in range(length) if first[i] != second[i]), length)

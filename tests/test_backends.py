@@ -9,7 +9,7 @@ import torch
 from inference_fixtures import NUMBERS, ask, make_model, make_tokenizer, pairs, teach, write_folder
 from test_chat import conversation
 
-from llm_finetuning import backends, choice, llama, nf4, prompts
+from llm_finetuning import backends, choice, engines, llama, nf4, prompts
 from llm_finetuning.chat import Chat
 from llm_finetuning.generation import Options
 
@@ -143,6 +143,6 @@ def test_a_gguf_file_older_than_the_model_is_left_alone(published, tmp_path, mon
 
 
 def test_what_two_prompts_have_in_common():
-    assert llama.common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
-    assert llama.common_prefix([], [1]) == 0
-    assert llama.common_prefix([1, 2], [1, 2, 3]) == 2
+    assert engines.common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert engines.common_prefix([], [1]) == 0
+    assert engines.common_prefix([1, 2], [1, 2, 3]) == 2

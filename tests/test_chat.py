@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inference_fixtures import EXTRA, NUMBERS, ask, pairs
+from inference_fixtures import EXTRA, NUMBERS, PLACES, ask, pairs
 
 from llm_finetuning import prompts
 from llm_finetuning.chat import Chat
@@ -106,6 +106,32 @@ def test_the_limit_of_new_tokens_holds(chat, limit):
     reply = chat.reply(ask("Count."), Options(max_new_tokens=limit))
     assert (reply.tokens, reply.ended_by) == (limit, "length")
     assert NUMBERS.startswith(reply.text)
+
+
+def test_the_next_turn_reads_only_what_is_new(published):
+    chat = Chat.load(published, backend="float32")
+    fed, forward = [], chat.engine.model.forward
+
+    def counted(input_ids, **rest):
+        fed.append(input_ids.shape[1])
+        return forward(input_ids=input_ids, **rest)
+
+    chat.engine.model.forward = counted
+    first = ask("Which colour does odrin like?")
+    answer = chat.answer(first, ROOM)
+    whole, fed[:] = fed[0], []
+    follow_up = ask("And where is the house?", first[0]["content"], answer)
+    assert chat.answer(follow_up, ROOM) == f"In {PLACES['odrin']}."
+    assert fed[0] < len(chat.prepare(follow_up).ids) - whole
+    chat.answer(ask("Count."), ROOM)
+    assert chat.answer(follow_up, ROOM) == f"In {PLACES['odrin']}."
+
+
+def test_two_streams_at_once_do_not_mix(chat):
+    one, two = chat.stream(ask("Count."), ROOM), chat.stream(ask("日本語？"), ROOM)
+    pieces = [(next(one, ""), next(two, "")) for _ in range(60)]
+    assert "".join(a for a, _ in pieces) == NUMBERS
+    assert "".join(b for _, b in pieces) == EXTRA["日本語？"]
 
 
 def test_the_limit_of_time_ends_an_answer(chat):
