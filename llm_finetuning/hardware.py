@@ -1,9 +1,12 @@
 """What this machine is, and what that decides: device, dtype, attention, arithmetic speed, free memory and disk."""
 
-import contextlib
+import ctypes
+import gc
 import os
 import platform
+import resource
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,40 +129,64 @@ def free_disk(folder: str | Path) -> int:
 
 
 class PeakMemory:
-    """Peak memory of a block, in bytes: the GPU's allocator, or this process's resident set."""
+    """Peak memory of this process, in bytes, since `start`.
+
+    On a GPU what the allocator gave out. On a CPU the anonymous memory, looked at twenty times a second: a model
+    file that is mapped into memory does not count, the system takes those pages back when it needs them.
+    """
 
     def __init__(self, device: str):
-        self.on_gpu = device.startswith("cuda")
-        self.device = device
+        self.device, self.peak = device, 0
+        self._stop = threading.Event()
 
     def __enter__(self) -> "PeakMemory":
         return self.start()
 
     def __exit__(self, *error) -> None:
-        """The peak stays readable."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Stops looking; the peak stays readable."""
+        self._stop.set()
 
     def start(self) -> "PeakMemory":
-        if self.on_gpu:
+        if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif Path("/proc/self/clear_refs").exists():
-            with contextlib.suppress(PermissionError):  # the peak then counts from the start of the process
-                Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (man 5 proc)
+        else:
+            threading.Thread(target=self._look, name="peak-memory", daemon=True).start()
         return self
 
+    def _look(self) -> None:
+        while not self._stop.wait(0.05):
+            self.peak = max(self.peak, anonymous_memory())
+
     def read(self) -> int:
-        return torch.cuda.max_memory_allocated(self.device) if self.on_gpu else peak_resident()
+        if self.device.startswith("cuda"):
+            return torch.cuda.max_memory_allocated(self.device)
+        self.peak = max(self.peak, anonymous_memory())
+        return self.peak
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that no file stands behind; outside Linux all that is resident."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")]
+    return found[0] if found else psutil.Process().memory_info().rss
 
 
 def peak_resident() -> int:
-    """Highest resident set of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
+    """Highest resident set of this process so far, in bytes, mapped files included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def give_back_memory() -> None:
+    """Returns freed memory to the system: what Python no longer uses, the allocator's free blocks, CUDA's cache."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def versions() -> dict[str, str]:

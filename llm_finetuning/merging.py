@@ -5,7 +5,6 @@ Both are merged and measured on the held-out set, and the better one is kept. Me
 themselves would quantise again and lose more than a small adapter adds.
 """
 
-import gc
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from .prompts import Template
 
 SHARD_BYTES = 2 * 10**9
 BASES = ("dequantized", "original")
+MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Merge:
 def write_merged(merge: Merge, weights: BaseWeights, adapter: Adapter, quantised: set[str], folder: Path) -> None:
     """Writes the merged tensors to `folder` in shards of at most 2 GB, with their index.
 
-    W' = round(W + scaling · B·A), added in float32 and rounded once. At no time is more than one shard in memory.
+    W' = round(W + scaling · B·A), see `add_and_round`. At no time is more than one shard in memory.
     Raises ValueError when the adapter changes a tensor that the base does not have.
     """
     missing = sorted(set(adapter.factors) - set(weights.names()))
@@ -137,9 +137,25 @@ def write_merged(merge: Merge, weights: BaseWeights, adapter: Adapter, quantised
     for name in weights.names():
         tensor = merge.start(weights, name, quantised)
         if name in adapter.factors:
-            tensor = tensor.float() + adapter.delta(name).to(tensor.device)
+            tensor = add_and_round(tensor, adapter.delta(name).to(tensor.device), merge.save_dtype)
         writer.add(name, tensor.to(merge.save_dtype).cpu())
     writer.close()
+
+
+def add_and_round(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """weight + delta, added in float32 and rounded once to `dtype`.
+
+    To the nearest, unless the base lies on the 16-bit grid already, as dequantised weights do: there every change
+    below half a step would be swallowed, so it is rounded up or down by chance in proportion (stochastic rounding,
+    arXiv 1502.02551): the change survives in the mean. The chance is fixed by the tensor's shape, so a merge repeats.
+    """
+    exact = weight.float() + delta
+    if not torch.equal(weight.to(dtype).float(), weight.float()):
+        return exact.to(dtype)
+    step = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 1 - MANTISSA_BITS[dtype])
+    chance = torch.Generator(device=exact.device).manual_seed(exact.numel())
+    noise = torch.rand(exact.shape, generator=chance, device=exact.device) - 0.5
+    return (exact + noise * step * (delta != 0)).to(dtype)
 
 
 class ShardWriter:
@@ -206,13 +222,6 @@ def quantised_names(model) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, bnb.nn.Linear4bit)
     }
-
-
-def free(*models) -> None:
-    """Gives the memory of the trainer's model back before the merge; the caller must have dropped its names."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def load_merged(folder: Path, dtype: torch.dtype, device: str):

@@ -6,11 +6,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import merging, qlora, scoreboard
+from . import hardware, merging, qlora, scoreboard
 from .merging import BASES, BaseWeights, Merge
 
-LOGIT_TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.01, torch.float32: 1e-4}
-"""Relative difference of logits, ‖merged − unmerged‖ / ‖unmerged‖, that rounding W + ΔW once to 16 bits may leave."""
 LOSS_TOLERANCE = 1.01
 """Held-out loss of the merged model over that of the trained 4-bit model with its adapter."""
 PROMPTS = 4
@@ -68,7 +66,7 @@ def _loss(folder: Path, merge: Merge, held_out, template) -> float:
     model = merging.load_merged(folder, merge.save_dtype, merge.device)
     loss = scoreboard.held_out_loss(model, held_out, template)
     del model
-    merging.free()
+    hardware.give_back_memory()
     return loss
 
 
@@ -81,12 +79,12 @@ def _prove(merge, weights, adapter, quantised, template, held_out, after_loss, l
     expected = logits(unmerged, shown)
     expected_answers = scoreboard.answers(unmerged, shown, template, limit)
     del unmerged
-    merging.free()
+    hardware.give_back_memory()
     model = merging.load_merged(folder, merge.save_dtype, merge.device)
     found = logits(model, shown)
     found_answers = scoreboard.answers(model, shown, template, limit)
     del model
-    merging.free()
+    hardware.give_back_memory()
     table = proof_table(changed, set(adapter.factors), expected, found, merge, losses[merge.base], after_loss)
     answers = pd.DataFrame(
         {
@@ -107,13 +105,13 @@ def _prove(merge, weights, adapter, quantised, template, held_out, after_loss, l
 def proof_table(changed, intended, expected, found, merge: Merge, loss, after_loss) -> pd.DataFrame:
     """Each check with what was found, what is allowed, and whether it holds. NaN never passes."""
     difference = relative_difference(expected, found)
-    tolerance = LOGIT_TOLERANCE[merge.save_dtype]
+    tolerance = logit_tolerance(merge.save_dtype, len(intended))
     extra, missing = sorted(changed - intended), sorted(intended - changed)
     rows = [
         ("intended tensors changed", f"{len(intended & changed)} of {len(intended)}", "all", not missing),
         ("other tensors changed", ", ".join(extra[:3]) or "none", "none", not extra),
         ("keys missing or unexpected on reload", "none", "none", True),
-        ("logits, relative difference", f"{difference:.2e}", f"{tolerance:g}", bool(difference <= tolerance)),
+        ("logits, relative difference", f"{difference:.2e}", f"{tolerance:.2e}", bool(difference <= tolerance)),
         (
             "held-out loss over the trained model's",
             f"{loss:.4f} / {after_loss:.4f} = {loss / after_loss:.4f}",
@@ -122,6 +120,14 @@ def proof_table(changed, intended, expected, found, merge: Merge, loss, after_lo
         ),
     ]
     return pd.DataFrame(rows, columns=["check", "found", "allowed", "passed"])
+
+
+def logit_tolerance(dtype: torch.dtype, tensors: int) -> float:
+    """The relative difference of logits that rounding may leave: half a step of `dtype` for each changed tensor.
+
+    Roundings are independent, so they add up like a random walk: 2^-(mantissa + 1) · √tensors.
+    """
+    return 2.0 ** -(merging.MANTISSA_BITS[dtype] + 1) * tensors**0.5
 
 
 def changed_tensors(merge: Merge, weights: BaseWeights, merged: BaseWeights, quantised: set[str]) -> set[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import attention
+from . import attention, hardware
 from .settings import Finetuning, split_names
 
 
@@ -36,7 +36,16 @@ def load_base(settings: Finetuning, plan, model_path: str):
         use_safetensors=True,
     )
     model.config.use_cache = False
-    return prepare_cpu_kernels(model)
+    return prepare_cpu_kernels(unmap(model)) if plan.device == "cpu" else model
+
+
+def unmap(model):
+    """Copies weights that still lie in the mapped checkpoint file, so that the file can be let go."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
+    hardware.give_back_memory()
+    return model
 
 
 def _revision(settings: Finetuning, model_path: str) -> str | None:

@@ -143,6 +143,7 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+        self.peak.stop()
         if hasattr(self, "old_handler"):
             signal.signal(signal.SIGTERM, self.old_handler)
         if self.terminated:

@@ -76,6 +76,20 @@ def test_merged_weights_are_the_sum_rounded_once(merged, trained):
     assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-9).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_changes_survive_on_a_base_that_is_rounded_already(dtype):
+    """A tenth of half a step is swallowed by rounding to the nearest; in the mean it must be there."""
+    weight = torch.full((400, 500), 0.02).to(dtype)
+    step = float(torch.nextafter(weight[0, 0], torch.tensor(1.0, dtype=dtype)) - weight[0, 0])
+    delta = torch.full((400, 500), 0.05 * step)
+    assert torch.equal((weight.float() + delta).to(dtype), weight), "nearest loses it all"
+    found = merging.add_and_round(weight, delta, dtype)
+    assert (found.float() - weight.float()).mean().item() == pytest.approx(0.05 * step, rel=0.05)
+    assert (found.float() - weight.float()).abs().max().item() <= step * 1.01
+    assert torch.equal(found, merging.add_and_round(weight, delta, dtype)), "the same merge twice"
+    assert torch.equal(merging.add_and_round(weight, torch.zeros_like(delta), dtype), weight)
+
+
 def test_nf4_weights_are_those_the_layer_computes_with(trained):
     """`through_nf4` equals what bitsandbytes holds in the trained model."""
     from bitsandbytes import functional
