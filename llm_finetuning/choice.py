@@ -15,7 +15,7 @@ import torch
 from . import hardware, llama, nf4, sums
 
 SMALL = 100_000_000
-"""Below so many parameters everything is quick, and 32 bits are exact: nothing is measured."""
+"""Below so many parameters one thread in exact 32 bits is quick: nothing is measured."""
 STEPS = 8
 KEPT_MODELS = 2
 """Models whose packed form stays in the cache."""
@@ -45,7 +45,7 @@ def choose(folder: Path, config) -> Choice:
     """The remembered choice for this model on this machine, or the fastest of what is installed, measured now."""
     cores = len(os.sched_getaffinity(0))
     if parameters(config) < SMALL:
-        return Choice("float32", min(cores, 4))
+        return Choice("float32", 1)
     file = cache_folder(key_of(folder)) / "choice.json"
     machine = fingerprint(folder)
     if file.is_file():
