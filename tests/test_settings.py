@@ -47,7 +47,10 @@ def test_settings_import_nothing_heavy():
     import subprocess
     import sys
 
-    code = "import sys; from llm_finetuning import settings; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys; from llm_finetuning import settings;"
+        " print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
