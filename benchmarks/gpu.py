@@ -24,6 +24,7 @@ import torch
 from transformers import AutoConfig, TrainerCallback
 
 from llm_finetuning import attention, bases, hardware, planning, prompts, qlora, settings, training
+from llm_finetuning.rows import Rows
 
 RESULTS = Path(__file__).parent / "results"
 ORIGINAL_ROWS = 20_587
@@ -177,7 +178,7 @@ def measure(name: str, changes: dict, base: str, folder: Path, machine, options)
     template = prompts.template_for(bases.tokenizer(base))
     peak = hardware.PeakMemory(plan.device).start()
     model = qlora.add_adapters(load(chosen, plan, base, changes), chosen)
-    encoded = training.Rows(rows, len(rows), 0, 0, {})
+    encoded = Rows(rows, len(rows), 0, 0, {})
     trainer, _ = training.build(model, template, encoded, chosen, plan, [])
     if changes.get("autocast"):
         trainer.compute_loss_context_manager = lambda: torch.autocast(plan.device.split(":")[0], torch.bfloat16)

@@ -13,6 +13,7 @@ import gpu
 from transformers import AutoConfig
 
 from llm_finetuning import bases, hardware, oasst, pairs, planning, prompts, qlora, training
+from llm_finetuning.rows import Rows, rows_from
 
 
 def main() -> None:
@@ -34,20 +35,20 @@ def main() -> None:
     gpu.write(report, options.output, machine, "sample")
 
 
-def sample_rows(base: str, tokens: int) -> training.Rows:
+def sample_rows(base: str, tokens: int) -> Rows:
     """Rows of the sample's English pairs, repeated until they have `tokens` tokens."""
     frame = oasst.flatten(oasst.read_messages("sample"), "best", languages=["en"]).pairs
     template = prompts.template_for(bases.tokenizer(base))
-    encoded = training.rows_from(pairs.to_records(frame), template, 256).rows
+    encoded = rows_from(pairs.to_records(frame), template, 256).rows
     rows, total = [], 0
     while total < tokens:
         row = encoded[len(rows) % len(encoded)]
         rows.append(row)
         total += len(row["input_ids"])
-    return training.Rows(rows, len(rows), 0, 0, {})
+    return Rows(rows, len(rows), 0, 0, {})
 
 
-def measure(packing: bool, base: str, rows: training.Rows, folder: Path, machine) -> float:
+def measure(packing: bool, base: str, rows: Rows, folder: Path, machine) -> float:
     """Tokens per second of one epoch; a row, or 1,024 packed tokens, per optimizer step."""
     micro = 1024 if packing else 256
     chosen = gpu.settings_for(base, folder, micro, {"packing": packing, "lora_target_modules": "all-linear"})

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from . import bases, hardware, pairs, prompts, qlora, scoreboard, settings, training
+from .rows import rows_from
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     train_pairs, val_pairs = (
         pairs.to_records(pairs.read_jsonl(file)) for file in (chosen.folders.train_file, chosen.folders.val_file)
     )
-    rows = training.rows_from(train_pairs, template, chosen.max_seq_length)
+    rows = rows_from(train_pairs, template, chosen.max_seq_length)
     config = AutoConfig.from_pretrained(model_path)
     plan = training.plan_run(chosen, hardware.look(chosen.dtype), config, rows.lengths)
     held_out = scoreboard.held_out_set(val_pairs, template, chosen.max_seq_length, chosen.eval_pairs, chosen.seed)

@@ -1,4 +1,4 @@
-"""Training: rows from pairs, the trainer, and going on from the newest checkpoint."""
+"""Training: the trainer, its whole-or-absent checkpoints, and going on from the newest one."""
 
 import dataclasses
 import hashlib
@@ -6,18 +6,17 @@ import json
 import math
 from pathlib import Path
 
-import pandas as pd
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from . import checkpoints, planning, prompts, qlora, watching
+from . import checkpoints, planning, qlora, watching
 from .planning import Plan
 from .prompts import Template
+from .rows import Rows
 from .settings import Finetuning
 
-CUT_LENGTHS = (512, 1024, 2048)
 SAME_RUN = (
     "model_name",
     "system_message",
@@ -39,72 +38,6 @@ SAME_RUN = (
     "tokens_per_step",
 )
 """Settings that a checkpoint cannot be continued without."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Encoded pairs: `rows` = [{"input_ids", "labels"}], and what became of the pairs that were read."""
-
-    rows: list[dict]
-    read: int
-    shortened: int
-    dropped: int
-    too_long: dict[int, float]
-    """Share of the pairs that would not fit, whole, in 512, 1,024 and 2,048 tokens."""
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(row["input_ids"]) for row in self.rows]
-
-    @property
-    def trained_tokens(self) -> int:
-        return sum(label != prompts.IGNORED for row in self.rows for label in row["labels"])
-
-    def table(self) -> pd.DataFrame:
-        """What became of the pairs, and how many of their tokens are trained."""
-        tokens = sum(self.lengths)
-        lines = [
-            ("pairs read", f"{self.read:,}"),
-            ("oldest turns cut from the history", f"{self.shortened:,}"),
-            ("left out: prompt and response alone are too long", f"{self.dropped:,}"),
-            ("pairs to train on", f"{len(self.rows):,}"),
-            ("tokens", f"{tokens:,}"),
-            (
-                "trained tokens (answers and their EOS)",
-                f"{self.trained_tokens:,} = {self.trained_tokens / tokens:.0%}",
-            ),
-            *[(f"longer than {cut:,} tokens", f"{share:.1%}") for cut, share in self.too_long.items()],
-        ]
-        return pd.DataFrame(lines, columns=["what", "count"])
-
-
-def rows_from(pairs: list[dict], template: Template, max_seq_length: int) -> Rows:
-    """Encodes pairs for training: histories cut to fit, responses never.
-
-    Raises ValueError when no pair fits.
-    """
-    whole = [len(row["input_ids"]) for row in prompts.encode_all(pairs, template)]
-    fitted = prompts.fit_all(pairs, template, max_seq_length)
-    kept = [pair for pair in fitted if pair is not None]
-    if not kept:
-        raise ValueError(
-            f"none of the {len(pairs)} pairs fits in max_seq_length = {max_seq_length} tokens (the shortest has"
-            f" {min(whole, default=0)}): raise max_seq_length"
-        )
-    return Rows(
-        rows=prompts.encode_all(kept, template),
-        read=len(pairs),
-        shortened=sum(
-            pair is not None and len(_history(pair)) < len(_history(old))
-            for pair, old in zip(fitted, pairs, strict=True)
-        ),
-        dropped=len(pairs) - len(kept),
-        too_long={cut: sum(n > cut for n in whole) / len(whole) for cut in CUT_LENGTHS},
-    )
-
-
-def _history(pair: dict) -> list:
-    return pair.get("history") or []
 
 
 def dataset(rows: list[dict], settings: Finetuning, plan: Plan) -> Dataset:

@@ -15,6 +15,7 @@ import torch
 from training_fixtures import prepare, small_pairs, small_settings, tiny_base  # noqa: F401
 
 from llm_finetuning import checkpoints, qlora, scoreboard, selfcheck, sums, training, watching
+from llm_finetuning.rows import rows_from
 
 TESTS = Path(__file__).parent
 
@@ -32,7 +33,7 @@ def test_rows_say_what_became_of_every_pair(run):
         {"prompt": "p", "response": "r", "history": [
             {"role": "user", "content": "old " * 60}, {"role": "assistant", "content": "turn"}]},
     ]  # fmt: skip
-    rows = training.rows_from(pairs, run.template, 96)
+    rows = rows_from(pairs, run.template, 96)
     assert (rows.read, rows.dropped, rows.shortened) == (8, 1, 1)
     assert len(rows.rows) == 7
     assert rows.too_long == {512: 1 / 8, 1024: 0, 2048: 0}
@@ -41,7 +42,7 @@ def test_rows_say_what_became_of_every_pair(run):
 
 def test_no_pair_that_fits_is_an_error(run):
     with pytest.raises(ValueError, match="raise max_seq_length"):
-        training.rows_from([{"prompt": "p", "response": "word " * 200}], run.template, 64)
+        rows_from([{"prompt": "p", "response": "word " * 200}], run.template, 64)
 
 
 def test_packing_keeps_every_pair_whole(run):

@@ -106,10 +106,11 @@ def prepare(chosen, pairs: list[dict] | None = None) -> Run:
     from transformers import AutoConfig
 
     from llm_finetuning import bases, hardware, prompts, qlora, scoreboard, training
+    from llm_finetuning.rows import rows_from
 
     pairs = pairs or small_pairs()
     template = prompts.template_for(bases.tokenizer(chosen.model_name), chosen.system_message)
-    rows = training.rows_from(pairs, template, chosen.max_seq_length)
+    rows = rows_from(pairs, template, chosen.max_seq_length)
     config = AutoConfig.from_pretrained(chosen.model_name)
     plan = training.plan_run(chosen, hardware.look(chosen.dtype), config, rows.lengths)
     held_out = scoreboard.held_out_set(pairs, template, chosen.max_seq_length, chosen.eval_pairs, chosen.seed)
