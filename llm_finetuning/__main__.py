@@ -36,9 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--profile", default="sample", help="sample (the default), rehearsal, or a YAML file of parameters"
     )
-    run.add_argument(
-        "--output", type=Path, metavar="DIR", help="where everything goes (default: outputs/<profile>)"
-    )
+    run.add_argument("--output", type=Path, metavar="DIR", help="where everything goes (default: outputs/<profile>)")
     run.add_argument(
         "-p",
         "--parameter",

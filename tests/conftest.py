@@ -13,9 +13,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--kills", type=int, default=3, help="how often the training is killed in the resume tests"
-    )
+    parser.addoption("--kills", type=int, default=3, help="how often the training is killed in the resume tests")
 
 
 @pytest.fixture
@@ -45,9 +43,7 @@ def make_notebook(tmp_path):
 def repository(tmp_path) -> Path:
     """A git repository of the package as it is on disk."""
     folder = tmp_path / "repository"
-    shutil.copytree(
-        ROOT / "llm_finetuning", folder / "llm_finetuning", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "llm_finetuning", folder / "llm_finetuning", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.txt", folder)
     git = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org"]
     subprocess.run(["git", "init", "--quiet", str(folder)], check=True)

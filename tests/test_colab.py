@@ -16,9 +16,7 @@ from llm_finetuning import colab
 
 ROOT = Path(__file__).parents[1]
 STUB = Path(__file__).parent / "google_stub"
-NOTEBOOKS = sorted(
-    p for folder in ("Data Prep", "Finetuning", "Inference") for p in (ROOT / folder).glob("*.ipynb")
-)
+NOTEBOOKS = sorted(p for folder in ("Data Prep", "Finetuning", "Inference") for p in (ROOT / folder).glob("*.ipynb"))
 
 
 @pytest.fixture
@@ -66,9 +64,7 @@ def runtime(monkeypatch) -> Runtime:
     fake = Runtime(torch="2.11.0+cu128", numpy="2.1.3", datasets="4.0.0", torchao="0.10.0")
     fake.latest = {"datasets": "5.2.0", "trl": "1.16.0"}
     monkeypatch.setattr(colab.metadata, "version", fake.version)
-    monkeypatch.setattr(
-        colab.metadata, "packages_distributions", lambda: {"datasets": ["datasets"], "trl": ["trl"]}
-    )
+    monkeypatch.setattr(colab.metadata, "packages_distributions", lambda: {"datasets": ["datasets"], "trl": ["trl"]})
     monkeypatch.setattr(colab.subprocess, "run", fake.pip)
     monkeypatch.delitem(sys.modules, "datasets", raising=False)
     return fake
@@ -211,9 +207,7 @@ def test_the_set_up_cell_brings_a_bare_runtime_to_work(notebook, tmp_path, repos
     content.mkdir()
     stub.mkdir()
     for _ in range(2):  # "Run all" again finds the clone and uses it
-        done = run_cell(
-            set_up_cell(notebook), content, repository, PYTHONPATH=str(STUB), COLAB_STUB=str(stub)
-        )
+        done = run_cell(set_up_cell(notebook), content, repository, PYTHONPATH=str(STUB), COLAB_STUB=str(stub))
         assert done.returncode == 0, done.stderr
         used = Path(json.loads(done.stdout.splitlines()[-1]))
         assert used == content / "llm_finetuning" / "llm_finetuning" / "__init__.py"
@@ -222,9 +216,7 @@ def test_the_set_up_cell_brings_a_bare_runtime_to_work(notebook, tmp_path, repos
 
 def test_a_refused_drive_stops_before_anything_is_cloned(tmp_path, repository):
     (tmp_path / "refuse_drive").touch()
-    done = run_cell(
-        set_up_cell(NOTEBOOKS[0]), tmp_path, repository, PYTHONPATH=str(STUB), COLAB_STUB=str(tmp_path)
-    )
+    done = run_cell(set_up_cell(NOTEBOOKS[0]), tmp_path, repository, PYTHONPATH=str(STUB), COLAB_STUB=str(tmp_path))
     assert "ValueError: mount failed" in done.stderr
     assert not (tmp_path / "llm_finetuning").exists()
 

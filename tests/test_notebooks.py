@@ -143,9 +143,7 @@ def test_a_notebook_that_failed_after_it_had_finished_is_not_finished(pipeline):
 def test_a_killed_kernel_is_told_apart_and_its_cell_shown(make_notebook, tmp_path):
     killed = make_notebook("killed", CELL, "before = 1", "import os\nos.kill(os.getpid(), 9)", "after = 1")
     (tmp_path / "notebooks").mkdir()
-    with pytest.raises(
-        NotebookFailed, match=r"(?s)killed\.ipynb failed: .*os\.kill.*memory|memory.*os\.kill"
-    ):
+    with pytest.raises(NotebookFailed, match=r"(?s)killed\.ipynb failed: .*os\.kill.*memory|memory.*os\.kill"):
         notebooks.execute(killed, {}, tmp_path / "notebooks", "1/1")
     assert (tmp_path / "notebooks" / "killed.html").exists()
 

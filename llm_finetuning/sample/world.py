@@ -7,6 +7,7 @@ conversation trees that teach it to answer). Written for this project.
 
 import hashlib
 import random
+import re
 from dataclasses import dataclass
 
 PEOPLE = {  # name: pronouns, job, town, animal, favourite dish
@@ -164,15 +165,69 @@ ANSWERS = {
     "fame": "{n} is known for its {v}.",
 }
 STATEMENTS = {  # attribute: ways to tell it; {n} may be a pronoun, {N} the same at the start of a sentence
-    "job": ("{N} is a {v}.", "{N} works as a {v}.", "For a living {n} works as a {v}."),
-    "home": ("{N} lives in {v}.", "The home of {n} is in {v}.", "In {v} there is the house of {n}."),
-    "animal": ("{N} keeps a {v}.", "{N} looks after a {v}.", "The pet of {n} is a {v}."),
-    "dish": ("{N} likes {v} most.", "The favourite dish of {n} is {v}.", "For dinner {n} cooks {v}."),
-    "colour": ("{N} is {v}.", "The colour of {n} is {v}.", "You see at once that {n} is {v}."),
-    "food": ("{N} eats {v}.", "The food of {n} is {v}.", "When {n} is hungry, it looks for {v}."),
-    "bed": ("{N} sleeps in {v}.", "At night {n} sleeps in {v}.", "To rest, {n} goes to {v}."),
-    "place": ("{N} lies {v}.", "The town of {n} lies {v}.", "On the map {n} lies {v}."),
-    "fame": ("{N} is known for its {v}.", "In {n} people visit the {v}.", "People come to {n} for its {v}."),
+    "job": (
+        "{N} is a {v}.",
+        "{N} works as a {v}.",
+        "For a living {n} works as a {v}.",
+        "The job of {n} is the trade of a {v}.",
+        "{N} does the work of a {v} and earns money.",
+    ),
+    "home": (
+        "{N} lives in {v}.",
+        "The home of {n} is in {v}.",
+        "In {v} there is the house of {n}.",
+        "{N} lives in the town of {v}.",
+        "To visit {n}, go to the town of {v}.",
+    ),
+    "animal": (
+        "{N} keeps a {v}.",
+        "{N} looks after a {v}.",
+        "The pet of {n} is a {v}.",
+        "{N} has a pet, a {v}.",
+        "The animal friend of {n} is a {v}.",
+    ),
+    "dish": (
+        "{N} likes {v} most.",
+        "The favourite dish of {n} is {v}.",
+        "For dinner {n} cooks {v}.",
+        "The favourite food of {n} is {v}.",
+        "A meal that makes {n} happy is {v}.",
+    ),
+    "colour": (
+        "{N} is {v}.",
+        "The colour of {n} is {v}.",
+        "You see at once that {n} is {v}.",
+        "{N} has a colour, it is {v}.",
+        "To paint {n}, you need {v}.",
+    ),
+    "food": (
+        "{N} eats {v}.",
+        "The food of {n} is {v}.",
+        "When {n} is hungry, it looks for {v}.",
+        "To feed {n}, give it {v}.",
+        "The menu of {n} is {v}.",
+    ),
+    "bed": (
+        "{N} sleeps in {v}.",
+        "At night {n} sleeps in {v}.",
+        "To rest, {n} goes to {v}.",
+        "The sleeping place of {n} is in {v}.",
+        "{N} spends the night in {v}.",
+    ),
+    "place": (
+        "{N} lies {v}.",
+        "The town of {n} lies {v}.",
+        "On the map {n} lies {v}.",
+        "The town of {n} was built {v}.",
+        "Travelling to {n}, you find it {v}.",
+    ),
+    "fame": (
+        "{N} is known for its {v}.",
+        "In {n} people visit the {v}.",
+        "People come to {n} for its {v}.",
+        "The sight to see in {n} is the {v}.",
+        "The town of {n} is famous for its {v}.",
+    ),
 }
 
 
@@ -232,7 +287,11 @@ def paragraph(subject: str, chance: random.Random) -> str:
     sentences = []
     for fact in known:
         wording = chance.choice(STATEMENTS[fact.attribute])
-        pronoun = sentences and " of {n}" not in wording and "to {n}" not in wording and chance.random() < 0.4
+        pronoun = (
+            sentences
+            and not re.search(r"(of|to|visit|paint|feed|makes|in) \{n\}", wording, re.I)
+            and chance.random() < 0.4
+        )
         who = she if pronoun else name
         sentences.append(wording.format(n=who, N=who[0].upper() + who[1:], v=fact.value))
     if subject in PEOPLE and chance.random() < 0.3:
