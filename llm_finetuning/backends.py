@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
-from . import choice, hardware, llama, nf4
+from . import choice, hardware, llama, nf4, qlora
 from .engines import TorchEngine
 
 NAMES = ("float32", "bfloat16", "float16", "nf4", "llama.cpp")
@@ -18,7 +19,7 @@ def load(folder: str | Path, backend: str = "auto", threads: int = 0):
     if backend not in ("auto", *NAMES):
         raise ValueError(f"backend = {backend!r}: auto, {', '.join(NAMES)}")
     folder = local(folder)
-    config = config_of(folder)
+    config = qlora.one_kernel_gelu(AutoConfig.from_pretrained(str(folder)))
     if torch.cuda.is_available():
         return load_on_gpu(folder, config, backend)
     if backend == "auto":
@@ -42,16 +43,6 @@ def local(folder: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"]))
-
-
-def config_of(folder: Path):
-    """The configuration, with gelu_new as the same function in one kernel (transformers.activations)."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(folder))
-    if getattr(config, "hidden_act", None) == "gelu_new":
-        config.hidden_act = "gelu_pytorch_tanh"
-    return config
 
 
 def load_on_gpu(folder: Path, config, backend: str) -> TorchEngine:

@@ -224,6 +224,11 @@ def quantised_names(model) -> set[str]:
     }
 
 
+def save_dtype(plan) -> torch.dtype:
+    """16 bits, of the kind that the run computed in; bfloat16 after a run in float32."""
+    return torch.float16 if plan.dtype == torch.float16 else torch.bfloat16
+
+
 def load_merged(folder: Path, dtype: torch.dtype, device: str):
     """A merged folder through plain transformers. Raises ValueError for a missing or unexpected key."""
     from transformers import AutoModelForCausalLM

@@ -54,12 +54,7 @@ def merge_and_prove(settings, plan, model_path: str, quantised: set[str], templa
 
 
 def _merge(settings, plan, base: str) -> Merge:
-    return Merge(base, settings, plan.dtype, save_dtype(plan), plan.device)
-
-
-def save_dtype(plan) -> torch.dtype:
-    """16 bits, of the kind that the run computed in; bfloat16 after a run in float32."""
-    return torch.float16 if plan.dtype == torch.float16 else torch.bfloat16
+    return Merge(base, settings, plan.dtype, merging.save_dtype(plan), plan.device)
 
 
 def _loss(folder: Path, merge: Merge, held_out, template) -> float:

@@ -12,17 +12,13 @@ from .settings import Finetuning, split_names
 
 
 def load_base(settings: Finetuning, plan, model_path: str):
-    """The frozen base on the plan's device, in 4 bits where the settings ask for it.
+    """The frozen base on the plan's device, in 4 bits where the settings ask for it; its cache is off.
 
-    `model_path` is what `bases.locate` gave; `plan` a `hardware.Plan`. Sampling-free, cache off, and
-    `gelu_new` replaced by the same function in one kernel (transformers.activations: both are
-    0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))).
+    `model_path` is what `bases.locate` gave; `plan` a `planning.Plan`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model_path, revision=_revision(settings, model_path))
-    if getattr(config, "hidden_act", None) == "gelu_new":
-        config.hidden_act = "gelu_pytorch_tanh"
+    config = one_kernel_gelu(AutoConfig.from_pretrained(model_path, revision=_revision(settings, model_path)))
     if plan.attention == attention.NAME:
         attention.register()
     model = AutoModelForCausalLM.from_pretrained(
@@ -37,6 +33,16 @@ def load_base(settings: Finetuning, plan, model_path: str):
     )
     model.config.use_cache = False
     return prepare_cpu_kernels(unmap(model)) if plan.device == "cpu" else model
+
+
+def one_kernel_gelu(config):
+    """The configuration with `gelu_new` replaced by the same function in one kernel instead of eight.
+
+    Both are 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (transformers.activations).
+    """
+    if getattr(config, "hidden_act", None) == "gelu_new":
+        config.hidden_act = "gelu_pytorch_tanh"
+    return config
 
 
 def unmap(model):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import prompts, qlora
+from . import merging, prompts, qlora, sums
 from .chat import Chat, Reply
 from .generation import END, Options
 from .prompts import Template
@@ -119,10 +119,8 @@ def after(model, held_out: list[dict], template: Template, settings) -> dict:
 
 def published(folder: Path, held_out: list[dict], template: Template, settings, plan) -> dict:
     """Measures the published folder as read back, its sums checked first; returns the scoreboard."""
-    from . import merging, proof, sums
-
     sums.check_sums(folder)
-    model = merging.load_merged(folder, proof.save_dtype(plan), plan.device)
+    model = merging.load_merged(folder, merging.save_dtype(plan), plan.device)
     return record(settings.folders.scoreboard, merged=measure(model, held_out, template, settings))
 
 

@@ -46,9 +46,8 @@ def _saved_bytes(model_config, layers: int, settings, dtype, adapter_dtype) -> i
     config.get_text_config().num_hidden_layers = layers
     if getattr(config.get_text_config(), "layer_types", None):
         config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
-    if getattr(config, "hidden_act", None) == "gelu_new":
-        config.hidden_act = "gelu_pytorch_tanh"
-    model = qlora.add_adapters(build_on_meta(config, dtype, _register_probe()), settings)
+    model = build_on_meta(qlora.one_kernel_gelu(config), dtype, _register_probe())
+    model = qlora.add_adapters(model, settings)
     qlora.trainable_to(model, adapter_dtype).train()
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: list[torch.Tensor] = []

@@ -8,8 +8,9 @@ import pytest
 import torch
 from inference_fixtures import NUMBERS, ask, make_model, make_tokenizer, pairs, teach, write_folder
 from test_chat import conversation
+from transformers import AutoConfig
 
-from llm_finetuning import backends, choice, engines, llama, nf4, prompts
+from llm_finetuning import choice, engines, llama, nf4, prompts, qlora
 from llm_finetuning.chat import Chat
 from llm_finetuning.generation import Options
 
@@ -94,7 +95,7 @@ def test_a_small_model_runs_in_32_bits_unmeasured(published, cache):
 
 def test_the_choice_is_measured_once_and_remembered(wide, cache, monkeypatch):
     monkeypatch.setattr(choice, "SMALL", 0)
-    config = backends.config_of(wide)
+    config = qlora.one_kernel_gelu(AutoConfig.from_pretrained(wide))
     first = choice.choose(wide, config)
     (file,) = cache.glob("*/choice.json")
     measured = json.loads(file.read_text())["measured"]
@@ -106,7 +107,7 @@ def test_the_choice_is_measured_once_and_remembered(wide, cache, monkeypatch):
 
 def test_another_machine_or_model_is_measured_again(wide, tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "SMALL", 0)
-    config = backends.config_of(wide)
+    config = qlora.one_kernel_gelu(AutoConfig.from_pretrained(wide))
     choice.choose(wide, config)
     told = [choice.Choice("float32", 1, 9.0)]
     monkeypatch.setattr(choice, "measure", lambda *_: told)
@@ -120,7 +121,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(wide, tmp_path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(choice, "SMALL", 0)
     monkeypatch.setattr(choice, "measure", lambda *_: [choice.Choice("float32", 1, 9.0)])
-    assert choice.choose(wide, backends.config_of(wide)).backend == "float32"
+    assert choice.choose(wide, qlora.one_kernel_gelu(AutoConfig.from_pretrained(wide))).backend == "float32"
     assert "cannot be written" in capsys.readouterr().out
 
 
