@@ -274,7 +274,7 @@ def save_adapter(trainer: AssistantTrainer, template: Template, settings: Finetu
     folder = settings.folders.adapter
     partial = folder.with_name(f".{folder.name}-partial")
     trainer.model.peft_config["default"].base_model_name_or_path = settings.model_name
-    trainer.model.save_pretrained(partial)
+    trainer.model.save_pretrained(partial, save_embedding_layers=False)  # else it looks for the base on the Hub
     template.tokenizer.save_pretrained(partial)
     settings.save(partial / "settings.json")
     return checkpoints.finish(partial, folder, trainer.run)
