@@ -152,10 +152,23 @@ def add_and_round(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype)
     exact = weight.float() + delta
     if not torch.equal(weight.to(dtype).float(), weight.float()):
         return exact.to(dtype)
-    step = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 1 - MANTISSA_BITS[dtype])
+    return round_by_chance(exact, delta != 0, dtype)
+
+
+def round_by_chance(exact: torch.Tensor, where: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """float32 `exact` rounded up or down with the probability of its place between the two steps of `dtype`.
+
+    bfloat16 is the upper half of a float32: a random number added to the lower half carries over with just that
+    probability. For float16 the noise is added as a number, half a step either way.
+    """
     chance = torch.Generator(device=exact.device).manual_seed(exact.numel())
+    if dtype == torch.bfloat16:
+        noise = torch.randint(0, 2**16, exact.shape, generator=chance, device=exact.device, dtype=torch.int32)
+        carried = exact.view(torch.int32) + noise * where
+        return (carried & -(2**16)).view(torch.float32).to(dtype)
+    step = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 1 - MANTISSA_BITS[dtype])
     noise = torch.rand(exact.shape, generator=chance, device=exact.device) - 0.5
-    return (exact + noise * step * (delta != 0)).to(dtype)
+    return (exact + noise * step * where).to(dtype)
 
 
 class ShardWriter:
