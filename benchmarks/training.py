@@ -5,6 +5,7 @@ backward and optimizer step on this machine. Prints tokens per second of both an
 """
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -62,8 +63,6 @@ def measure(packing: bool, base: str, rows: Rows, folder: Path, machine) -> floa
 
 
 def chosen_for_sample(chosen):
-    import dataclasses
-
     return dataclasses.replace(chosen, max_seq_length=256, lora_r=16, max_steps=-1, num_train_epochs=1.0)
 
 

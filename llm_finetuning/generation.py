@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
+from .settings import sampling_rules
+
 END, LENGTH, TIME = "end", "length", "time"
 """Why an answer is over: it ended by itself, or reached the limit of new tokens or of time."""
 
@@ -34,16 +36,7 @@ class Options:
     """Of the sampling; the same seed gives the same answer. -1 = another one each time."""
 
     def __post_init__(self):
-        rules = [
-            (self.max_new_tokens >= 1, f"max_new_tokens = {self.max_new_tokens}: at least 1"),
-            (self.max_seconds >= 0, f"max_seconds = {self.max_seconds}: 0 (no limit) or more"),
-            (0 <= self.temperature <= 5, f"temperature = {self.temperature}: from 0 (greedy) to 5"),
-            (0 < self.top_p <= 1, f"top_p = {self.top_p}: above 0, at most 1"),
-            (self.top_k >= 0, f"top_k = {self.top_k}: 0 (all) or more"),
-            (self.repetition_penalty > 0, f"repetition_penalty = {self.repetition_penalty}: above 0"),
-            (self.seed >= -1, f"seed = {self.seed}: -1 (another each time), 0 or more"),
-        ]
-        problems = [message for holds, message in rules if not holds]
+        problems = [message for holds, message in sampling_rules(self) if not holds]
         if problems:
             raise ValueError("\n".join(problems))
 

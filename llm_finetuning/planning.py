@@ -128,9 +128,7 @@ def readable_seconds(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def plan(
-    settings: Finetuning, machine: Machine, model_config, lengths: list[int], max_steps: int | None = None
-) -> Plan:
+def plan(settings: Finetuning, machine: Machine, model_config, lengths: list[int]) -> Plan:
     """Decides how to train rows of `lengths` tokens on `machine`, and predicts what it costs.
 
     Raises ValueError when the model cannot be trained in the memory there is, with the parameter to change.

@@ -57,6 +57,19 @@ def _raise_all(settings, rules: list[tuple[bool, str]]) -> None:
         raise ValueError(f"{type(settings).__name__} settings:\n" + "\n".join(problems))
 
 
+def sampling_rules(options) -> list[tuple[bool, str]]:
+    """What must hold for the ways to answer (`generation.Options`, `Inference`), and what to say when it does not."""
+    return [
+        (options.max_new_tokens >= 1, f"max_new_tokens = {options.max_new_tokens}: at least 1"),
+        (options.max_seconds >= 0, f"max_seconds = {options.max_seconds}: 0 (no limit) or more"),
+        (0 <= options.temperature <= 5, f"temperature = {options.temperature}: from 0 (greedy) to 5"),
+        (0 < options.top_p <= 1, f"top_p = {options.top_p}: above 0, at most 1"),
+        (options.top_k >= 0, f"top_k = {options.top_k}: 0 (all) or more"),
+        (options.repetition_penalty > 0, f"repetition_penalty = {options.repetition_penalty}: above 0"),
+        (options.seed >= -1, f"seed = {options.seed}: -1 (another each time), 0 or more"),
+    ]
+
+
 def split_names(text: str) -> list[str]:
     """'en, de' → ['en', 'de']; an empty text → []."""
     return [name for name in re.split(r"[,\s]+", text) if name]
@@ -443,13 +456,7 @@ class Inference:
                     all(type(t) is str and t.strip() for t in texts),
                     "questions, conversation: texts, none empty",
                 ),
-                (self.max_new_tokens >= 1, f"max_new_tokens = {self.max_new_tokens}: at least 1"),
-                (self.max_seconds >= 0, f"max_seconds = {self.max_seconds}: 0 (no limit) or more"),
-                (0 <= self.temperature <= 5, f"temperature = {self.temperature}: from 0 (greedy) to 5"),
-                (0 < self.top_p <= 1, f"top_p = {self.top_p}: above 0, at most 1"),
-                (self.top_k >= 0, f"top_k = {self.top_k}: 0 (all) or more"),
-                (self.repetition_penalty > 0, f"repetition_penalty = {self.repetition_penalty}: above 0"),
-                (self.seed >= -1, f"seed = {self.seed}: -1 (another each time), 0 or more"),
+                *sampling_rules(self),
                 (self.batch_size >= 1, f"batch_size = {self.batch_size}: at least 1"),
             ],
         )
