@@ -41,7 +41,7 @@ jupyter: .venv/ready
 # to path/to/finetuned_phi2-gguf. Not for the sample: llama.cpp knows Phi-2's tokenizer, not the tiny model's.
 gguf: .venv/gguf
 	@test -n "$(MODEL)" || { echo "llama.cpp is installed. Now say which model: make gguf MODEL=path/to/finetuned_phi2"; exit 2; }
-	$(BIN)/python -m llm_finetuning.gguf $(MODEL)
+	$(BIN)/python -m llm_finetuning.release.gguf $(MODEL)
 
 .venv/gguf: .venv/ready requirements-gguf.txt
 	rm -rf .gguf && mkdir .gguf

@@ -8,8 +8,8 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
-from llm_finetuning import loading, page
-from llm_finetuning.generation import Options
+from llm_finetuning.serving import loading, page
+from llm_finetuning.serving.generation import Options
 
 EXAMPLES = [
     "What should I think about before adopting a dog?",

@@ -33,7 +33,8 @@ def published(work: Path, size: str, tokenizer_folder: str, gguf: str) -> Path:
     """A published folder with random weights, and the GGUF file beside it if there is one."""
     from transformers import GenerationConfig
 
-    from llm_finetuning import bases, prompts, sums
+    from llm_finetuning import bases, prompts
+    from llm_finetuning.release import sums
 
     tokenizer = bases.tokenizer("rehearsal", tokenizer_folder)
     config = bases.phi2_config(tokenizer)
@@ -98,7 +99,7 @@ def original(folder: Path) -> dict:
 def ours(folder: Path, backend: str) -> dict:
     """chat.py with this backend; the end ids are taken away, so that every answer has NEW_TOKENS tokens."""
     from llm_finetuning.chat import Chat
-    from llm_finetuning.generation import Options, Rules
+    from llm_finetuning.serving.generation import Options, Rules
 
     start = time.perf_counter()
     chat = Chat.load(folder, backend)

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import generation, prompts
-from .conversations import Prompt, prepare
-from .generation import Options, Rules
+from llm_finetuning import prompts
+from llm_finetuning.serving import generation
+from llm_finetuning.serving.conversations import Prompt, prepare
+from llm_finetuning.serving.generation import Options, Rules
 
 DEFAULTS = Options()
 
@@ -52,7 +53,7 @@ class Chat:
         `backend`: "auto", or a name of `backends.NAMES`. Raises FileNotFoundError for a missing folder,
         ValueError for a damaged one or one of another kind.
         """
-        from . import backends
+        from llm_finetuning.serving import backends
 
         check_folder(folder)
         tokenizer = load_tokenizer(folder)
@@ -62,7 +63,7 @@ class Chat:
     @classmethod
     def of(cls, model, template: prompts.Template) -> "Chat":
         """A model that is in memory already, such as the one in training, with its template."""
-        from .engines import TorchEngine
+        from llm_finetuning.serving.engines import TorchEngine
 
         engine = TorchEngine(model)
         unused = tuple(range(len(template.tokenizer), engine.vocabulary_rows))
@@ -70,7 +71,7 @@ class Chat:
 
     def base(self, model_path: str, backend: str = "auto") -> "Chat":
         """Another model, such as the base before finetuning, with this one's template and rules."""
-        from . import backends
+        from llm_finetuning.serving import backends
 
         return Chat(backends.load(model_path, backend), self.template, self.rules)
 
@@ -173,7 +174,7 @@ def check_folder(folder: str | Path) -> dict[str, str]:
 
     Raises FileNotFoundError when it is missing, ValueError when it is damaged or of another kind.
     """
-    from . import sums
+    from llm_finetuning.release import sums
 
     folder = Path(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():

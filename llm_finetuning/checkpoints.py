@@ -11,8 +11,8 @@ import shutil
 import threading
 from pathlib import Path
 
-from . import sums
-from .copying import check_space, copy_file, retrying
+from llm_finetuning.release import sums
+from llm_finetuning.release.copying import check_space, copy_file, retrying
 
 RUN_FILE = "run.json"
 

@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 from llm_finetuning import pairs
 from llm_finetuning.chat import Chat
-from llm_finetuning.generation import Options
+from llm_finetuning.serving.generation import Options
 
 TURNS = 3
 SHORT = Options(max_new_tokens=64)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import figures, leaks, oasst, own_data, pairs, prompts, reports
-from .reading import sha256
-from .settings import DataPrep, split_names
+from llm_finetuning import figures, oasst, pairs, prompts
+from llm_finetuning.data import leaks, own_data, reports
+from llm_finetuning.data.reading import sha256
+from llm_finetuning.settings import DataPrep, split_names
 
 FILES = {"train": "train_file", "validation": "val_file"}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from . import attention
+from llm_finetuning import attention
 
 GIB = 2**30
 

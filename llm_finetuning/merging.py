@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .prompts import Template
+from llm_finetuning.prompts import Template
 
 SHARD_BYTES = 2 * 10**9
 BASES = ("dequantized", "original")

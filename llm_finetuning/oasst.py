@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import sample
-from .filters import Forest, count_trees, drop_messages, drop_replies
-from .forest import arrange
-from .funnel import Funnel
-from .messages import FIELDS, rows_of_file
-from .parquet import is_parquet, rows_of_parquet
-from .reading import Problems, existing_file, in_validation, sha256
-from .recipes import RECIPES
+from llm_finetuning import sample
+from llm_finetuning.data.filters import Forest, count_trees, drop_messages, drop_replies
+from llm_finetuning.data.forest import arrange
+from llm_finetuning.data.funnel import Funnel
+from llm_finetuning.data.messages import FIELDS, rows_of_file
+from llm_finetuning.data.parquet import is_parquet, rows_of_parquet
+from llm_finetuning.data.reading import Problems, existing_file, in_validation, sha256
+from llm_finetuning.data.recipes import RECIPES
 
 SPLITS = ("train", "validation")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

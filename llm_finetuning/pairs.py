@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .reading import Problems, existing_file, is_text, records
+from llm_finetuning.data.reading import Problems, existing_file, is_text, records
 
 COLUMNS = ("prompt", "response", "history", "lang", "message_tree_id", "message_id", "rank")
 TURN_ROLES = ("system", "user", "assistant")

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from . import hardware
-from .hardware import Machine, as_gib
-from .settings import Finetuning
+from llm_finetuning import hardware
+from llm_finetuning.hardware import Machine, as_gib
+from llm_finetuning.settings import Finetuning
 
 EFFICIENCY = 0.55
 """Share of the measured matrix rate that a whole training step is expected to reach."""
@@ -252,7 +252,7 @@ def memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, 
 
 def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype) -> ModelSize:
     """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used."""
-    from .sizing import adapter_weights, build_on_meta, layer_activation_bytes
+    from llm_finetuning.sizing import adapter_weights, build_on_meta, layer_activation_bytes
 
     model = build_on_meta(model_config, dtype)
     adapters, linears, head = adapter_weights(model, settings)

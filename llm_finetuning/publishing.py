@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llm_finetuning import sums
-from llm_finetuning.copying import (
+from llm_finetuning.release import sums
+from llm_finetuning.release.copying import (
     FULL,
     TRANSPORT,
     check_space,
@@ -29,11 +29,11 @@ from llm_finetuning.copying import (
     retrying,
     sync_folder,
 )
-from llm_finetuning.drive import Drive, drive_below
-from llm_finetuning.hub import push_to_hub
-from llm_finetuning.lock import Lock
-from llm_finetuning.safety import check_no_pickles, check_no_tokens
-from llm_finetuning.sums import check_sums, write_sums
+from llm_finetuning.release.drive import Drive, drive_below
+from llm_finetuning.release.hub import push_to_hub
+from llm_finetuning.release.lock import Lock
+from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
+from llm_finetuning.release.sums import check_sums, write_sums
 
 __all__ = ["check_space", "check_sums", "publish", "push_to_hub", "write_sums", "zip_adapter"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import attention, hardware
-from .settings import Finetuning, split_names
+from llm_finetuning import attention, hardware
+from llm_finetuning.settings import Finetuning, split_names
 
 
 def load_base(settings: Finetuning, plan, model_path: str):

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from . import prompts
-from .prompts import Template
+from llm_finetuning import prompts
+from llm_finetuning.prompts import Template
 
 CUT_LENGTHS = (512, 1024, 2048)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import merging, prompts, qlora, sums
-from .chat import Chat, Reply
-from .generation import END, Options
-from .prompts import Template
+from llm_finetuning import merging, prompts, qlora
+from llm_finetuning.chat import Chat, Reply
+from llm_finetuning.prompts import Template
+from llm_finetuning.release import sums
+from llm_finetuning.serving.generation import END, Options
 
 BATCH_TOKENS = 4096
 GRAMS = 4

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from . import hardware, prompts, qlora
-from .planning import readable_seconds
+from llm_finetuning import hardware, prompts, qlora
+from llm_finetuning.planning import readable_seconds
 
 TIMED_BATCHES = 3
 

@@ -2,7 +2,7 @@
 
 import html
 
-from . import prompts
+from llm_finetuning import prompts
 
 TRAINED_STYLE = "background:#cfe8cf;color:#103010;border-radius:3px;padding:1px 0"
 IGNORED_STYLE = "background:#ececec;color:#555"

@@ -4,8 +4,8 @@ import copy
 
 import torch
 
-from . import qlora
-from .settings import Finetuning
+from llm_finetuning import qlora
+from llm_finetuning.settings import Finetuning
 
 PROBE_TOKENS = 64
 

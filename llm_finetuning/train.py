@@ -14,8 +14,8 @@ import os
 import torch
 from transformers import AutoConfig
 
-from . import bases, hardware, pairs, prompts, qlora, scoreboard, settings, training
-from .rows import rows_from
+from llm_finetuning import bases, hardware, pairs, prompts, qlora, scoreboard, settings, training
+from llm_finetuning.rows import rows_from
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from . import checkpoints, planning, qlora, watching
-from .planning import Plan
-from .prompts import Template
-from .rows import Rows
-from .settings import Finetuning
+from llm_finetuning import checkpoints, planning, qlora, watching
+from llm_finetuning.planning import Plan
+from llm_finetuning.prompts import Template
+from llm_finetuning.rows import Rows
+from llm_finetuning.settings import Finetuning
 
 SAME_RUN = (
     "model_name",

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from .figures import BLUE, DPI, GREEN, ORANGE, Plot
+from llm_finetuning.figures import BLUE, DPI, GREEN, ORANGE, Plot
 
 
 def loss_curve(entries: list[dict], title: str = "Loss") -> Figure:

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from . import hardware, planning, scoreboard, showing, training_figures
+from llm_finetuning import hardware, planning, scoreboard, showing, training_figures
 
 SAMPLES = 3
 

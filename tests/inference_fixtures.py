@@ -90,7 +90,7 @@ def teach(model, template, steps: int = 150) -> None:
 
 
 def write_folder(folder: Path, model, tokenizer) -> Path:
-    from llm_finetuning import sums
+    from llm_finetuning.release import sums
 
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.eos_token_id

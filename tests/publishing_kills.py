@@ -16,7 +16,8 @@ from pathlib import Path
 
 from publishing_world import finished, version_at
 
-from llm_finetuning import copying, lock, publishing, sums
+from llm_finetuning import publishing
+from llm_finetuning.release import copying, lock, sums
 
 EVENTS = ("open", "os.", "shutil.")
 

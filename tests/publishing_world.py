@@ -5,7 +5,7 @@ import os
 import random
 from pathlib import Path
 
-from llm_finetuning import sums
+from llm_finetuning.release import sums
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 

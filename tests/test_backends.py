@@ -10,9 +10,10 @@ from inference_fixtures import NUMBERS, ask, make_model, make_tokenizer, pairs, 
 from test_chat import conversation
 from transformers import AutoConfig
 
-from llm_finetuning import choice, engines, llama, nf4, prompts, qlora
+from llm_finetuning import prompts, qlora
 from llm_finetuning.chat import Chat
-from llm_finetuning.generation import Options
+from llm_finetuning.serving import choice, engines, llama, nf4
+from llm_finetuning.serving.generation import Options
 
 ROOM = Options(max_new_tokens=80)
 needs_nf4 = pytest.mark.skipif(not nf4.available(), reason="NF4 on a CPU needs bitsandbytes and AVX512-BF16")

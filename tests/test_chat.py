@@ -10,7 +10,7 @@ from inference_fixtures import EXTRA, NUMBERS, PLACES, ask, pairs
 
 from llm_finetuning import prompts
 from llm_finetuning.chat import Chat
-from llm_finetuning.generation import Options, Rules
+from llm_finetuning.serving.generation import Options, Rules
 
 ROOM = Options(max_new_tokens=80)
 SAMPLED = Options(max_new_tokens=12, temperature=2.0, seed=3)

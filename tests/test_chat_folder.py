@@ -6,9 +6,9 @@ import shutil
 import pytest
 from inference_fixtures import ask
 
-from llm_finetuning import sums
 from llm_finetuning.chat import Chat
-from llm_finetuning.generation import Options
+from llm_finetuning.release import sums
+from llm_finetuning.serving.generation import Options
 
 
 @pytest.fixture

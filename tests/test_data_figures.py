@@ -8,7 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from llm_finetuning import figures, outline
+from llm_finetuning import figures
+from llm_finetuning.data import outline
 
 FUNNEL = pd.DataFrame(
     [("trees in the source", "tree", 9846, 0), ("tree state ready_for_export", "tree", 9000, 846)]

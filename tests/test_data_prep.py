@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llm_finetuning import data_prep, pairs, prompts, reports
+from llm_finetuning import data_prep, pairs, prompts
+from llm_finetuning.data import reports
 from llm_finetuning.settings import NO_FILTERS, PHI2_FILTERS, DataPrep
 
 

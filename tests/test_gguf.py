@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import pytest
 from transformers import AutoTokenizer
 
-from llm_finetuning import gguf, prompts, sums
+from llm_finetuning import prompts
+from llm_finetuning.release import gguf, sums
 
 EOS = "<|endoftext|>"
 

@@ -8,8 +8,8 @@ import pytest
 from inference_fixtures import COLOURS, NUMBERS, ask, pairs
 from test_chat import counting
 
-from llm_finetuning import answer_file, examples, tables
-from llm_finetuning.generation import Options
+from llm_finetuning.serving import answer_file, examples, tables
+from llm_finetuning.serving.generation import Options
 from llm_finetuning.settings import Inference
 
 NOTEBOOK = Path(__file__).parents[1] / "Inference" / "Phi-2 Inference.ipynb"
@@ -135,7 +135,7 @@ def test_a_missing_prompts_file(chat, tmp_path):
 
 def test_the_chat_box_answers_and_shows_markup_as_text(chat):
     pytest.importorskip("ipywidgets", reason="the chat box needs ipywidgets: pip install ipywidgets")
-    from llm_finetuning.chat_box import chat_box
+    from llm_finetuning.serving.chat_box import chat_box
 
     box = chat_box(chat, ROOM)
     shown, line, buttons = box.children

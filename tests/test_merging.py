@@ -10,7 +10,8 @@ from inference_fixtures import make_tokenizer
 from safetensors.torch import load_file, save_file
 from training_fixtures import prepare, save_base, small_settings, tiny_base  # noqa: F401
 
-from llm_finetuning import merging, proof, scoreboard, training
+from llm_finetuning import merging, scoreboard, training
+from llm_finetuning.release import proof
 
 
 @pytest.fixture(scope="module")

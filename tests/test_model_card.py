@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from llm_finetuning import card_data, model_card
+from llm_finetuning.release import card_data, model_card
 
 TOKEN = "hf_" + "aB3" * 12
 

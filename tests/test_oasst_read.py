@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from mutations import mutated
 
+from llm_finetuning.data.reading import in_validation
 from llm_finetuning.oasst import flatten, read_messages
-from llm_finetuning.reading import in_validation
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "oa_en_100.trees.jsonl"
 LABELS = {"spam": {"value": 0.0, "count": 3}, "quality": {"value": 0.75, "count": 3}}

@@ -11,8 +11,8 @@ gradio = pytest.importorskip("gradio", reason="the page needs gradio: pip instal
 pytest.importorskip("playwright", reason="browser tests need playwright: pip install playwright")
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
-from llm_finetuning import loading, page  # noqa: E402
-from llm_finetuning.generation import Options  # noqa: E402
+from llm_finetuning.serving import loading, page  # noqa: E402
+from llm_finetuning.serving.generation import Options  # noqa: E402
 
 CHROMIUM = [Path("/usr/bin/chromium"), Path("/usr/bin/chromium-browser"), Path("/usr/bin/google-chrome")]
 FLAGS = [

@@ -10,10 +10,11 @@ from inference_fixtures import COLOURS, NUMBERS
 pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
 import httpx
 
-from llm_finetuning import hardware, loading, page
-from llm_finetuning.generation import Options
-from llm_finetuning.page_text import as_shown, as_typed
-from llm_finetuning.visitors import Visitors
+from llm_finetuning import hardware
+from llm_finetuning.serving import loading, page
+from llm_finetuning.serving.generation import Options
+from llm_finetuning.serving.page_text import as_shown, as_typed
+from llm_finetuning.serving.visitors import Visitors
 
 VISITORS = 50
 

@@ -9,8 +9,9 @@ import pytest
 from forests import random_tree
 from mutations import mutated
 
-from llm_finetuning import leaks, own_data, pairs
-from llm_finetuning.duplicates import NearSearch, normalise
+from llm_finetuning import pairs
+from llm_finetuning.data import leaks, own_data
+from llm_finetuning.data.duplicates import NearSearch, normalise
 from llm_finetuning.oasst import flatten
 
 PAIR = {"prompt": "Größe?\nIn cm", "response": " 180 \u2028", "history": [], "lang": "de"}

@@ -6,7 +6,8 @@ import zipfile
 import pytest
 from publishing_world import SHARDS, finished, version_at
 
-from llm_finetuning import copying, publishing
+from llm_finetuning import publishing
+from llm_finetuning.release import copying
 
 
 def test_publishes_whole_and_leaves_nothing_beside(tmp_path):

@@ -6,7 +6,8 @@ import types
 import pytest
 from publishing_world import finished, version_at
 
-from llm_finetuning import drive, publishing
+from llm_finetuning import publishing
+from llm_finetuning.release import drive
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from publishing_world import (
     version_at,
 )
 
-from llm_finetuning import copying, publishing, sums
+from llm_finetuning import publishing
+from llm_finetuning.release import copying, sums
 
 ALWAYS = range(1, 10**9)
 
@@ -289,7 +290,7 @@ def test_damage_after_the_rename_brings_the_old_version_back(world, drive):
 
 
 def test_outside_colab_there_is_no_drive(tmp_path):
-    from llm_finetuning.drive import drive_below
+    from llm_finetuning.release.drive import drive_below
 
     assert drive_below(tmp_path) is None
     assert drive_below("/content/drive/MyDrive/x") is None

@@ -7,7 +7,8 @@ import pytest
 from hub_stand_in import StandIn
 from publishing_world import SHARDS, finished
 
-from llm_finetuning import hub, publishing
+from llm_finetuning import publishing
+from llm_finetuning.release import hub
 
 TOKEN = "hf_" + "x" * 34
 

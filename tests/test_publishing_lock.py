@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from llm_finetuning import lock
-from llm_finetuning.lock import Lock
+from llm_finetuning.release import lock
+from llm_finetuning.release.lock import Lock
 
 
 def owner(path, **changes):

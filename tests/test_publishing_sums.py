@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from llm_finetuning import publishing, sums
+from llm_finetuning import publishing
+from llm_finetuning.release import sums
 
 
 @pytest.fixture

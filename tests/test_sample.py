@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llm_finetuning import prompts
-from llm_finetuning.duplicates import normalise
+from llm_finetuning.data.duplicates import normalise
 from llm_finetuning.sample import TREES, languages, phi, trees, world
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from training_fixtures import prepare, small_pairs, small_settings, tiny_base  # noqa: F401
 
-from llm_finetuning import checkpoints, qlora, scoreboard, selfcheck, sums, training, watching
+from llm_finetuning import checkpoints, qlora, scoreboard, selfcheck, training, watching
+from llm_finetuning.release import sums
 from llm_finetuning.rows import rows_from
 
 TESTS = Path(__file__).parent

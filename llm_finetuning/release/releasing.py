@@ -5,9 +5,10 @@ import json
 import shutil
 from pathlib import Path
 
-from . import card_data, hardware, merging, model_card, publishing, training_figures
-from .bases import REHEARSAL, SAMPLE
-from .figures import save
+from llm_finetuning import hardware, merging, publishing, training_figures
+from llm_finetuning.bases import REHEARSAL, SAMPLE
+from llm_finetuning.figures import save
+from llm_finetuning.release import card_data, model_card
 
 
 def publish(merged, settings, plan, model_path: str, board: dict, entries: list[dict]) -> Path:

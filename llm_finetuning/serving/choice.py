@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
-from . import hardware, llama, nf4, sums
+from llm_finetuning import hardware
+from llm_finetuning.release import sums
+from llm_finetuning.serving import llama, nf4
 
 SMALL = 100_000_000
 """Below so many parameters one thread in exact 32 bits is quick: nothing is measured."""

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from . import pairs
-from .settings import Inference
+from llm_finetuning import pairs
+from llm_finetuning.settings import Inference
 
 GENERAL_QUESTIONS = [
     "What should I think about before adopting a dog?",

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from sys import intern
 
-from .forest import ROLES
-from .reading import Problems, records
+from llm_finetuning.data.forest import ROLES
+from llm_finetuning.data.reading import Problems, records
 
 FIELDS = (
     "message_tree_id",

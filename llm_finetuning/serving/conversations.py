@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from . import prompts
+from llm_finetuning import prompts
 
 SHARE_FOR_ANSWER = 4
 """At least a quarter of the context is kept free for an answer while there is history to leave out."""

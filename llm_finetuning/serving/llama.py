@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from . import sums
-from .engines import common_prefix
+from llm_finetuning.release import sums
+from llm_finetuning.serving.engines import common_prefix
 
 PATTERN = "*Q4_K_M.gguf"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from .duplicates import normalise
-from .funnel import Funnel
-from .oasst import Flattened
-from .pairs import check, check_turns, to_frame, to_records
-from .parquet import is_parquet
-from .reading import Problems, existing_file, in_validation, parse, raw_lines, records, sha256
-from .recipes import Candidates
+from llm_finetuning.data.duplicates import normalise
+from llm_finetuning.data.funnel import Funnel
+from llm_finetuning.data.parquet import is_parquet
+from llm_finetuning.data.reading import Problems, existing_file, in_validation, parse, raw_lines, records, sha256
+from llm_finetuning.data.recipes import Candidates
+from llm_finetuning.oasst import Flattened
+from llm_finetuning.pairs import check, check_turns, to_frame, to_records
 
 LONGEST_FIELD = 2**31 - 1
 

@@ -6,9 +6,9 @@ from math import inf
 
 import pandas as pd
 
-from .duplicates import first_of_each, first_of_near
-from .filters import Forest
-from .funnel import Funnel
+from llm_finetuning.data.duplicates import first_of_each, first_of_near
+from llm_finetuning.data.filters import Forest
+from llm_finetuning.data.funnel import Funnel
 
 PAIR_COLUMNS = ("prompt", "response", "history", "lang", "message_tree_id", "message_id", "rank")
 

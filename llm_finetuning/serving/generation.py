@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from .settings import sampling_rules
+from llm_finetuning.settings import sampling_rules
 
 END, LENGTH, TIME = "end", "length", "time"
 """Why an answer is over: it ended by itself, or reached the limit of new tokens or of time."""

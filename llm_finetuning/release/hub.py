@@ -5,8 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from llm_finetuning import colab, sums
-from llm_finetuning.safety import check_no_pickles, check_no_tokens
+from llm_finetuning import colab
+from llm_finetuning.release import sums
+from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
 
 
 def push_to_hub(

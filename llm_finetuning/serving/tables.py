@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from .chat import Chat, Reply
-from .generation import Options
+from llm_finetuning.chat import Chat, Reply
+from llm_finetuning.serving.generation import Options
 
 
 def answers(chat: Chat, conversations: list[list[dict]], options: Options) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .chat import Chat
+from llm_finetuning.chat import Chat
 
 
 @dataclass

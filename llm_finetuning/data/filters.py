@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .forest import arrange
-from .funnel import Funnel
+from llm_finetuning.data.forest import arrange
+from llm_finetuning.data.funnel import Funnel
 
 REQUIRED = ("message_tree_id", "message_id", "parent_id", "role", "text")
 

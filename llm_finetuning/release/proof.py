@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from . import hardware, merging, qlora, scoreboard
-from .merging import BASES, BaseWeights, Merge
+from llm_finetuning import hardware, merging, qlora, scoreboard
+from llm_finetuning.merging import BASES, BaseWeights, Merge
 
 LOSS_TOLERANCE = 1.01
 """Held-out loss of the merged model over that of the trained 4-bit model with its adapter."""

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .messages import flat_row
-from .reading import Problems
+from llm_finetuning.data.messages import flat_row
+from llm_finetuning.data.reading import Problems
 
 USED_LABELS = ("quality", "toxicity")
 REQUIRED = ("message_tree_id", "message_id", "role", "text")

@@ -1,6 +1,6 @@
 """Optional extra: a merged folder → GGUF for llama.cpp and Ollama. `make gguf` installs what it needs.
 
-    python -m llm_finetuning.gguf outputs/sample/finetuned_phi2 [target folder]
+    python -m llm_finetuning.release.gguf outputs/sample/finetuned_phi2 [target folder]
 
 writes model-f16.gguf, model-Q4_K_M.gguf and a Modelfile, and compares a greedy answer with transformers'.
 llama.cpp's converter comes with the source package of llama-cpp-python; it knows Phi-2's tokenizer by a hash.
@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .copying import check_space
-from .sums import check_sums
+from llm_finetuning.release.copying import check_space
+from llm_finetuning.release.sums import check_sums
 
-UNPACKED = Path(__file__).parents[1] / ".gguf"
+UNPACKED = Path(__file__).parents[2] / ".gguf"
 """Where `make gguf` unpacks the source package of llama-cpp-python."""
 QUANTISATION = "Q4_K_M"
 QUESTION = "What is the capital of France?"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from llm_finetuning import sums
+from llm_finetuning.release import sums
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".jinja", ".ipynb", ".html", ".csv", ".log"}

@@ -7,8 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
-from llm_finetuning import card_texts
-from llm_finetuning.safety import without_tokens
+from llm_finetuning.release import card_texts
+from llm_finetuning.release.safety import without_tokens
 
 LICENCES = {  # what may be said about the result without asking: licence of the base by its id
     "microsoft/phi-2": "mit",

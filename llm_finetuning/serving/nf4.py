@@ -123,7 +123,7 @@ def _skeleton(folder: Path) -> nn.Module:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    from .qlora import one_kernel_gelu
+    from llm_finetuning.qlora import one_kernel_gelu
 
     config = one_kernel_gelu(AutoConfig.from_pretrained(str(folder)))
     with init_empty_weights(include_buffers=False):

@@ -2,8 +2,8 @@
 
 import html
 
-from .chat import Chat
-from .generation import Options
+from llm_finetuning.chat import Chat
+from llm_finetuning.serving.generation import Options
 
 
 def chat_box(chat: Chat, options: Options):

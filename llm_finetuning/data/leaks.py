@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from .duplicates import NearSearch, normalise
+from llm_finetuning.data.duplicates import NearSearch, normalise
 
 KINDS = ("tree", "message", "prompt", "near prompt")
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from . import choice, hardware, llama, nf4, qlora
-from .engines import TorchEngine
+from llm_finetuning import hardware, qlora
+from llm_finetuning.serving import choice, llama, nf4
+from llm_finetuning.serving.engines import TorchEngine
 
 NAMES = ("float32", "bfloat16", "float16", "nf4", "llama.cpp")
 

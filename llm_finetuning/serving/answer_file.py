@@ -6,9 +6,11 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from . import examples, pairs, reading
-from .chat import Chat, Reply
-from .generation import Options
+from llm_finetuning import pairs
+from llm_finetuning.chat import Chat, Reply
+from llm_finetuning.data import reading
+from llm_finetuning.serving import examples
+from llm_finetuning.serving.generation import Options
 
 
 def answer_file(

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import gradio as gr
 
-from . import tables
-from .generation import Options
-from .loading import Loading
-from .page_text import STYLE, as_shown, as_typed
-from .visitors import Visitors
+from llm_finetuning.serving import tables
+from llm_finetuning.serving.generation import Options
+from llm_finetuning.serving.loading import Loading
+from llm_finetuning.serving.page_text import STYLE, as_shown, as_typed
+from llm_finetuning.serving.visitors import Visitors
 
 MAX_CHARACTERS = 4_000
 """Longest message and system message that the page takes."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llm_finetuning.sums import hash_file
+from llm_finetuning.release.sums import hash_file
 
 CHUNK = 8 * 2**20  # bytes read and written at a time
 PAUSES = (1, 2, 4, 8, 16, 32, 64)  # seconds before each further try after a transport error

@@ -1,0 +1,1 @@
+"""Beneath oasst.py and data_prep.py: reading exports, filters, recipes, duplicates, leaks, reports."""

@@ -1,0 +1,1 @@
+"""Beneath chat.py: the engines that answer, and where people ask: notebook, page, files of prompts."""
