@@ -11,10 +11,12 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 from publishing_world import finished, version_at
+from tqdm import tqdm
 
 from llm_finetuning import publishing
 from llm_finetuning.release import copying, lock, sums
@@ -59,6 +61,7 @@ def killed(source: Path, target: Path, how: str, moment: float) -> bool:
     """Whether the publishing process died by the signal; False if it came to its end before."""
     process = os.fork()
     if process == 0:
+        tqdm.set_lock(threading.RLock())  # the inherited one is shared: killed inside it, we would block our parent
         if how != "random":
             die_at_event(moment)
         publishing.publish(source, target, sleep=lambda seconds: None)
@@ -112,5 +115,6 @@ def judged(source: Path, target: Path, how: str) -> list[str]:
 
 if __name__ == "__main__":
     lock.STEP = 0.05  # a lock that was killed while it was written is waited for
+    tqdm.monitor_interval = 0  # no thread that could hold a lock while we fork
     os.fsync = lambda handle: None  # it guards against power cuts, not against kills, and takes most of the time
     main(Path(sys.argv[1]), sys.argv[2])

@@ -101,7 +101,8 @@ def test_killed_at_any_moment(tmp_path, how, at_least):
     script = Path(__file__).with_name("publishing_kills.py")
     paths = os.pathsep.join([str(script.parent), str(script.parents[1])])
     command = [sys.executable, str(script), str(tmp_path), how]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    environment = os.environ | {"PYTHONPATH": paths}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["problems"] == []
