@@ -147,10 +147,20 @@ def test_an_example_is_asked_by_a_click(visitor):
     wait_until_idle(visitor)
 
 
+def slide(visitor, name: str, value: str) -> None:
+    """Types a slider's value; Gradio drops what is typed while the opened settings are still being drawn."""
+    for _ in range(20):
+        visitor.get_by_label(f"number input for {name}").fill(value)
+        visitor.keyboard.press("Tab")
+        if visitor.get_by_label(f"range slider for {name}").input_value() == value:
+            return
+        visitor.wait_for_timeout(250)
+    raise AssertionError(f"{name} did not take {value}")
+
+
 def test_the_longest_answer_can_be_set(visitor):
     visitor.get_by_text("Settings").click()
-    visitor.get_by_label("number input for Longest answer, in tokens").fill("3")
-    visitor.keyboard.press("Tab")
+    slide(visitor, "Longest answer, in tokens", "3")
     say(visitor, "Count.")
     expect(visitor.locator("#status")).to_contain_text("3 tokens in", timeout=20_000)
     assert answer(visitor).inner_text() == "one two thre"
