@@ -19,9 +19,10 @@ SAMPLE, REHEARSAL = "sample", "rehearsal"
 RECIPE_FILE = "recipe.json"
 SHARD_BYTES = 10**9  # memory holds one shard while it is written
 REHEARSAL_SEED = 20
+MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
 
 
-def tokenizer(model_name: str, tokenizer_folder: str = "", revision: str | None = None):
+def tokenizer(model_name: str, tokenizer_folder: str = "", revision: str = "main"):
     """The tokenizer that `model_name` is used with; the one in `tokenizer_folder`, if given.
 
     revision: branch, tag or commit of a hub id.
@@ -33,7 +34,7 @@ def tokenizer(model_name: str, tokenizer_folder: str = "", revision: str | None 
         return AutoTokenizer.from_pretrained(_tokenizer_folder(tokenizer_folder))
     if model_name in (SAMPLE, REHEARSAL):
         return _sample_tokenizer()
-    return AutoTokenizer.from_pretrained(_hub_id_or_folder(model_name), revision=revision or "main")
+    return AutoTokenizer.from_pretrained(_hub_id_or_folder(model_name), revision=revision)
 
 
 def _tokenizer_folder(folder: str) -> str:
@@ -64,21 +65,37 @@ def _sample_tokenizer_files(recipe) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "") -> str:
-    """What `from_pretrained` needs to load the base `model_name`.
+def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "", revision: str = "main") -> Path:
+    """The local folder of the base `model_name`: its configuration, tokenizer and safetensors.
 
-    "sample" and "rehearsal" are made in `folder`/<name> unless they are there already, whole or not at all;
-    a hub id comes back as it is (nothing is downloaded here), a local model folder too after a look into it.
+    "sample" and "rehearsal" are made in `folder`/<name> unless they are there already, whole or not at all; a hub
+    id is fetched at `revision` (see `fetch`), a local model folder looked into.
     Raises FileNotFoundError for a path that is not there, ValueError for a folder that holds no model,
     OSError where the disk is too small.
     """
     if model_name == SAMPLE:
         if tokenizer_folder:
             raise ValueError("the sample's base has its own tokenizer: set tokenizer_folder = ''")
-        return str(make_sample(Path(folder) / SAMPLE))
+        return make_sample(Path(folder) / SAMPLE)
     if model_name == REHEARSAL:
-        return str(make_rehearsal(Path(folder) / REHEARSAL, tokenizer_folder))
-    return _hub_id_or_folder(model_name)
+        return make_rehearsal(Path(folder) / REHEARSAL, tokenizer_folder)
+    found = _hub_id_or_folder(model_name)
+    return Path(found) if Path(found).is_dir() else fetch(found, revision)
+
+
+def fetch(hub_id: str, revision: str = "main") -> Path:
+    """The snapshot folder of a model on the Hub, downloaded unless it is in the cache; named by its commit.
+
+    Only what a safetensors model consists of: no pickles, no code, no second copy of the weights.
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(MODEL_FILES)))
+
+
+def commit_of(model_path: Path) -> str | None:
+    """The commit of a base from the Hub; None for a folder that is no snapshot of it."""
+    return model_path.name if model_path.parent.name == "snapshots" else None
 
 
 def _hub_id_or_folder(model_name: str) -> str:

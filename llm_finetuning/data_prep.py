@@ -83,8 +83,8 @@ def cut_long(candidates: list[dict], lengths: list[dict], template, max_length: 
     """The pairs, those over `max_length` tokens cut by `prompts.fit_all`; None where that cannot help."""
     long = [place for place, row in enumerate(lengths) if row["total"] > max_length]
     fitted = list(candidates)
-    for place, pair in zip(long, prompts.fit_all([candidates[p] for p in long], template, max_length), strict=True):
-        fitted[place] = pair
+    for place, fit in zip(long, prompts.fit_all([candidates[p] for p in long], template, max_length), strict=True):
+        fitted[place] = fit.pair if fit.row else None
     return fitted
 
 

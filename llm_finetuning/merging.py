@@ -62,8 +62,8 @@ def read_adapter(folder: Path) -> Adapter:
 class BaseWeights:
     """The tensors of a local model folder, read one at a time."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: str | Path):
+        self.folder = folder = Path(folder)
         index = folder / "model.safetensors.index.json"
         if index.is_file():
             self.files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -81,15 +81,6 @@ class BaseWeights:
     def shape(self, name: str) -> list[int]:
         with safe_open(self.folder / self.files[name], "pt") as file:
             return file.get_slice(name).get_shape()
-
-
-def local_weights(model_path: str, revision: str) -> Path:
-    """The folder with the base's safetensors: the local one, or the Hub's snapshot that training loaded."""
-    if Path(model_path).is_dir():
-        return Path(model_path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model_path, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
 
 
 def through_nf4(weight: torch.Tensor, settings, dtype: torch.dtype) -> torch.Tensor:

@@ -4,7 +4,7 @@ A message is `{"role": "system" | "user" | "assistant", "content": str}`. What a
 else: a special token's name inside a message is encoded as its characters.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
@@ -206,22 +206,41 @@ def _row(prompt: list[int], whole: list[int], ends: set[int], template: Template
     return {"input_ids": whole, "labels": [IGNORED] * len(prompt) + whole[len(prompt) :]}
 
 
-def fit_all(pairs: list[dict], template: Template, max_length: int) -> list[dict | None]:
+@dataclass(frozen=True)
+class Fitted:
+    """A pair on its way to a length: cut as far as it had to be, with its row, or without one where that was vain."""
+
+    pair: dict
+    row: dict | None
+    """As `encode` gives it; None: prompt and response alone are too long."""
+    whole: int
+    """Tokens before anything was cut."""
+
+    @property
+    def shortened(self) -> bool:
+        return self.row is not None and len(self.row["input_ids"]) < self.whole
+
+
+def fit_all(pairs: list[dict], template: Template, max_length: int) -> list[Fitted]:
     """Each pair with the oldest turns of its history cut until it has at most `max_length` tokens.
 
-    None where prompt and response alone are longer. No response is ever cut.
+    No response is ever cut.
     """
-    fitted: list[dict | None] = [None] * len(pairs)
-    waiting = dict(enumerate(pairs))
+    rows = encode_all(pairs, template)
+    fitted = [Fitted(pair, None, len(row["input_ids"])) for pair, row in zip(pairs, rows, strict=True)]
+    waiting = list(range(len(pairs)))
     while waiting:
-        rows = encode_all(list(waiting.values()), template)
-        too_long = {}
-        for (index, pair), row in zip(waiting.items(), rows, strict=True):
+        too_long = []
+        for index, row in zip(waiting, rows, strict=True):
+            pair = fitted[index].pair
             if len(row["input_ids"]) <= max_length:
-                fitted[index] = pair
+                fitted[index] = replace(fitted[index], row=row)
             elif pair.get("history"):
-                too_long[index] = pair | {"history": _without_oldest_turn(pair["history"])}
+                shorter = pair | {"history": _without_oldest_turn(pair["history"])}
+                fitted[index] = replace(fitted[index], pair=shorter)
+                too_long.append(index)
         waiting = too_long
+        rows = encode_all([fitted[index].pair for index in waiting], template)
     return fitted
 
 

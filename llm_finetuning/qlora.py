@@ -11,19 +11,18 @@ from llm_finetuning import attention, hardware
 from llm_finetuning.settings import Finetuning, split_names
 
 
-def load_base(settings: Finetuning, plan, model_path: str):
+def load_base(settings: Finetuning, plan, model_path: Path):
     """The frozen base on the plan's device, in 4 bits where the settings ask for it; its cache is off.
 
     `model_path` is what `bases.locate` gave; `plan` a `planning.Plan`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = one_kernel_gelu(AutoConfig.from_pretrained(model_path, revision=_revision(settings, model_path)))
+    config = one_kernel_gelu(AutoConfig.from_pretrained(model_path))
     if plan.attention == attention.NAME:
         attention.register()
     model = AutoModelForCausalLM.from_pretrained(
         model_path,
-        revision=_revision(settings, model_path),
         config=config,
         dtype=plan.dtype,
         attn_implementation=plan.attention,
@@ -52,10 +51,6 @@ def unmap(model):
             parameter.data = parameter.data.clone()
     hardware.give_back_memory()
     return model
-
-
-def _revision(settings: Finetuning, model_path: str) -> str | None:
-    return None if Path(model_path).exists() else settings.model_revision
 
 
 def quantization(settings: Finetuning, plan):

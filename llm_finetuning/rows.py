@@ -52,25 +52,18 @@ def rows_from(pairs: list[dict], template: Template, max_seq_length: int) -> Row
 
     Raises ValueError when no pair fits.
     """
-    whole = [len(row["input_ids"]) for row in prompts.encode_all(pairs, template)]
     fitted = prompts.fit_all(pairs, template, max_seq_length)
-    kept = [pair for pair in fitted if pair is not None]
-    if not kept:
+    rows = [fit.row for fit in fitted if fit.row is not None]
+    whole = [fit.whole for fit in fitted]
+    if not rows:
         raise ValueError(
             f"none of the {len(pairs)} pairs fits in max_seq_length = {max_seq_length} tokens (the shortest has"
             f" {min(whole, default=0)}): raise max_seq_length"
         )
     return Rows(
-        rows=prompts.encode_all(kept, template),
+        rows=rows,
         read=len(pairs),
-        shortened=sum(
-            pair is not None and len(_history(pair)) < len(_history(old))
-            for pair, old in zip(fitted, pairs, strict=True)
-        ),
-        dropped=len(pairs) - len(kept),
+        shortened=sum(fit.shortened for fit in fitted),
+        dropped=len(pairs) - len(rows),
         too_long={cut: sum(n > cut for n in whole) / len(whole) for cut in CUT_LENGTHS},
     )
-
-
-def _history(pair: dict) -> list:
-    return pair.get("history") or []

@@ -26,12 +26,11 @@ def held_out_set(pairs: list[dict], template: Template, max_seq_length: int, cou
 
     Raises ValueError when none fits.
     """
-    fitted = [pair for pair in prompts.fit_all(pairs, template, max_seq_length) if pair is not None]
+    fitted = [fit for fit in prompts.fit_all(pairs, template, max_seq_length) if fit.row]
     if not fitted:
         raise ValueError(f"no validation pair fits in max_seq_length = {max_seq_length}: raise it")
     chosen = random.Random(seed).sample(fitted, min(count, len(fitted)))
-    rows = prompts.encode_all(chosen, template)
-    return [row | {"pair": pair} for row, pair in zip(rows, chosen, strict=True)]
+    return [fit.row | {"pair": fit.pair} for fit in chosen]
 
 
 def held_out_loss(model, held_out: list[dict], template: Template) -> float:

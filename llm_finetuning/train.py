@@ -25,8 +25,9 @@ def main() -> None:
     chosen = settings.from_file(settings.Finetuning, parser.parse_args().settings)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    model_path = bases.locate(chosen.model_name, chosen.folders.base, chosen.tokenizer_folder)
-    template = prompts.template_for(bases.tokenizer(chosen.model_name, chosen.tokenizer_folder), chosen.system_message)
+    model_path = bases.locate(chosen.model_name, chosen.folders.base, chosen.tokenizer_folder, chosen.model_revision)
+    tokenizer = bases.tokenizer(chosen.model_name, chosen.tokenizer_folder, chosen.model_revision)
+    template = prompts.template_for(tokenizer, chosen.system_message)
     train_pairs, val_pairs = (
         pairs.to_records(pairs.read_jsonl(file)) for file in (chosen.folders.train_file, chosen.folders.val_file)
     )

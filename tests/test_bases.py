@@ -1,6 +1,7 @@
 """The bases that are made on the spot, and names that lead nowhere."""
 
 import json
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -119,13 +120,34 @@ def test_each_call_gives_a_tokenizer_of_its_own():
     assert bases.tokenizer("sample").chat_template is None
 
 
-def test_a_hub_id_is_not_downloaded(tmp_path):
-    assert bases.locate("microsoft/phi-2", tmp_path / "base") == "microsoft/phi-2"
-    assert list(tmp_path.iterdir()) == []
+def test_a_hub_id_is_fetched_at_its_revision_without_pickles_and_code(tmp_path, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path / "snapshots" / "0123abc")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    found = bases.locate("microsoft/phi-2", tmp_path / "base", revision="v1")
+    assert (asked["name"], asked["revision"]) == ("microsoft/phi-2", "v1")
+    assert bases.commit_of(found) == "0123abc"
+    for name, wanted in {
+        "model-00001-of-00002.safetensors": True,
+        "tokenizer.json": True,
+        "merges.txt": True,
+        "pytorch_model.bin": False,
+        "modeling_phi.py": False,
+        "consolidated.safetensors": False,
+    }.items():
+        assert any(fnmatch(name, pattern) for pattern in asked["allow_patterns"]) == wanted, name
+
+
+def test_only_a_snapshot_has_a_commit(sample):
+    assert bases.commit_of(sample) is None
 
 
 def test_a_local_model_folder_is_used(sample, tmp_path):
-    assert bases.locate(str(sample), tmp_path) == str(sample)
+    assert bases.locate(str(sample), tmp_path) == sample
     assert bases.tokenizer(str(sample)).eos_token == "<|endoftext|>"
 
 

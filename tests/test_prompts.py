@@ -121,7 +121,9 @@ def test_history_is_cut_from_the_oldest_turn(template):
     turns = [m for i in range(6) for m in ask("x", f"question number {i}", "an answer of some words")[:2]]
     pair = {"prompt": "last", "response": "end", "history": [{"role": "system", "content": "S"}, *turns]}
     whole = len(prompts.encode(pair, template)["input_ids"])
-    short = prompts.fit_all([pair], template, whole - 1)[0]
+    (fit,) = prompts.fit_all([pair], template, whole - 1)
+    short = fit.pair
+    assert fit.shortened and fit.whole == whole and fit.row == prompts.encode(short, template)
     assert short["history"] == [pair["history"][0], *turns[2:]]
     assert (short["prompt"], short["response"]) == ("last", "end")
     assert len(pair["history"]) == 13, "the pair that came in is not changed"
@@ -129,7 +131,8 @@ def test_history_is_cut_from_the_oldest_turn(template):
 
 
 def test_a_response_is_never_cut(template):
-    assert prompts.fit_all([{"prompt": "q", "response": "word " * 100}], template, 40) == [None]
+    (fit,) = prompts.fit_all([{"prompt": "q", "response": "word " * 100}], template, 40)
+    assert fit.row is None and fit.whole > 100 and not fit.shortened
 
 
 def test_lengths_add_up(template):

@@ -28,13 +28,14 @@ class Merged:
     """Greedy answers of the unmerged and the merged model."""
 
 
-def merge_and_prove(settings, plan, model_path: str, quantised: set[str], template, held_out, after_loss: float):
+def merge_and_prove(settings, plan, model_path: Path, quantised: set[str], template, held_out, after_loss: float):
     """Merges the adapter into each base the settings ask for, keeps the better one and proves it.
 
-    quantised: names of the weights that were trained in 4 bits (`merging.quantised_names`); after_loss: held-out
-    loss of the trained model. The trainer's model must have been freed. Raises ValueError with what differed.
+    model_path: folder of the base (`bases.locate`); quantised: names of the weights that were trained in 4 bits
+    (`merging.quantised_names`); after_loss: held-out loss of the trained model. The trainer's model must have been
+    freed. Raises ValueError with what differed.
     """
-    weights = BaseWeights(merging.local_weights(model_path, settings.model_revision))
+    weights = BaseWeights(model_path)
     adapter = merging.read_adapter(settings.folders.adapter)
     candidates = list(BASES) if settings.merge_base == "best" else [settings.merge_base]
     candidates = candidates if quantised else ["original"]

@@ -5,13 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
-from llm_finetuning import hardware, merging, publishing, training_figures
-from llm_finetuning.bases import REHEARSAL, SAMPLE
+from llm_finetuning import hardware, publishing, training_figures
+from llm_finetuning.bases import SAMPLE, commit_of
 from llm_finetuning.figures import save
 from llm_finetuning.release import card_data, model_card
 
 
-def publish(merged, settings, plan, model_path: str, board: dict, entries: list[dict]) -> Path:
+def publish(merged, settings, plan, model_path: Path, board: dict, entries: list[dict]) -> Path:
     """Finishes the merged folder and the adapter, publishes both, and returns where the model was published.
 
     A folder is complete before it is copied: model card, settings.json, SHA256SUMS. Raises what
@@ -42,14 +42,14 @@ def _shareable(settings) -> dict:
     return {name: value for name, value in values.items() if not name.endswith("_folder")}
 
 
-def facts(merged, settings, plan, model_path: str, board: dict, entries: list[dict]) -> dict:
+def facts(merged, settings, plan, model_path: Path, board: dict, entries: list[dict]) -> dict:
     """What the model card tells: everything from this run."""
     trained = [entry for entry in entries if "tokens_per_second" in entry]
     seconds = sum(entry["seconds"] for entry in trained)
     rate = settings.rate_per_hour
     return {
         "base": settings.model_name,
-        "base_revision": revision(model_path, settings),
+        "base_revision": commit_of(model_path),
         "tiny": settings.model_name == SAMPLE,
         "data": card_data.data_facts(settings.folders.train_file, settings.folders.val_file),
         "settings": _shareable(settings),
@@ -61,13 +61,6 @@ def facts(merged, settings, plan, model_path: str, board: dict, entries: list[di
         "cost": seconds / 3600 * rate if rate else None,
         "versions": hardware.versions(),
     }
-
-
-def revision(model_path: str, settings) -> str | None:
-    """The commit of a base from the Hub; None for a local one."""
-    if settings.model_name in (SAMPLE, REHEARSAL) or Path(model_path).exists():
-        return None
-    return merging.local_weights(model_path, settings.model_revision).name
 
 
 def how_to_take_it(published: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from llm_finetuning import hardware, qlora
+from llm_finetuning import bases, hardware, qlora
 from llm_finetuning.serving import choice, llama, nf4
 from llm_finetuning.serving.engines import TorchEngine
 
@@ -19,7 +19,7 @@ def load(folder: str | Path, backend: str = "auto", threads: int = 0):
     """
     if backend not in ("auto", *NAMES):
         raise ValueError(f"backend = {backend!r}: auto, {', '.join(NAMES)}")
-    folder = local(folder)
+    folder = Path(folder) if Path(folder).is_dir() else bases.fetch(str(folder))
     config = qlora.one_kernel_gelu(AutoConfig.from_pretrained(str(folder)))
     if torch.cuda.is_available():
         return load_on_gpu(folder, config, backend)
@@ -35,15 +35,6 @@ def load(folder: str | Path, backend: str = "auto", threads: int = 0):
     return TorchEngine(
         load_torch(folder, config, getattr(torch, backend), "cpu"), f"{backend} on {threads} CPU threads"
     )
-
-
-def local(folder: str | Path) -> Path:
-    """The folder, or the files of the repository on the Hub that has this name."""
-    if Path(folder).is_dir():
-        return Path(folder)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"]))
 
 
 def load_on_gpu(folder: Path, config, backend: str) -> TorchEngine:
