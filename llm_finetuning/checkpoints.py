@@ -15,15 +15,17 @@ from llm_finetuning.release import sums
 from llm_finetuning.release.copying import check_space, copy_file, retrying
 
 RUN_FILE = "run.json"
+BEST = "best"
+"""Folder of the adapter with the lowest held-out loss so far, beside the checkpoints."""
+BEST_INSIDE = Path("best", "adapter")
+"""The same inside a checkpoint; two levels deep, for Trainer loads any adapter one level below as a second one."""
 
 
 def finish(partial: Path, final: Path, run: dict) -> Path:
     """Closes a written checkpoint with what it was trained with and its sums, and gives it its final name."""
     (partial / RUN_FILE).write_text(json.dumps(run, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     sums.write_sums(partial)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(partial, final)
+    _replace(partial, final)
     return final
 
 
@@ -67,9 +69,7 @@ def copy_whole(source: Path, target: Path) -> Path:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         retrying(lambda name=name: copy_file(source / name, partial / name), f"Copying {name}")
     sums.check_sums(partial)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(partial, target)
+    _replace(partial, target)
     return target
 
 
@@ -94,6 +94,34 @@ def set_aside(folder: Path) -> Path | None:
     aside = folder.with_name(f"{folder.name}-before-{number}")
     folder.rename(aside)
     return aside
+
+
+def keep_best(model, folder: Path) -> None:
+    """Writes the model's adapter to `folder`/best, whole or not at all."""
+    partial = folder / f".partial-{BEST}"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, save_embedding_layers=False)  # else it looks for the base on the Hub
+    _replace(partial, folder / BEST)
+
+
+def put_best_into(partial: Path, folder: Path) -> None:
+    """The best adapter so far goes into a checkpoint that is being written: it comes back with it."""
+    if (folder / BEST).exists():
+        shutil.copytree(folder / BEST, partial / BEST_INSIDE)
+
+
+def take_best_from(start: Path | None, folder: Path) -> None:
+    """Makes `folder`/best what it was when the checkpoint `start` was written; none for a fresh start."""
+    shutil.rmtree(folder / BEST, ignore_errors=True)
+    if start is not None and (start / BEST_INSIDE).exists():
+        shutil.copytree(start / BEST_INSIDE, folder / f".partial-{BEST}", dirs_exist_ok=True)
+        _replace(folder / f".partial-{BEST}", folder / BEST)
+
+
+def _replace(partial: Path, final: Path) -> None:
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
 
 
 def check_same_run(checkpoint: Path, run: dict) -> None:

@@ -298,7 +298,7 @@ class Finetuning:
     early_stopping_patience: int
     """Stop after this many evaluations without a better held-out loss, and keep the best; 0 = off."""
     resume: bool
-    """Go on from the newest complete checkpoint; False starts afresh and leaves old ones where they are."""
+    """Go on from the newest complete checkpoint; False starts afresh and moves old ones aside, here and on Drive."""
     report_to: str
     """"tensorboard", "wandb", …, or "none"."""
     merge_base: str

@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from llm_finetuning import checkpoints, planning, qlora, watching
@@ -103,7 +104,6 @@ class AssistantTrainer(SFTTrainer):
     save_limit: int
     seen_tokens = 0
     newest_inputs: dict | None = None
-    _partial_dir: Path | None = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean negative log-likelihood of the step's trained tokens, through TRL's fused head.
@@ -133,6 +133,7 @@ class AssistantTrainer(SFTTrainer):
             Trainer._save_checkpoint(self, model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
+                checkpoints.put_best_into(self._partial_dir / name, folder)
                 done = checkpoints.finish(self._partial_dir / name, folder / name, self.run)
                 checkpoints.clear_partial(folder)
                 checkpoints.keep_newest(folder, self.save_limit)
@@ -208,14 +209,19 @@ def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
     Raises ValueError for a checkpoint of another run, FloatingPointError for a loss that is not finite, and
     MemoryError when the GPU ran out of memory.
     """
-    start = starting_point(trainer, settings)
+    with trainer.accelerator.main_process_first():  # one moves or fetches checkpoints, the others find them
+        start = starting_point(trainer, settings)
     folder = settings.folders.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():
         checkpoints.clear_partial(folder)
+        checkpoints.take_best_from(start, folder)
     trainer.accelerator.wait_for_everyone()
     try:
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        if start and ended_early(start, settings):
+            trainer.state = TrainerState.load_from_json(str(start / "trainer_state.json"))
+        else:
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
     except torch.OutOfMemoryError as error:
         raise MemoryError(_out_of_memory(trainer, settings)) from error
     finally:
@@ -248,15 +254,22 @@ def starting_point(trainer: AssistantTrainer, settings: Finetuning) -> Path | No
     """The checkpoint to go on from: the newest complete one, here or on Drive, of this very run."""
     folders = settings.folders
     if not settings.resume:
-        aside = checkpoints.set_aside(folders.checkpoints)
-        if aside:
-            print(f"resume = False: earlier checkpoints are in {aside}")
+        for folder in {folders.checkpoints, folders.drive / "checkpoints"}:
+            if aside := checkpoints.set_aside(folder):
+                print(f"resume = False: earlier checkpoints are in {aside}")
         return None
     start = checkpoints.newest(folders.checkpoints, folders.drive / "checkpoints")
     if start:
         checkpoints.check_same_run(start, trainer.run)
         print(f"going on from {start}")
     return start
+
+
+def ended_early(start: Path, settings: Finetuning) -> bool:
+    """Whether early stopping had ended the run at the checkpoint `start`: its best adapter is all that is needed."""
+    losses = watching.Metrics(settings.folders.metrics).held_out_losses()
+    so_far = [(loss, at) for loss, at in losses if at <= checkpoints.step_of(start)]
+    return (start / checkpoints.BEST_INSIDE).exists() and watching.is_over(so_far, settings)
 
 
 def _out_of_memory(trainer: AssistantTrainer, settings: Finetuning) -> str:
@@ -273,6 +286,7 @@ def save_adapter(trainer: AssistantTrainer, template: Template, settings: Finetu
     """The trained adapter, its tokenizer with the chat template and settings.json, in `folders.adapter`."""
     folder = settings.folders.adapter
     partial = folder.with_name(f".{folder.name}-partial")
+    shutil.rmtree(partial, ignore_errors=True)
     trainer.model.peft_config["default"].base_model_name_or_path = settings.model_name
     trainer.model.save_pretrained(partial, save_embedding_layers=False)  # else it looks for the base on the Hub
     template.tokenizer.save_pretrained(partial)

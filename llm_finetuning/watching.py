@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from llm_finetuning import hardware, planning, scoreboard, showing, training_figures
+from llm_finetuning import checkpoints, hardware, planning, scoreboard, showing, training_figures
 
 SAMPLES = 3
 
@@ -27,7 +27,6 @@ class Watch(TrainerCallback):
         self.main = trainer.is_world_process_zero()
         self.metrics = Metrics(settings.folders.metrics)
         self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
-        self.best = settings.folders.checkpoints / "best"
         self.terminated = False
         self.peak = hardware.PeakMemory(plan.device)
         self.watched = 0.0
@@ -36,7 +35,7 @@ class Watch(TrainerCallback):
         if self.main:
             self.metrics.cut_after(state.global_step)
         self.trainer.accelerator.wait_for_everyone()
-        self.losses = [(e["held_out_loss"], e["step"]) for e in self.metrics.read() if "held_out_loss" in e]
+        self.losses = self.metrics.held_out_losses()
         if state.global_step == 0 and self.settings.eval_steps:
             self.evaluate(state, control)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stdout, mininterval=2)
@@ -135,9 +134,9 @@ class Watch(TrainerCallback):
     def _stop_early(self, state, control) -> None:
         best_loss, best_step = min(self.losses)
         if best_step == state.global_step and self.main:
-            self.trainer.model.save_pretrained(self.best)
-        waited = sum(step > best_step for _, step in self.losses)
-        if waited >= self.settings.early_stopping_patience:
+            checkpoints.keep_best(self.trainer.model, self.settings.folders.checkpoints)
+        if is_over(self.losses, self.settings):
+            waited = self.settings.early_stopping_patience
             print(f"no better held-out loss than {best_loss:.4f} at step {best_step} in {waited} evaluations: stopping")
             control.should_training_stop = control.should_save = True
 
@@ -150,16 +149,23 @@ class Watch(TrainerCallback):
             raise KeyboardInterrupt(f"stopped by SIGTERM; checkpoint-{state.global_step} is saved, run again to go on")
 
 
+def is_over(losses: list[tuple[float, int]], settings) -> bool:
+    """Whether early stopping ends the run: no better (held-out loss, step) for as many evaluations as it waits."""
+    if not settings.early_stopping_patience or not losses:
+        return False
+    _, best_step = min(losses)
+    return sum(step > best_step for _, step in losses) >= settings.early_stopping_patience
+
+
 def restore_best(model, settings) -> float | None:
     """Loads the adapter with the lowest held-out loss of the run, if early stopping kept one; returns that loss."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    best = settings.folders.checkpoints / "best"
+    best = settings.folders.checkpoints / checkpoints.BEST
     if not settings.early_stopping_patience or not best.exists():
         return None
     set_peft_model_state_dict(model, load_peft_weights(str(best), device="cpu"))
-    losses = [e["held_out_loss"] for e in Metrics(settings.folders.metrics).read() if "held_out_loss" in e]
-    return min(losses)
+    return min(Metrics(settings.folders.metrics).held_out_losses())[0]
 
 
 def predicted_and_measured(plan, checks, entries: list[dict]) -> pd.DataFrame:
@@ -203,6 +209,10 @@ class Metrics:
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def held_out_losses(self) -> list[tuple[float, int]]:
+        """(held-out loss, step) of every evaluation."""
+        return [(entry["held_out_loss"], entry["step"]) for entry in self.read() if "held_out_loss" in entry]
 
     def cut_after(self, step: int) -> None:
         """Forgets what came after the checkpoint that a run goes on from; all of it for a fresh start."""

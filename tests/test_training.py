@@ -251,6 +251,17 @@ def test_resume_false_starts_afresh_without_deleting(trained, tiny_base, tmp_pat
     assert len(checkpoints.complete(folder / "checkpoints-before-1")) == 2
 
 
+def test_a_fresh_start_moves_the_checkpoints_on_drive_aside_too(tiny_base, tmp_path):  # noqa: F811
+    chosen = small_settings(tmp_path / "drive", tiny_base, work_folder=str(tmp_path / "vm"), max_steps=4)
+    training.train(prepare(chosen).trainer, chosen)
+    afresh = dataclasses.replace(chosen, resume=False, max_steps=2)
+    said = training.train(prepare(afresh).trainer, afresh)
+    assert said.startswith("started afresh")
+    for place in ("drive", "vm"):
+        assert [p.name for p in checkpoints.complete(tmp_path / place / "checkpoints")] == ["checkpoint-2"]
+        assert checkpoints.complete(tmp_path / place / "checkpoints-before-1")[-1].name == "checkpoint-4"
+
+
 def test_sigterm_saves_first(tiny_base, tmp_path):  # noqa: F811
     process = subprocess.Popen(
         command(tmp_path, tiny_base), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=TESTS.parent, text=True
@@ -305,6 +316,32 @@ def test_early_stopping_keeps_the_best(tiny_base, tmp_path):  # noqa: F811
     best = min(e["held_out_loss"] for e in watching.Metrics(tmp_path / "metrics.jsonl").read() if "held_out_loss" in e)
     assert f"the best held-out loss, {best:.4f}" in said
     found = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
+    assert found == pytest.approx(best, rel=1e-4)
+
+
+def test_the_best_adapter_comes_back_with_the_checkpoint(tiny_base, tmp_path):  # noqa: F811
+    """The machine is lost after the best evaluation: what was best then is best on the next machine too."""
+    chosen = small_settings(
+        tmp_path / "drive",
+        tiny_base,
+        work_folder=str(tmp_path / "vm"),
+        learning_rate=1.0,
+        eval_steps=1,
+        save_steps=1,
+        early_stopping_patience=2,
+    )
+    first = prepare(chosen)
+    training.train(first.trainer, chosen)
+    stopped = first.trainer.state.global_step
+    assert 2 <= stopped < first.steps
+    best = min(e["held_out_loss"] for e in watching.Metrics(chosen.folders.metrics).read() if "held_out_loss" in e)
+    another_vm = dataclasses.replace(chosen, work_folder=str(tmp_path / "another vm"))
+    again = prepare(another_vm)
+    said = training.train(again.trainer, another_vm)
+    assert f"went on from checkpoint-{stopped}, now at step {stopped} of {first.steps}" in said
+    assert again.trainer.seen_tokens == 0, "early stopping had ended this run"
+    assert f"the best held-out loss, {best:.4f}" in said
+    found = scoreboard.held_out_loss(again.trainer.model, again.held_out, again.template)
     assert found == pytest.approx(best, rel=1e-4)
 
 
