@@ -14,10 +14,14 @@ from llm_finetuning.settings import Finetuning, split_names
 def load_base(settings: Finetuning, plan, model_path: Path):
     """The frozen base on the plan's device, in 4 bits where the settings ask for it; its cache is off.
 
+    On a CPU it also sets the threads that suit the model's size.
+
     `model_path` is what `bases.locate` gave; `plan` a `planning.Plan`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if plan.device == "cpu":
+        torch.set_num_threads(hardware.threads_for(plan.size.total, plan.machine.cores))
     config = one_kernel_gelu(AutoConfig.from_pretrained(model_path))
     if plan.attention == attention.NAME:
         attention.register()

@@ -10,7 +10,7 @@ from inference_fixtures import NUMBERS, ask, make_model, make_tokenizer, pairs, 
 from test_chat import conversation
 from transformers import AutoConfig
 
-from llm_finetuning import prompts, qlora
+from llm_finetuning import hardware, prompts, qlora
 from llm_finetuning.chat import Chat
 from llm_finetuning.serving import choice, engines, llama, nf4
 from llm_finetuning.serving.generation import Options
@@ -95,7 +95,7 @@ def test_a_small_model_runs_in_32_bits_unmeasured(published, cache):
 
 
 def test_the_choice_is_measured_once_and_remembered(wide, cache, monkeypatch):
-    monkeypatch.setattr(choice, "SMALL", 0)
+    monkeypatch.setattr(hardware, "SMALL", 0)
     config = qlora.one_kernel_gelu(AutoConfig.from_pretrained(wide))
     first = choice.choose(wide, config)
     (file,) = cache.glob("*/choice.json")
@@ -107,7 +107,7 @@ def test_the_choice_is_measured_once_and_remembered(wide, cache, monkeypatch):
 
 
 def test_another_machine_or_model_is_measured_again(wide, tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "SMALL", 0)
+    monkeypatch.setattr(hardware, "SMALL", 0)
     config = qlora.one_kernel_gelu(AutoConfig.from_pretrained(wide))
     choice.choose(wide, config)
     told = [choice.Choice("float32", 1, 9.0)]
@@ -120,7 +120,7 @@ def test_another_machine_or_model_is_measured_again(wide, tmp_path, monkeypatch)
 def test_a_cache_that_cannot_be_written_only_costs_time(wide, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(choice, "SMALL", 0)
+    monkeypatch.setattr(hardware, "SMALL", 0)
     monkeypatch.setattr(choice, "measure", lambda *_: [choice.Choice("float32", 1, 9.0)])
     assert choice.choose(wide, qlora.one_kernel_gelu(AutoConfig.from_pretrained(wide))).backend == "float32"
     assert "cannot be written" in capsys.readouterr().out

@@ -16,8 +16,6 @@ from llm_finetuning import hardware
 from llm_finetuning.release import sums
 from llm_finetuning.serving import llama, nf4
 
-SMALL = 100_000_000
-"""Below so many parameters one thread in exact 32 bits is quick: nothing is measured."""
 STEPS = 8
 KEPT_MODELS = 2
 """Models whose packed form stays in the cache."""
@@ -46,7 +44,7 @@ def key_of(folder: Path) -> str:
 def choose(folder: Path, config) -> Choice:
     """The remembered choice for this model on this machine, or the fastest of what is installed, measured now."""
     cores = len(os.sched_getaffinity(0))
-    if parameters(config) < SMALL:
+    if parameters(config) < hardware.SMALL:  # one thread in exact 32 bits is quick: nothing is measured
         return Choice("float32", 1)
     file = cache_folder(key_of(folder)) / "choice.json"
     machine = fingerprint(folder)

@@ -121,14 +121,13 @@ def load(folder: Path, kept: Path | None = None) -> nn.Module:
 def _skeleton(folder: Path) -> nn.Module:
     """The model without its weights, its linear layers replaced."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from llm_finetuning.qlora import one_kernel_gelu
 
     config = one_kernel_gelu(AutoConfig.from_pretrained(str(folder)))
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
-    model.generation_config = GenerationConfig.from_pretrained(str(folder))
     _replace_linears(model)
     return model
 
