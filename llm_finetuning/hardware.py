@@ -33,6 +33,8 @@ class Machine:
     host_memory: int
     cores: int
     flops: float
+    varlen: bool = False
+    """Whether torch's variable-length attention runs on it."""
 
     @property
     def on_gpu(self) -> bool:
@@ -50,7 +52,8 @@ def look(dtype: str = "auto") -> Machine:
         device, name, capability = "cpu", cpu_name(), None
         free, total = min(psutil.virtual_memory().available, host), host
     rate = matmul_flops(device, choose_dtype(dtype, capability))
-    return Machine(device, name, capability, total, free, host, len(os.sched_getaffinity(0)), rate)
+    cores, varlen = len(os.sched_getaffinity(0)), attention.available(device)
+    return Machine(device, name, capability, total, free, host, cores, rate, varlen)
 
 
 def host_memory() -> int:
@@ -92,7 +95,7 @@ def choose_dtype(wanted: str, capability: tuple[int, int] | None) -> torch.dtype
 
 def choose_attention(wanted: str, machine: Machine, dtype: torch.dtype, packing: bool) -> str:
     """ "varlen" where torch's kernel runs and rows are packed, else "sdpa". Raises ValueError for what cannot be."""
-    possible = packing and dtype != torch.float32 and attention.available(machine.device)
+    possible = packing and dtype != torch.float32 and machine.varlen
     if wanted == "varlen" and not possible:
         raise ValueError(
             "attention = 'varlen' needs packing = True, 16-bit values and a GPU of capability 8.0 or later:"
