@@ -6,7 +6,7 @@ COLAB := .venv-colab/bin
 NOTEBOOKS := git ls-files -z '*.ipynb'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check rehearse bench test-colab soak jupyter format gguf
+.PHONY: run test check rehearse bench tables test-colab soak jupyter format gguf
 
 run: .venv/ready
 	$(BIN)/python -m llm_finetuning run --profile sample $(ARGS)
@@ -31,8 +31,14 @@ format: .venv/ready
 soak: .venv/ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/test_training.py -k killed --kills 20 $(ARGS)
 
+# Measures on this machine (a quarter of an hour), writes benchmarks/results/<machine>.json and prints its tables.
+# One part: ARGS="--part merge"; merge and inference at Phi-2's true size: ARGS="--size true".
 bench: .venv/ready
-	set -e; for part in benchmarks/*.py; do echo "== $$part"; $(BIN)/python "$$part"; done
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(ARGS)
+
+# The README's tables, docs/scaling.md and the pictures of growth, from benchmarks/results.
+tables: .venv/ready
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/tables.py
 
 jupyter: .venv/ready
 	$(BIN)/jupyter lab

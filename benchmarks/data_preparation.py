@@ -1,42 +1,70 @@
-"""Flattening 84,000 messages in 10,000 trees: the original's loop against `flatten(…, replies="joined")`.
+"""Data preparation: the original's loop against `flatten(…, "joined")`, reading against parsing, and how it grows.
 
-python benchmarks/data_preparation.py [--trees 10000] [--runs 3]. Times are wall clock, the best of the runs;
-memory is the growth of a child process's peak resident size.
+    python benchmarks/data_preparation.py
+
+The original's loop is written out from its description (trees one by one, see `original`). Both sides flatten the
+same made-up messages with the hub's fields, in turn. How it grows is measured in forked processes; memory is what
+such a process adds to its peak resident size.
 """
 
-import argparse
 import json
 import multiprocessing
 import random
 import resource
-import tempfile
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import measuring
 import pandas as pd
 
 from llm_finetuning import oasst, pairs
 
+PART = "data preparation"
+MESSAGES = {"small": 84_000, "tiny": 400}
+"""Messages of the comparison; OASST1's train split has 84,437."""
+ROUNDS = {"small": 3, "tiny": 2}
+TURN = {"small": 3.0, "tiny": 0.0}
+"""A turn repeats its job for so many seconds: short jobs are averaged."""
+GROWTH = {"small": {10_000: 5, 100_000: 3, 1_000_000: 1}, "tiny": {200: 2, 400: 2, 800: 1}}
+"""Messages → repetitions of reading, flattening and writing."""
+LOOP_GROWTH = {"small": {5_000: 3, 10_000: 3, 20_000: 2}, "tiny": {100: 2, 200: 2, 400: 2}}
+"""The same for the original's loop, which the larger sizes would keep for hours."""
+BLOCK = 10_000
+"""Messages that are made up; a longer file repeats them under other ids."""
 WORDS = [f"word{number}" for number in range(5000)]
 LABELS = ["spam", "pii", "not_appropriate", "hate_speech", "humor", "creativity", "quality", "toxicity"]
+FIRST = "00000000"
+"""First digits of every id in the block; a repetition puts its number there."""
 
 
-def write_messages(path: Path, trees: int) -> None:
-    """Random trees as flat messages with the hub's fields: 8.4 messages a tree, 600 characters each."""
-    chance = random.Random(0)
-    with path.open("w", encoding="utf-8") as stream:
-        for number in range(trees):
-            tree = str(uuid.UUID(int=chance.getrandbits(128)))
-            messages = [{"message_id": tree, "parent_id": None, "role": "prompter"}]
-            for _ in range(9 if number % 5 == 0 else 7):
-                parent = chance.choice(messages)
-                role = "assistant" if parent["role"] == "prompter" else "prompter"
-                name = str(uuid.UUID(int=chance.getrandbits(128)))
-                messages.append({"message_id": name, "parent_id": parent["message_id"], "role": role})
-            for message in messages:
-                stream.write(json.dumps(message | other_fields(tree, message["role"], chance)) + "\n")
+def write_messages(path: Path, count: int) -> Path:
+    """`count` random messages as flat JSON lines with the hub's fields: 8.4 a tree, 600 characters each."""
+    block = made_up(min(count, BLOCK))
+    with path.open("wb") as stream:
+        for number in range(-(-count // BLOCK)):
+            lines = block[: count - number * BLOCK]
+            stream.write(b"".join(lines).replace(f'"{FIRST}'.encode(), f'"{number:08x}'.encode()))
+    return path
+
+
+def made_up(count: int) -> list[bytes]:
+    chance, lines, number = random.Random(0), [], 0
+    while len(lines) < count:
+        tree = new_id(chance)
+        messages = [{"message_id": tree, "parent_id": None, "role": "prompter"}]
+        for _ in range(9 if number % 5 == 0 else 7):
+            parent = chance.choice(messages)
+            role = "assistant" if parent["role"] == "prompter" else "prompter"
+            messages.append({"message_id": new_id(chance), "parent_id": parent["message_id"], "role": role})
+        for message in messages:
+            lines.append(json.dumps(message | other_fields(tree, message["role"], chance)).encode() + b"\n")
+        number += 1
+    return lines[:count]
+
+
+def new_id(chance: random.Random) -> str:
+    return FIRST + str(uuid.UUID(int=chance.getrandbits(128)))[len(FIRST) :]
 
 
 def other_fields(tree: str, role: str, chance: random.Random) -> dict:
@@ -83,54 +111,79 @@ def ours(messages: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(flat["prompt"], flat["response"], strict=True))
 
 
+def parse(path: Path) -> None:
+    """The least that reading the file can take: its JSON lines, parsed and forgotten."""
+    with path.open("rb") as stream:
+        for line in stream:
+            json.loads(line)
+
+
 def whole(path: Path) -> None:
     """Reading, flattening and writing."""
     pairs.write_jsonl(oasst.flatten(oasst.read_messages(path), "joined").pairs, path.with_name("pairs.jsonl"))
 
 
-def measured(job: Callable, argument, runs: int) -> tuple[float, float]:
-    """(best time in s, growth of the peak resident size in MB) of `job(argument)` in a child process."""
+def in_a_process(job: Callable, argument) -> tuple[float, float]:
+    """(seconds, MB added to the peak resident size) of `job(argument)` in a forked process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_run, args=(job, argument, runs, sender))
+    child = context.Process(target=_run, args=(job, argument, sender))
     child.start()
-    result = receiver.recv()
+    found = receiver.recv()
     child.join()
-    return result
+    return found
 
 
-def _run(job: Callable, argument, runs: int, sender) -> None:
+def _run(job: Callable, argument, sender) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        job(argument)
-        times.append(time.perf_counter() - start)
-    sender.send((min(times), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+    seconds = measuring.seconds_of(lambda: job(argument))
+    sender.send((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6))
+
+
+def against(name: str, jobs: dict[str, Callable], argument, rounds: int, turn: float) -> list[dict]:
+    """Seconds of the first job over the second, in turn, on the same argument."""
+    turns = {label: (lambda job=job: measuring.seconds_of(lambda: job(argument), turn)) for label, job in jobs.items()}
+    return measuring.compare(f"{name}, time", "s", *measuring.in_turn(turns, rounds).items())
+
+
+def comparison(folder: Path, size: str) -> list[dict]:
+    """The two claims: the original's loop over ours, and the way from file to pairs over parsing alone."""
+    path, rounds, turn = write_messages(folder / "messages.jsonl", MESSAGES[size]), ROUNDS[size], TURN[size]
+    messages, count = oasst.read_messages(path), f"{MESSAGES[size]:,} messages"
+    if original(messages.head(5000)) != ours(messages.head(5000)):
+        raise SystemExit("flatten does not give the original's rows")
+    loop = {"the original's loop": original, "ours": ours}
+    reading = {"reading, flattening and writing": whole, "parsing the file's JSON lines": parse}
+    return [
+        *against(f"flattening {count}", loop, messages, rounds, turn),
+        *against(f"{count} from file to pairs", reading, path, rounds + 2, turn),
+    ]
+
+
+def how_it_grows(folder: Path, size: str) -> list[dict]:
+    """Seconds by number of messages, ours and the original's loop; the memory that ours adds at the largest."""
+    times, loop, memory = {}, {}, []
+    for count, runs in LOOP_GROWTH[size].items():
+        messages = oasst.read_messages(write_messages(folder / "messages.jsonl", count))
+        loop[count] = [measuring.seconds_of(lambda m=messages: original(m)) for _ in range(runs)]
+    for count, runs in GROWTH[size].items():
+        path = write_messages(folder / "messages.jsonl", count)
+        times[count], memory = zip(*(in_a_process(whole, path) for _ in range(runs)), strict=True)
+    return [
+        *measuring.growth("time from file to pairs", "messages", "s", times),
+        *measuring.growth("time of the original's loop", "messages", "s", loop),
+        measuring.figure(f"{count:,} messages from file to pairs, memory added", "MB", memory),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trees", type=int, default=10_000)
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "messages.jsonl"
-        write_messages(path, options.trees)
-        read_time, read_memory = measured(oasst.read_messages, path, options.runs)
-        whole_time, whole_memory = measured(whole, path, options.runs)
-        messages = oasst.read_messages(path)
-        size = path.stat().st_size / 1e6
-    text = messages["text"].str.len().sum() / 1e6
-    print(f"{len(messages):,} messages in {options.trees:,} trees, {text:.0f} MB of text, a file of {size:.0f} MB")
-    print(f"reading                      {read_time:8.2f} s  {read_memory:6.0f} MB, text x {read_memory / text:.1f}")
-    print(f"reading, flattening, writing {whole_time:8.2f} s  {whole_memory:6.0f} MB")
-    if original(messages.head(5000)) != ours(messages.head(5000)):
-        raise SystemExit("flatten does not give the original's rows")
-    fast, fast_memory = measured(ours, messages, options.runs)
-    print(f"flatten(…, 'joined')         {fast:8.2f} s  {fast_memory:6.0f} MB")
-    slow, slow_memory = measured(original, messages, options.runs)
-    print(f"the original's loop          {slow:8.2f} s  {slow_memory:6.0f} MB  {slow / fast:,.0f} times as long")
+    given = measuring.options(__doc__, "small", "tiny").parse_args()
+    folder = given.work / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = comparison(folder, given.size) + how_it_grows(folder, given.size)
+    for file in folder.iterdir():
+        file.unlink()
+    print(f"written to {measuring.record(PART, given.size, figures, given.results)}")
 
 
 if __name__ == "__main__":

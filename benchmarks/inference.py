@@ -1,50 +1,46 @@
-"""The original's way (fp32, a transformers pipeline) against chat.py: tokens per second, first token, peak memory.
+"""The original's way to answer (fp32, a transformers pipeline) against chat.py, and answers side by side.
 
-    python benchmarks/inference.py --work FOLDER [--size true|small] [--gguf FILE] [--backends auto nf4 bfloat16]
+    python benchmarks/inference.py [--size true] [--gguf FILE] [--tokenizer FOLDER] [--backends auto nf4 bfloat16]
 
-`--size true`: Phi-2's configuration with random weights, made in FOLDER (5.6 GB, as much again for caches); 64-token
-prompt, 32 new tokens. Every way runs in a process of its own, loading counted. Results: FOLDER/inference.json.
+A published folder with random weights, of a small Phi or of Phi-2's true size (5.6 GB of disk in --work, as much
+again for caches); 64-token prompt, 32 new tokens. The original's way is written out from its description, see
+`original`. Every side has a process of its own; at the true size only one is in memory at a time.
 """
 
-import argparse
-import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import measuring
+import models
+import torch
 
-from llm_finetuning import hardware
+from llm_finetuning import bases, prompts
+from llm_finetuning.chat import Chat
+from llm_finetuning.release import sums
+from llm_finetuning.serving.generation import Options, Rules
 
-PROMPT_TOKENS, NEW_TOKENS, RUNS = 64, 32, 3
-SMALL = {
-    "hidden_size": 320,
-    "intermediate_size": 1280,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-}
+PART = "inference"
+PROMPT_TOKENS, NEW_TOKENS, WARM_UP_TOKENS = 64, 32, 4
+ROUNDS = {"small": 7, "true": 3, "tiny": 2}
+TURN = {"small": 1.0, "true": 0.0, "tiny": 0.0}
+"""A turn answers for so many seconds: short answers are averaged."""
+GROWTH = (1, 8, 32)
+"""Rows that are answered side by side; not at the true size on a CPU, where 32 take many minutes."""
+GROWTH_ROUNDS = 3
+ORIGINAL = "the original's pipeline in fp32"
 
 
 def published(work: Path, size: str, tokenizer_folder: str, gguf: str) -> Path:
     """A published folder with random weights, and the GGUF file beside it if there is one."""
     from transformers import GenerationConfig
 
-    from llm_finetuning import bases, prompts
-    from llm_finetuning.release import sums
-
-    tokenizer = bases.tokenizer("rehearsal", tokenizer_folder)
-    config = bases.phi2_config(tokenizer)
-    if size == "small":
-        config.update(SMALL)
-    weights = bases.make_rehearsal(work / f"base-{size}", tokenizer_folder, config)
-    folder = work / f"published-{size}"
-    if not (folder / "SHA256SUMS").is_file():
+    weights, folder = models.base(work, size, tokenizer_folder), work / f"published-{size}"
+    if not (folder / sums.NAME).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(weights, folder, copy_function=os.link)
+        tokenizer = bases.tokenizer(bases.REHEARSAL, tokenizer_folder)
         prompts.template_for(tokenizer)
         for file in folder.glob("tokenizer*"):
             file.unlink()  # a link to the base's; written anew with the chat template
@@ -68,9 +64,11 @@ def question(prompt_length) -> str:
     return text
 
 
-def original(folder: Path) -> dict:
-    """As the original did: everything in fp32, a pipeline for the question, the prompt as a string."""
-    import torch
+def original(folder: Path):
+    """(its name, `answer(new_tokens)` → seconds to the first and to the last token), as the original did.
+
+    Everything in fp32, a pipeline for every question, the prompt as a string.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, pipeline
 
     class Clock(TextStreamer):
@@ -80,85 +78,117 @@ def original(folder: Path) -> dict:
         def end(self):
             pass
 
-    start = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": device})
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    loaded = time.perf_counter() - start
     text = question(lambda t: len(tokenizer(f"Instruct: {t}\nOutput:").input_ids))
-    prompt = f"Instruct: {text}\nOutput:"
-    results = []
-    for _ in range(RUNS):
-        times: list[float] = []
+    times: list[float] = []
+
+    def answer(new_tokens: int) -> tuple[float, float]:
+        times.clear()
         start = time.perf_counter()
         run = pipeline(task="text-generation", model=model, tokenizer=tokenizer)
-        run(prompt, streamer=Clock(tokenizer), do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
-        results.append((times[1] - start, times[-1] - start))  # times[0] is the prompt itself
-    return summary("original: fp32 pipeline", loaded, results)
+        run(
+            f"Instruct: {text}\nOutput:",
+            streamer=Clock(tokenizer),
+            do_sample=False,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+        )
+        return times[1] - start, times[-1] - start  # times[0] is the prompt itself
+
+    return ORIGINAL, answer
 
 
-def ours(folder: Path, backend: str) -> dict:
-    """chat.py with this backend; the end ids are taken away, so that every answer has NEW_TOKENS tokens."""
-    from llm_finetuning.chat import Chat
-    from llm_finetuning.serving.generation import Options, Rules
-
-    start = time.perf_counter()
+def ours(folder: Path, backend: str):
+    """The same by chat.py; the end ids are taken away, so that every answer has its number of tokens."""
     chat = Chat.load(folder, backend)
-    loaded = time.perf_counter() - start
     text = question(lambda t: len(chat.prepare([{"role": "user", "content": t}]).ids))
     endless = Chat(chat.engine, chat.template, Rules(frozenset(), chat.rules.suppressed))
-    results = []
-    for number in range(RUNS + 1):
-        other = text if number % 2 else text[::-1]  # no prompt begins like the one before
-        reply = endless.reply([{"role": "user", "content": other}], Options(max_new_tokens=NEW_TOKENS))
-        results.append((reply.first_token_seconds, reply.seconds))
-    return summary(f"chat.py: {chat.engine.name}", loaded, results[1:])
+    asked = [text, text[::-1]]
+
+    def answer(new_tokens: int, rows: int = 0) -> tuple[float, float]:
+        """To one question, or to `rows` of them side by side."""
+        asked.reverse()  # no prompt begins like the one before
+        turn, limit = [{"role": "user", "content": asked[0]}], Options(max_new_tokens=new_tokens)
+        reply = endless.reply_batch([turn] * rows, limit)[0] if rows else endless.reply(turn, limit)
+        return reply.first_token_seconds, reply.seconds
+
+    return f"chat.py, {chat.engine.name}", answer
 
 
-def summary(name: str, loaded: float, results: list[tuple[float, float]]) -> dict:
-    """The fastest run: other work on the machine only makes one slower."""
-    first, whole = min(results, key=lambda result: result[1])
-    return {
-        "way": name,
-        "load_s": round(loaded, 1),
-        "first_token_s": round(first, 2),
-        "tokens_per_s": round(NEW_TOKENS / whole, 2),
-        "decode_tokens_per_s": round((NEW_TOKENS - 1) / (whole - first), 2),
-        "peak_gb": round(hardware.peak_resident() / 1e9, 2),
-    }
+def job(side: str, folder: Path, turn_seconds: float):
+    """The turn of a side: answers until the turn is over, or one answer to `rows` questions side by side."""
+    start = time.perf_counter()
+    way, answer = original(folder) if side == ORIGINAL else ours(folder, side)
+    load = time.perf_counter() - start
+
+    def turn(rows: int = 0) -> dict:
+        asked = {"rows": rows} if rows else {}
+        answers = [answer(NEW_TOKENS, **asked)]
+        while sum(seconds for _, seconds in answers) < turn_seconds:
+            answers.append(answer(NEW_TOKENS, **asked))
+        first, seconds = (sum(times) / len(answers) for times in zip(*answers, strict=True))
+        peak = measuring.peak_memory() / 1e9
+        return {"way": way, "load": load, "first": first, "seconds": seconds, "peak": peak}
+
+    answer(WARM_UP_TOKENS)
+    return turn
 
 
-def in_a_process(way: str, folder: Path) -> dict:
-    command = [sys.executable, __file__, "--one", way, "--folder", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f"{way} failed:\n{result.stderr[-3000:]}")
-    return json.loads(result.stdout.splitlines()[-1])
+def figures(found: dict[str, list[dict]]) -> list[dict]:
+    """Speed, first token, loading and memory of the original's way beside those of every backend."""
+    made: dict[str, dict] = {}
+    original, *others = found.values()
+    for other in others:
+        made |= {entry["name"]: entry for entry in beside(original, other)}
+    return list(made.values())
+
+
+def beside(original: list[dict], other: list[dict]) -> list[dict]:
+    def both(take) -> list[tuple[str, list[float]]]:
+        return [(turns[0]["way"], take(turns)) for turns in (original, other)]
+
+    speeds = both(lambda turns: [NEW_TOKENS / turn["seconds"] for turn in turns])
+    return [
+        *measuring.compare("tokens per second", "tokens/s", *reversed(speeds)),
+        *measuring.compare("time to the first token", "s", *both(lambda turns: [turn["first"] for turn in turns])),
+        *measuring.compare("peak memory", "GB", *both(lambda turns: [turns[-1]["peak"]])),
+        *(
+            measuring.figure(f"loading, {way}", "s", loads)
+            for way, loads in both(lambda turns: list({turn["load"]: 0 for turn in turns}))
+        ),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("outputs/benchmark"))
-    parser.add_argument("--size", choices=["true", "small"], default="small")
+    parser = measuring.options(__doc__, "small", "true", "tiny")
     parser.add_argument("--tokenizer", default="", help="folder of Phi-2's tokenizer; without: the sample's")
     parser.add_argument("--gguf", default="", help="Q4_K_M file of the same shape, to be put beside the folder")
-    parser.add_argument("--backends", nargs="+", default=["auto", "auto", "bfloat16"])
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--backends", nargs="+", default=["auto"], help="auto, or names of serving.backends.NAMES")
     given = parser.parse_args()
-    if given.one:
-        print(json.dumps(original(given.folder) if given.one == "original" else ours(given.folder, given.one)))
+    if given.side:
+        os.environ["XDG_CACHE_HOME"] = str(given.work / "cache")  # what chat.py remembers of a made-up model
+        measuring.serve(lambda: job(given.side, given.work / f"published-{given.size}", TURN[given.size]))
         return
-    folder = published(given.work, given.size, given.tokenizer, given.gguf)
-    rows = []
-    for way in ["original", *given.backends]:
-        rows.append(in_a_process(way, folder))
-        first, row = rows[0], rows[-1]
-        row["times_faster"] = round(row["tokens_per_s"] / first["tokens_per_s"], 2)
-        row["share_of_memory"] = round(row["peak_gb"] / first["peak_gb"], 3)
-        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    machine = {"cpu": hardware.cpu_name(), "cores": len(os.sched_getaffinity(0))}
-    found = {"size": given.size, "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS, **machine, "rows": rows}
-    (given.work / "inference.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    published(given.work, given.size, given.tokenizer, given.gguf)
+    names = [ORIGINAL, *given.backends]
+    arguments, alone = ["--size", given.size, "--work", str(given.work)], given.size == "true"
+    with measuring.sides(Path(__file__).name, names, arguments, alone) as turns:
+        found = figures(measuring.in_turn(turns, ROUNDS[given.size]))
+        if not alone or torch.cuda.is_available():
+            found += how_it_grows(turns[names[1]])
+    print(f"written to {measuring.record(PART, given.size, found, given.results)}")
+
+
+def how_it_grows(turn) -> list[dict]:
+    """Seconds and tokens per second of answers to 1, 8 and 32 questions side by side."""
+    grown = measuring.in_turn({rows: (lambda rows=rows: turn(rows=rows)["seconds"]) for rows in GROWTH}, GROWTH_ROUNDS)
+    speeds = {rows: [rows * NEW_TOKENS / seconds for seconds in times] for rows, times in grown.items()}
+    figures = measuring.growth("time of answers side by side", "rows", "s", grown)
+    for rows, speed in speeds.items():
+        figures.append(measuring.figure(f"tokens per second of all answers, {rows} side by side", "tokens/s", speed))
+    return figures
 
 
 if __name__ == "__main__":

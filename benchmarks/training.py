@@ -1,46 +1,53 @@
-"""Packed micro-batches against one row per step: the same 84,000 tokens of the sample, both in one run.
+"""Packed micro-batches against one row per step: three times the same 28,000 tokens of the sample, in turn.
 
-python benchmarks/training.py [--tokens 84000] [--output benchmarks/results]. Real NF4, the real trainer; forward,
-backward and optimizer step on this machine. Prints tokens per second of both and their ratio.
+python benchmarks/training.py [--tokens 28000]. The sample's tiny Phi in NF4, the real trainer; forward, backward and
+optimizer step on this machine.
 """
 
-import argparse
-import dataclasses
-import tempfile
-import time
+import math
 from pathlib import Path
 
-import gpu
-from transformers import AutoConfig
+import measuring
+import training_runs
 
-from llm_finetuning import bases, hardware, oasst, pairs, planning, prompts, qlora, training
+from llm_finetuning import bases, oasst, pairs, prompts
 from llm_finetuning.rows import Rows, rows_from
+from llm_finetuning.sample import phi
+
+PART = "packing"
+TOKENS = {"small": 28_000, "tiny": 2000}
+ROUNDS = {"small": 3, "tiny": 1}
+LONGEST = 256
+SIDES = {
+    "packed": {"packing": True} | training_runs.step_of(1024),
+    "one row per step": {"packing": False} | training_runs.step_of(LONGEST),
+}
+SAMPLE = {"lora_target_modules": "all-linear", "max_seq_length": LONGEST, "lora_r": 16} | training_runs.ONCE
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--tokens", type=int, default=84_000)
-    parser.add_argument("--output", type=Path, default=gpu.RESULTS)
-    options = parser.parse_args()
-    machine = hardware.look("float32")
-    with tempfile.TemporaryDirectory() as folder:
-        base = gpu.make_base(Path(folder), "tiny")
-        rows = sample_rows(base, options.tokens)
-        speeds = {name: measure(packing, base, rows, Path(folder), machine) for name, packing in
-                  (("one row per step", False), ("packed", True))}  # fmt: skip
-    figures = [gpu.figure(f"training the sample: {name}", "tokens/s", [speed]) for name, speed in speeds.items()]
-    for name, speed in speeds.items():
-        print(f"{name:<20} {speed:>9,.0f} tokens/s")
-    print(f"packed over one row per step: {speeds['packed'] / speeds['one row per step']:.1f}x")
-    report = {"machine": gpu.describe(machine), "versions": hardware.versions(), "size": "sample", "figures": figures}
-    gpu.write(report, options.output, machine, "sample")
+    parser = measuring.options(__doc__, "small", "tiny")
+    parser.add_argument("--tokens", type=int, default=0, help="0 = 28,000")
+    given = parser.parse_args()
+    tokens = given.tokens or TOKENS[given.size]
+    base = make_base(given.work)
+    rows = sample_rows(base, tokens)
+    turns = {name: turn(name, base, rows, given.work) for name in SIDES}
+    (packed, alone) = measuring.in_turn(turns, ROUNDS[given.size]).items()
+    figures = measuring.compare(f"{tokens:,} tokens of the sample, tokens per second", "tokens/s", packed, alone)
+    print(f"written to {measuring.record(PART, given.size, figures, given.results)}")
+
+
+def make_base(folder: Path) -> str:
+    """The sample's base after one step of pretraining: what it knows does not matter here."""
+    return str(bases.make_sample(folder / "base-sample", phi.Recipe(steps=1)))
 
 
 def sample_rows(base: str, tokens: int) -> Rows:
     """Rows of the sample's English pairs, repeated until they have `tokens` tokens."""
     frame = oasst.flatten(oasst.read_messages("sample"), "best", languages=["en"]).pairs
     template = prompts.template_for(bases.tokenizer(base))
-    encoded = rows_from(pairs.to_records(frame), template, 256).rows
+    encoded = rows_from(pairs.to_records(frame), template, LONGEST).rows
     rows, total = [], 0
     while total < tokens:
         row = encoded[len(rows) % len(encoded)]
@@ -49,21 +56,11 @@ def sample_rows(base: str, tokens: int) -> Rows:
     return Rows(rows, len(rows), 0, 0, {})
 
 
-def measure(packing: bool, base: str, rows: Rows, folder: Path, machine) -> float:
-    """Tokens per second of one epoch; a row, or 1,024 packed tokens, per optimizer step."""
-    micro = 1024 if packing else 256
-    chosen = gpu.settings_for(base, folder, micro, {"packing": packing, "lora_target_modules": "all-linear"})
-    chosen = chosen_for_sample(chosen)
-    plan = planning.plan(chosen, machine, AutoConfig.from_pretrained(base), rows.lengths)
-    model = qlora.add_adapters(qlora.load_base(chosen, plan, base), chosen)
-    trainer, _ = training.build(model, prompts.template_for(bases.tokenizer(base)), rows, chosen, plan, [])
-    begun = time.perf_counter()
-    trainer.train()
-    return trainer.seen_tokens / (time.perf_counter() - begun)
-
-
-def chosen_for_sample(chosen):
-    return dataclasses.replace(chosen, max_seq_length=256, lora_r=16, max_steps=-1, num_train_epochs=1.0)
+def turn(name: str, base: str, rows: Rows, folder: Path):
+    """A turn of one side: tokens per second of one pass over the rows."""
+    run = training_runs.Run(base, folder / "training", SAMPLE | SIDES[name], rows)
+    run.train(Rows(rows.rows[:8], 8, 0, 0, {}), math.inf, 0)
+    return lambda: run.train(rows, math.inf, 0)["tokens_per_second"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""Every benchmark, one after another, on this machine; then its tables.
+
+    python benchmarks/bench.py                            the small sizes: a quarter of an hour on two cores
+    python benchmarks/bench.py --part merge --size true   one part; "true" = merge and inference at Phi-2's true size
+
+Each part is a program of its own and puts its figures into benchmarks/results/<machine>.json.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import measuring
+
+PARTS = {
+    "data": "data_preparation.py",
+    "training": "training_against_original.py",
+    "packing": "training.py",
+    "merge": "merge.py",
+    "inference": "inference.py",
+    "first-step": "first_step.py",
+    "gpu": "gpu.py",
+}
+TRUE_SIZE = ("merge", "inference")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=list(PARTS), help="one part alone")
+    parser.add_argument("--size", choices=list(measuring.SIZES), default="small")
+    parser.add_argument("--results", type=Path, default=measuring.RESULTS, help="folder of the results file")
+    parser.add_argument("--work", type=Path, default=measuring.WORK, help="folder for models and data")
+    given = parser.parse_args()
+    for part in [given.part] if given.part else parts_for(given.size):
+        begun = time.perf_counter()
+        print(f"== {part}", flush=True)
+        run(part, given)
+        print(f"   {time.perf_counter() - begun:.0f} s", flush=True)
+    import tables
+
+    name = measuring.machine()["name"]
+    for report in measuring.read(given.results):
+        if report["machine"]["name"] == name:
+            print(f"\n{tables.of_machine(report)}")
+
+
+def parts_for(size: str) -> list[str]:
+    """The parts that have this size; the variants of the training ask for a GPU."""
+    import torch
+
+    if size == "true":
+        return list(TRUE_SIZE)
+    return [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
+
+
+def run(part: str, given: argparse.Namespace) -> None:
+    """Raises SystemExit when the part failed: what was measured before it stays in the file."""
+    size = "true" if part == "gpu" and given.size == "small" else given.size
+    command = [sys.executable, str(measuring.HERE / PARTS[part]), "--size", size]
+    code = subprocess.run([*command, "--results", str(given.results), "--work", str(given.work)]).returncode
+    if code:
+        raise SystemExit(f"{part} failed with {code}; run it alone with --part {part}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Merging an adapter: PEFT's `merge_and_unload` of the whole model in memory against our tensor by tensor.
+
+    python benchmarks/merge.py [--size true]
+
+Random weights and a random adapter (r = 64 on all linear layers), of a small Phi or of Phi-2's true size (17 GB of
+disk in --work). Each side has a process of its own, reads the same 16-bit base and writes a whole folder of shards.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+import measuring
+import models
+import torch
+import training_runs
+from safetensors.torch import save_file
+
+from llm_finetuning import bases, merging, prompts
+
+PART = "merge"
+ROUNDS = {"small": 5, "true": 3, "tiny": 2}
+TURN = {"small": 1.0, "true": 0.0, "tiny": 0.0}
+"""A turn merges for so many seconds: short merges are averaged."""
+PEFT = "PEFT's merge_and_unload"
+SIDES = {PEFT: "", "ours, into the original base": "original", "ours, into the dequantised base": "dequantized"}
+"""Side → the base that carries the adapter."""
+EMBEDDINGS = ("embed_tokens", "lm_head")
+
+
+def device() -> str:
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def make_adapter(folder: Path, size: str) -> Path:
+    """A random adapter on every linear layer, as PEFT saves it."""
+    from peft import LoraConfig
+
+    shapes = {n: s for n, s in bases.weight_shapes(models.config(size)).items() if len(s) == 2}
+    linear = {name: shape for name, shape in shapes.items() if not any(part in name for part in EMBEDDINGS)}
+    rank, chance, tensors = training_runs.defaults()["lora_r"], torch.Generator().manual_seed(0), {}
+    for name, (rows, columns) in linear.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors[f"{key}.lora_A.weight"] = torch.randn(rank, columns, generator=chance) * 0.02
+        tensors[f"{key}.lora_B.weight"] = torch.randn(rows, rank, generator=chance) * 0.02
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = sorted({name.split(".")[-2] for name in linear})
+    LoraConfig(r=rank, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM").save_pretrained(folder)
+    return folder
+
+
+def with_peft(base: Path, adapter: Path, out: Path) -> None:
+    """The usual way: the base in 16 bits, the adapter on it, merged in place, saved."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, device_map={"": device()})
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(out, max_shard_size="2GB")
+
+
+def ours(kind: str, base: Path, adapter: Path, out: Path, settings) -> None:
+    """As the notebook merges into one base."""
+    merge = merging.Merge(kind, settings, torch.bfloat16, torch.bfloat16, device())
+    factors = merging.read_adapter(adapter)
+    merging.write_merged(merge, merging.BaseWeights(base), factors, set(factors.factors), out)
+    template = prompts.template_for(bases.tokenizer(str(base)))
+    merging.write_companions(out, base, template, torch.bfloat16)
+
+
+def job(side: str, size: str, work: Path):
+    """The turn of a side: merges into an empty folder, until TURN is over."""
+    base, adapter, out = models.base(work, size), work / f"adapter-{size}", work / "merged"
+    settings = training_runs.settings_for(str(base), work, {})
+
+    def once() -> float:
+        start = time.perf_counter()
+        if side == PEFT:
+            with_peft(base, adapter, out)
+        else:
+            ours(SIDES[side], base, adapter, out, settings)
+        seconds = time.perf_counter() - start
+        check(out, base)
+        shutil.rmtree(out)
+        return seconds
+
+    def turn() -> dict:
+        times = [once()]
+        while sum(times) < TURN[size]:
+            times.append(once())
+        return {"seconds": sum(times) / len(times), "peak_gb": measuring.peak_memory() / 1e9}
+
+    shutil.rmtree(out, ignore_errors=True)
+    if size != "true":
+        once()  # the first one also loads libraries
+    return turn
+
+
+def check(out: Path, base: Path) -> None:
+    """Raises ValueError when what was written is not a whole model."""
+    missing = set(merging.BaseWeights(base).names()) - set(merging.BaseWeights(out).names())
+    if missing:
+        raise ValueError(f"{out} lacks {sorted(missing)[:3]}: the merge is not whole, so its time says nothing")
+
+
+def main() -> None:
+    given = measuring.options(__doc__, "small", "true", "tiny").parse_args()
+    if given.side:
+        measuring.serve(lambda: job(given.side, given.size, given.work))
+        return
+    models.base(given.work, given.size)
+    make_adapter(given.work / f"adapter-{given.size}", given.size)
+    arguments = ["--size", given.size, "--work", str(given.work)]
+    with measuring.sides(Path(__file__).name, list(SIDES), arguments, given.size == "true") as turns:
+        found = measuring.in_turn(turns, ROUNDS[given.size])
+    print(f"written to {measuring.record(PART, given.size, figures(found), given.results)}")
+
+
+def figures(found: dict[str, list[dict]]) -> list[dict]:
+    """Seconds and peak memory of PEFT's way over each of ours."""
+    made: dict[str, dict] = {}
+    for side in list(found)[1:]:
+        for name, unit, key, last in (("time", "s", "seconds", 0), ("peak memory", "GB", "peak_gb", -1)):
+            both = [(label, [turn[key] for turn in found[label]][last:]) for label in (PEFT, side)]
+            made |= {entry["name"]: entry for entry in measuring.compare(name, unit, *both)}
+    return list(made.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The tables of the README between their markers, docs/scaling.md and the pictures of growth, from the results files.
+
+python benchmarks/tables.py
+"""
+
+import os
+from pathlib import Path
+
+import growth_figures
+import measuring
+import scaling
+
+from llm_finetuning import figures
+
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+SHOWN_VERSIONS = ("python", "torch", "transformers", "peft", "trl", "bitsandbytes")
+
+QUANTITIES = ("tokens per second", "peak memory", "MFU")
+"""What is measured of every variant of the training."""
+
+
+def main() -> None:
+    write(measuring.ROOT, measuring.read())
+
+
+def write(root: Path, reports: list[dict]) -> None:
+    """Brings README.md, docs/scaling.md and the pictures in `root` up to date."""
+    readme = root / "README.md"
+    replace(readme, with_tables(readme.read_text(encoding="utf-8"), reports))
+    replace(root / "docs" / "scaling.md", scaling.document(reports))
+    for name, picture in growth_figures.pictures(reports).items():
+        figures.save(picture, root / "docs" / name)
+    print("written: README.md, docs/scaling.md and the pictures of growth in docs/")
+
+
+def replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def with_tables(readme: str, reports: list[dict]) -> str:
+    """The README with new tables between its markers. Raises ValueError where it has not just one pair of them."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+        raise ValueError(f"README.md needs {BEGIN} and, below it, {END}, each once: put them where the tables belong")
+    before, _, rest = readme.partition(BEGIN)
+    tables = [of_machine(report) for report in reports]
+    pictures = "".join(f"{embedded(name)}\n" for name in growth_figures.pictures(reports))
+    inner = "\n".join(filter(None, [*tables, pictures]))
+    return f"{before}{BEGIN}\n{inner}{END}{rest.partition(END)[2]}"
+
+
+def embedded(name: str) -> str:
+    part = next(part for part, file in growth_figures.FILES.items() if file == name)
+    return f'<img src="docs/{name}" width="480" alt="How {part} grows, log axes">'
+
+
+def of_machine(report: dict) -> str:
+    """What was measured on one machine: sides in turn, growth, and what stands alone."""
+    machine, versions = report["machine"], report["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in SHOWN_VERSIONS)
+    head = f"**{machine['name']}**, {machine['memory_gib']:g} GiB; {named}. Medians, in brackets the whole range.\n"
+    return "\n".join(filter(None, [head, in_turn(report), growing(report), variants(report), alone(report)]))
+
+
+def in_turn(report: dict) -> str:
+    """A row for each ratio: both sides, and how many times one is the other."""
+    by_name = {entry["name"]: entry for entry in report["figures"]}
+    rows = []
+    for ratio in report["figures"]:
+        if "of" in ratio:
+            what = os.path.commonprefix(ratio["of"]).rpartition(", ")[0]
+            sides = [f"{name[len(what) + 2 :]}: {value(by_name[name])}" for name in ratio["of"]]
+            rows.append([what, *sides, f"**{value(ratio)}** {around(ratio)}".strip(), str(len(ratio["values"]))])
+    heads = ["in turn", "this", "over that", "how many times", "repetitions"]
+    return scaling.table(heads, rows) if rows else ""
+
+
+def growing(report: dict) -> str:
+    """A row for each family of points, with the exponent through them."""
+    rows = []
+    for family in growth_figures.families_of(report):
+        points = " · ".join(
+            f"{size:,}: {value({'median': median, 'unit': family['unit']})}" for size, median in family["points"]
+        )
+        rows.append([f"{family['part']}: {family['what']}", family["axis"], points, f"{family['exponent']:.2f}"])
+    return scaling.table(["growth", "by", "measured", "exponent"], rows) if rows else ""
+
+
+def variants(report: dict) -> str:
+    """A row for each variant of the training, a column for each quantity."""
+    found: dict[str, dict[str, str]] = {}
+    for entry in report["figures"]:
+        if is_variant(entry):
+            part, _, rest = entry["name"].partition(": ")
+            quantity, _, name = rest.partition(", ")
+            found.setdefault(f"{part}: {name}", {})[quantity] = value(entry)
+    rows = [[name, *(cells[quantity] for quantity in QUANTITIES)] for name, cells in found.items()]
+    return scaling.table(["variant", *QUANTITIES], rows) if rows else ""
+
+
+def is_variant(entry: dict) -> bool:
+    part, _, rest = entry["name"].partition(": ")
+    return part.startswith("training variants") and rest.partition(", ")[0] in QUANTITIES and "of" not in entry
+
+
+def alone(report: dict) -> str:
+    """A row for each figure that is in none of the other tables."""
+    paired = {name for entry in report["figures"] for name in entry.get("of", ())}
+    rows = [
+        [entry["name"], f"{value(entry)} {around(entry)}".strip(), str(len(entry["values"]))]
+        for entry in report["figures"]
+        if not (entry["name"] in paired or "of" in entry or "growth" in entry or is_variant(entry))
+    ]
+    return scaling.table(["and", "measured", "repetitions"], rows) if rows else ""
+
+
+def value(entry: dict) -> str:
+    """The median with its unit, to three digits."""
+    return shown(entry["median"], entry["unit"])
+
+
+def around(entry: dict) -> str:
+    """The smallest and the largest repetition; "" where there is one."""
+    low, high = min(entry["values"]), max(entry["values"])
+    return f"({shown(low, entry['unit'])} to {shown(high, entry['unit'])})" if len(entry["values"]) > 1 else ""
+
+
+def shown(number: float, unit: str) -> str:
+    if unit == "s":
+        return seconds(number)
+    digits = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return {"x": f"{digits}×", "1": digits}.get(unit, f"{digits} {unit}")
+
+
+def seconds(number: float) -> str:
+    if number >= 120:
+        return scaling.planning.readable_seconds(number)
+    return f"{number:.3g} s" if number >= 1 else f"{1000 * number:.3g} ms"
+
+
+if __name__ == "__main__":
+    main()
