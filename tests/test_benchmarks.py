@@ -1,0 +1,162 @@
+"""The benchmarks: every part runs at a tiny size, the results file keeps its form, and the tables follow from it."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+FORM = {"name": str, "unit": str, "values": list, "median": float, "spread": float}
+MORE = {"of", "growth", "axis", "at", "inputs"}
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """The modules of benchmarks/ by name, as its programs import one another."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import measuring
+
+    return measuring
+
+
+def tiny(part: str, folder: Path) -> list[dict]:
+    """The figures of one part at its tiny size, run as a user runs it; on one thread, as two parts run at a time."""
+    folder.mkdir()
+    more = ["--seconds", "0.2", "--only", "ours, without packing"] if part == "gpu" else []
+    script = ["bench.py", "--part", part] if part != "gpu" else ["gpu.py"]
+    command = [sys.executable, str(BENCHMARKS / script[0]), *script[1:], "--size", "tiny", *more]
+    command += ["--results", str(folder / "results"), "--work", str(folder / "work")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    (file,) = (folder / "results").glob("*.json")
+    report = json.loads(file.read_text(encoding="utf-8"))
+    assert list(report) == ["machine", "versions", "figures"]
+    return report["figures"]
+
+
+def check_form(entry: dict) -> None:
+    assert list(entry)[: len(FORM)] == list(FORM)
+    assert set(entry) - set(FORM) <= MORE
+    assert all(isinstance(entry[key], kind) for key, kind in FORM.items())
+    low, high = min(entry["values"]), max(entry["values"])
+    assert low <= entry["median"] <= high
+    assert entry["spread"] == pytest.approx(high - low, rel=1e-3, abs=1e-9)
+    assert "(tiny)" in entry["name"], "a tiny figure must not pass for a real one"
+
+
+@pytest.mark.slow
+def test_every_part_runs_and_keeps_the_form(benchmarks, tmp_path):
+    import bench
+
+    parts = sorted(bench.PARTS, key=("first-step", "training", "merge").__contains__, reverse=True)
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(parts, pool.map(lambda part: tiny(part, tmp_path / part), parts), strict=True))
+    for figures in found.values():
+        for entry in figures:
+            check_form(entry)
+    ratios = {part: [e for e in figures if e["unit"] == "x"] for part, figures in found.items()}
+    assert all(ratios[part] for part in ("data", "training", "packing", "merge", "inference"))
+    for part in ("data", "training", "inference"):
+        assert any(e["name"].endswith("exponent") for e in found[part]), f"{part} says how it grows"
+    everything = [entry for figures in found.values() for entry in figures]
+    assert len({entry["name"] for entry in everything}) == len(everything)
+    the_tables_show_them(everything)
+
+
+def the_tables_show_them(figures: list[dict]) -> None:
+    """Every figure stands in the README's tables, every predictable one in docs/scaling.md."""
+    import growth_figures
+    import scaling
+    import tables
+
+    versions = dict.fromkeys(tables.SHOWN_VERSIONS, "1")
+    report = {"machine": {"name": "M", "memory_gib": 1.0}, "versions": versions, "figures": figures}
+    text = tables.of_machine(report)
+    for entry in figures:
+        shown = entry["name"].rpartition(", ")[0] if "growth" not in entry else entry["growth"]
+        assert shown.rpartition(", ")[2] in text, entry["name"]
+    predicted = [entry for entry in figures if "inputs" in entry]
+    assert predicted
+    assert scaling.checked([report]).count("| M |") == len(predicted)
+    assert set(growth_figures.pictures([report])) == set(growth_figures.FILES.values())
+
+
+@pytest.mark.slow  # the counts on the meta device take seconds, and another version of transformers may count otherwise
+def test_scaling_follows_from_the_formulas_and_the_results(benchmarks):
+    import scaling
+
+    found = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert scaling.document(benchmarks.read()) == found, "say: make tables"
+
+
+def test_the_readme_follows_from_the_results(benchmarks):
+    import growth_figures
+    import tables
+
+    readme, reports = (ROOT / "README.md").read_text(encoding="utf-8"), benchmarks.read()
+    assert tables.with_tables(readme, reports) == readme, "say: make tables"
+    assert [n for n in growth_figures.pictures(reports) if not (ROOT / "docs" / n).is_file()] == []
+
+
+def test_no_results_no_tables(benchmarks):
+    import tables
+
+    old = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
+    assert tables.with_tables(old, []) == f"before\n{tables.BEGIN}\n{tables.END}\nafter\n"
+    with pytest.raises(ValueError, match="benchmarks: begin"):
+        tables.with_tables("no markers", [])
+
+
+def test_ratios_are_taken_pair_by_pair(benchmarks):
+    slow, fast = [10.0, 20.0, 12.0], [1.0, 2.0, 1.0]
+    *sides, ratio = benchmarks.compare("flattening", "s", ("loop", slow), ("ours", fast))
+    assert [side["median"] for side in sides] == [12.0, 1.0]
+    assert (ratio["values"], ratio["median"], ratio["spread"]) == ([10.0, 10.0, 12.0], 10.0, 2.0)
+    assert ratio["of"] == ["flattening, loop", "flattening, ours"]
+
+
+def test_sides_take_turns(benchmarks):
+    order = []
+    turns = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    benchmarks.in_turn(turns, 2)
+    assert order == ["a", "b", "a", "b"]
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_law_is_found(benchmarks, power):
+    *points, fitted = benchmarks.growth("time", "rows", "s", {n: [3 * n**power] for n in (10, 100, 1000)})
+    assert [point["at"] for point in points] == [10, 100, 1000]
+    assert fitted["median"] == pytest.approx(power, rel=1e-3)
+
+
+def test_a_part_measured_again_replaces_its_own_figures_alone(benchmarks, tmp_path):
+    one = benchmarks.figure("time", "s", [1.0])
+    benchmarks.record("merge", "small", [one, benchmarks.figure("memory", "GB", [1.0])], tmp_path)
+    benchmarks.record("merge", "true", [one], tmp_path)
+    benchmarks.record("merge again", "small", [one], tmp_path)
+    benchmarks.record("merge", "small", [benchmarks.figure("time", "s", [2.0])], tmp_path)
+    (report,) = benchmarks.read(tmp_path)
+    found = {entry["name"]: entry["median"] for entry in report["figures"]}
+    assert found == {"merge at Phi-2's true size: time": 1.0, "merge again: time": 1.0, "merge: time": 2.0}
+
+
+def test_other_versions_do_not_mix(benchmarks, tmp_path):
+    path = benchmarks.record("merge", "small", [benchmarks.figure("time", "s", [1.0])], tmp_path)
+    report = json.loads(path.read_text(encoding="utf-8"))
+    report["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(report), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"measured with torch 1\.0, this is torch .*--results"):
+        benchmarks.record("merge", "small", [], tmp_path)
+
+
+def test_a_side_that_dies_says_why(benchmarks, tmp_path, monkeypatch):
+    (tmp_path / "dies.py").write_text("raise SystemExit('no disk left')", encoding="utf-8")
+    monkeypatch.setattr(benchmarks, "HERE", tmp_path)
+    with pytest.raises(RuntimeError, match="no disk left"):
+        benchmarks.Side("dies.py", "ours", [])
