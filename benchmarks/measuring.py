@@ -39,6 +39,14 @@ def options(documentation: str, *sizes: str) -> argparse.ArgumentParser:
     return parser
 
 
+def defaults() -> dict:
+    """The finetuning notebook's parameters; read without papermill, which a rented GPU machine may lack."""
+    cells = json.loads((ROOT / "Finetuning" / "Phi-2 QLoRA Finetuning.ipynb").read_text())["cells"]
+    values: dict = {}
+    exec(next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])), values)
+    return {name: value for name, value in values.items() if not name.startswith("_")}
+
+
 def figure(name: str, unit: str, values: list[float], **more) -> dict:
     """One measured quantity with all its repetitions, to five digits."""
     values = [_rounded(value) for value in values]

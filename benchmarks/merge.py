@@ -13,10 +13,9 @@ from pathlib import Path
 import measuring
 import models
 import torch
-import training_runs
 from safetensors.torch import save_file
 
-from llm_finetuning import bases, merging, prompts
+from llm_finetuning import bases, merging, prompts, settings
 
 PART = "merge"
 ROUNDS = {"small": 5, "true": 3, "tiny": 2}
@@ -38,7 +37,7 @@ def make_adapter(folder: Path, size: str) -> Path:
 
     shapes = {n: s for n, s in bases.weight_shapes(models.config(size)).items() if len(s) == 2}
     linear = {name: shape for name, shape in shapes.items() if not any(part in name for part in EMBEDDINGS)}
-    rank, chance, tensors = training_runs.defaults()["lora_r"], torch.Generator().manual_seed(0), {}
+    rank, chance, tensors = measuring.defaults()["lora_r"], torch.Generator().manual_seed(0), {}
     for name, (rows, columns) in linear.items():
         key = f"base_model.model.{name.removesuffix('.weight')}"
         tensors[f"{key}.lora_A.weight"] = torch.randn(rank, columns, generator=chance) * 0.02
@@ -60,9 +59,9 @@ def with_peft(base: Path, adapter: Path, out: Path) -> None:
     merged.save_pretrained(out, max_shard_size="2GB")
 
 
-def ours(kind: str, base: Path, adapter: Path, out: Path, settings) -> None:
+def ours(kind: str, base: Path, adapter: Path, out: Path, chosen: settings.Finetuning) -> None:
     """As the notebook merges into one base."""
-    merge = merging.Merge(kind, settings, torch.bfloat16, torch.bfloat16, device())
+    merge = merging.Merge(kind, chosen, torch.bfloat16, torch.bfloat16, device())
     factors = merging.read_adapter(adapter)
     merging.write_merged(merge, merging.BaseWeights(base), factors, set(factors.factors), out)
     template = prompts.template_for(bases.tokenizer(str(base)))
@@ -72,14 +71,14 @@ def ours(kind: str, base: Path, adapter: Path, out: Path, settings) -> None:
 def job(side: str, size: str, work: Path):
     """The turn of a side: merges into an empty folder, until TURN is over."""
     base, adapter, out = models.base(work, size), work / f"adapter-{size}", work / "merged"
-    settings = training_runs.settings_for(str(base), work, {})
+    chosen = settings.from_cell(settings.Finetuning, measuring.defaults())
 
     def once() -> float:
         start = time.perf_counter()
         if side == PEFT:
             with_peft(base, adapter, out)
         else:
-            ours(SIDES[side], base, adapter, out, settings)
+            ours(SIDES[side], base, adapter, out, chosen)
         seconds = time.perf_counter() - start
         check(out, base)
         shutil.rmtree(out)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
+import measuring
 import models
 import training_runs
 from transformers import AutoConfig, LlamaConfig
@@ -84,7 +85,7 @@ def document(reports: list[dict]) -> str:
 
 
 def notebook_settings(**changes) -> settings.Finetuning:
-    return settings.from_cell(settings.Finetuning, training_runs.defaults() | changes)
+    return settings.from_cell(settings.Finetuning, measuring.defaults() | changes)
 
 
 @cache

@@ -42,14 +42,6 @@ PLANNED = (
 """The settings that `planning.plan` reads."""
 
 
-def defaults() -> dict:
-    """The finetuning notebook's parameters; read without papermill, which a rented GPU machine may lack."""
-    cells = json.loads((measuring.ROOT / "Finetuning" / "Phi-2 QLoRA Finetuning.ipynb").read_text())["cells"]
-    values: dict = {}
-    exec(next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])), values)
-    return {name: value for name, value in values.items() if not name.startswith("_")}
-
-
 def settings_for(base: str, folder: Path, changes: dict) -> settings.Finetuning:
     """The notebook's defaults without evaluation and checkpoints, until somebody stops, with the changes put in."""
     fixed = {
@@ -64,7 +56,7 @@ def settings_for(base: str, folder: Path, changes: dict) -> settings.Finetuning:
         "logging_steps": 10**6,
         "max_steps": 10**6,
     }
-    values = defaults() | fixed
+    values = measuring.defaults() | fixed
     return settings.from_cell(
         settings.Finetuning, values | {name: value for name, value in (OURS | changes).items() if name in values}
     )
