@@ -15,6 +15,7 @@ from pathlib import Path
 import measuring
 import models
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, pipeline
 
 from llm_finetuning import bases, prompts
 from llm_finetuning.chat import Chat
@@ -34,8 +35,6 @@ ORIGINAL = "the original's pipeline in fp32"
 
 def published(work: Path, size: str, tokenizer_folder: str, gguf: str) -> Path:
     """A published folder with random weights, and the GGUF file beside it if there is one."""
-    from transformers import GenerationConfig
-
     weights, folder = models.base(work, size, tokenizer_folder), work / f"published-{size}"
     if not (folder / sums.NAME).is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,38 +63,36 @@ def question(prompt_length) -> str:
     return text
 
 
+class Clock(TextStreamer):
+    """Notes when each token came; the first one is the prompt itself."""
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.times: list[float] = []
+
+    def put(self, value):
+        self.times.append(time.perf_counter())
+
+    def end(self):
+        pass
+
+
 def original(folder: Path):
     """(its name, `answer(new_tokens)` → seconds to the first and to the last token), as the original did.
 
     Everything in fp32, a pipeline for every question, the prompt as a string.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, pipeline
-
-    class Clock(TextStreamer):
-        def put(self, value):
-            times.append(time.perf_counter())
-
-        def end(self):
-            pass
-
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": device})
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = question(lambda t: len(tokenizer(f"Instruct: {t}\nOutput:").input_ids))
-    times: list[float] = []
 
     def answer(new_tokens: int) -> tuple[float, float]:
-        times.clear()
-        start = time.perf_counter()
+        length = {"do_sample": False, "min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
+        start, clock = time.perf_counter(), Clock(tokenizer)
         run = pipeline(task="text-generation", model=model, tokenizer=tokenizer)
-        run(
-            f"Instruct: {text}\nOutput:",
-            streamer=Clock(tokenizer),
-            do_sample=False,
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-        )
-        return times[1] - start, times[-1] - start  # times[0] is the prompt itself
+        run(f"Instruct: {text}\nOutput:", streamer=clock, **length)
+        return clock.times[1] - start, clock.times[-1] - start
 
     return ORIGINAL, answer
 

@@ -187,7 +187,7 @@ def machine() -> dict:
         "name": torch.cuda.get_device_name() if gpu else f"{hardware.cpu_name()}, {cores} cores",
         "cores": cores,
         "memory_gib": round(memory / hardware.GIB, 1),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
     }
 
 
@@ -207,19 +207,15 @@ def record(part: str, size: str, figures: list[dict], folder: Path) -> Path:
     here, versions, title = machine(), hardware.versions(), f"{part}{SIZES[size]}: "
     path = results_file(folder, here["name"])
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"versions": versions, "figures": []}
-    if old["versions"] != versions:
-        now, then = ([f"{n} {v}" for n, v in d.items() if (n, v) not in e.items()] for d, e in _both(versions, old))
+    changed = [f"{n} {old['versions'].get(n)}, now {v}" for n, v in versions.items() if old["versions"].get(n) != v]
+    if changed:
         raise ValueError(
-            f"{path} was measured with {', '.join(then)}, this is {', '.join(now)}: remove it and measure every part"
-            " again, or choose another folder with --results"
+            f"{path} was measured with {'; '.join(changed)}: remove it and measure every part again, or choose another"
+            " folder with --results"
         )
     kept = [entry for entry in old["figures"] if not entry["name"].startswith(title)]
     figures = kept + [_titled(entry, title) for entry in figures]
     return _write(path, {"machine": here, "versions": versions, "figures": figures})
-
-
-def _both(versions: dict, old: dict) -> list[tuple[dict, dict]]:
-    return [(versions, old["versions"]), (old["versions"], versions)]
 
 
 def _titled(entry: dict, title: str) -> dict:

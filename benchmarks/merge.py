@@ -68,31 +68,33 @@ def ours(kind: str, base: Path, adapter: Path, out: Path, chosen: settings.Finet
     merging.write_companions(out, base, template, torch.bfloat16)
 
 
-def job(side: str, size: str, work: Path):
-    """The turn of a side: merges into an empty folder, until TURN is over."""
-    base, adapter, out = models.base(work, size), work / f"adapter-{size}", work / "merged"
+def once(side: str, size: str, work: Path) -> float:
+    """Seconds of one merge into an empty folder, which is looked at and removed."""
+    base, adapter, out = work / f"base-{size}", work / f"adapter-{size}", work / "merged"
     chosen = settings.from_cell(settings.Finetuning, measuring.defaults())
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    if side == PEFT:
+        with_peft(base, adapter, out)
+    else:
+        ours(SIDES[side], base, adapter, out, chosen)
+    seconds = time.perf_counter() - start
+    check(out, base)
+    shutil.rmtree(out)
+    return seconds
 
-    def once() -> float:
-        start = time.perf_counter()
-        if side == PEFT:
-            with_peft(base, adapter, out)
-        else:
-            ours(SIDES[side], base, adapter, out, chosen)
-        seconds = time.perf_counter() - start
-        check(out, base)
-        shutil.rmtree(out)
-        return seconds
+
+def job(side: str, size: str, work: Path):
+    """The turn of a side: merges until TURN is over."""
 
     def turn() -> dict:
-        times = [once()]
+        times = [once(side, size, work)]
         while sum(times) < TURN[size]:
-            times.append(once())
+            times.append(once(side, size, work))
         return {"seconds": sum(times) / len(times), "peak_gb": measuring.peak_memory() / 1e9}
 
-    shutil.rmtree(out, ignore_errors=True)
     if size != "true":
-        once()  # the first one also loads libraries
+        once(side, size, work)  # the first one also loads libraries
     return turn
 
 

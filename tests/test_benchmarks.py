@@ -150,7 +150,7 @@ def test_other_versions_do_not_mix(benchmarks, tmp_path):
     report = json.loads(path.read_text(encoding="utf-8"))
     report["versions"]["torch"] = "1.0"
     path.write_text(json.dumps(report), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"measured with torch 1\.0, this is torch .*--results"):
+    with pytest.raises(ValueError, match=r"measured with torch 1\.0, now .*--results"):
         benchmarks.record("merge", "small", [], tmp_path)
 
 
