@@ -51,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = models.base(Path(folder), given.size)
         found = {
-            name: measure(name, changes, str(base), Path(folder), given)
+            name: measure(name, changes, base, Path(folder), given)
             for name, changes in VARIANTS.items()
             if given.only in name
         }
@@ -60,7 +60,7 @@ def main() -> None:
     print(f"written to {measuring.record(PART, given.size, figures + ratios(found), given.results)}")
 
 
-def measure(name: str, changes: dict, base: str, folder: Path, given) -> dict:
+def measure(name: str, changes: dict, base: Path, folder: Path, given) -> dict:
     """One variant: speed and memory, from a model loaded afresh."""
     rows = training_runs.rows_like_oasst(ROWS[given.size], models.SMALLER[given.size].get("vocab_size", 50_000), 512)
     micro = int((given.micro or MICRO[given.size]) * changes.get("share", 1))

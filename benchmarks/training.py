@@ -38,15 +38,15 @@ def main() -> None:
     print(f"written to {measuring.record(PART, given.size, figures, given.results)}")
 
 
-def make_base(folder: Path) -> str:
+def make_base(folder: Path) -> Path:
     """The sample's base after one step of pretraining: what it knows does not matter here."""
-    return str(bases.make_sample(folder / "base-sample", phi.Recipe(steps=1)))
+    return bases.make_sample(folder / "base-sample", phi.Recipe(steps=1))
 
 
-def sample_rows(base: str, tokens: int) -> Rows:
+def sample_rows(base: Path, tokens: int) -> Rows:
     """Rows of the sample's English pairs, repeated until they have `tokens` tokens."""
     frame = oasst.flatten(oasst.read_messages("sample"), "best", languages=["en"]).pairs
-    template = prompts.template_for(bases.tokenizer(base))
+    template = prompts.template_for(bases.tokenizer(str(base)))
     encoded = rows_from(pairs.to_records(frame), template, LONGEST).rows
     rows, total = [], 0
     while total < tokens:
@@ -56,7 +56,7 @@ def sample_rows(base: str, tokens: int) -> Rows:
     return Rows(rows, len(rows), 0, 0, {})
 
 
-def turn(name: str, base: str, rows: Rows, folder: Path):
+def turn(name: str, base: Path, rows: Rows, folder: Path):
     """A turn of one side: tokens per second of one pass over the rows."""
     run = training_runs.Run(base, folder / "training", SAMPLE | SIDES[name], rows)
     run.train(Rows(rows.rows[:8], 8, 0, 0, {}), math.inf, 0)

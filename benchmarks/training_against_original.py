@@ -17,14 +17,14 @@ import training_runs
 from training_runs import ONCE, ORIGINAL, Run
 
 PART = "training"
-ROWS = {"true": 4000, "small": 12, "tiny": 4}
+ROWS = {"true": 4000, "small": 6, "tiny": 4}
 SECONDS = {"true": 20.0, "small": math.inf, "tiny": math.inf}
 """Longest turn; without an end the rows are trained once."""
 WARM_UP = {"true": 3, "small": 0, "tiny": 0}
 """Steps of a turn before its clock starts; small sides warm up once, while they prepare."""
 MICRO = {"true": 16_384, "small": 2048, "tiny": 1024}
-ROUNDS = {"true": 3, "small": 5, "tiny": 2}
-GROWTH_ROUNDS = {"true": 2, "small": 3, "tiny": 1}
+ROUNDS = {"true": 3, "small": 3, "tiny": 2}
+GROWTH_ROUNDS = {"true": 2, "small": 2, "tiny": 1}
 LENGTHS = {"true": (512, 1024, 2048), "small": (512, 1024, 2048), "tiny": (32, 64, 128)}
 """Tokens per row, and per step, of the growth."""
 STEPS = {"true": 8, "small": 1, "tiny": 1}
@@ -34,7 +34,7 @@ SIDES = {"the original's settings": ORIGINAL, "ours": {}}
 
 def job(side: str, size: str, work: Path):
     """The turn of a side: one pass over the rows, or steps of one row of `length` tokens."""
-    base, vocabulary = str(models.base(work, size)), models.config(size).vocab_size
+    base, vocabulary = models.base(work, size), models.config(size).vocab_size
     rows = training_runs.rows_like_oasst(ROWS[size], min(vocabulary, 50_000), training_runs.LONGEST)
     run = Run(base, work / "training", training_runs.step_of(MICRO[size]) | SIDES[side], rows)
 

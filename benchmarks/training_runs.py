@@ -42,12 +42,12 @@ PLANNED = (
 """The settings that `planning.plan` reads."""
 
 
-def settings_for(base: str, folder: Path, changes: dict) -> settings.Finetuning:
+def settings_for(base: Path, folder: Path, changes: dict) -> settings.Finetuning:
     """The notebook's defaults without evaluation and checkpoints, until somebody stops, with the changes put in."""
     fixed = {
         "drive_folder": str(folder / "run"),
         "work_folder": str(folder / "run"),
-        "model_name": base,
+        "model_name": str(base),
         "max_seq_length": LONGEST,
         "save_steps": 10**9,
         "eval_steps": 0,
@@ -118,10 +118,10 @@ class Run:
     changes: settings that differ from OURS, and "gelu" (the published eight kernels), "autocast", "adapter_dtype".
     """
 
-    def __init__(self, base: str, folder: Path, changes: dict, rows: Rows):
+    def __init__(self, base: Path, folder: Path, changes: dict, rows: Rows):
         self.machine, self.folder, self.base = hardware.look("auto"), folder, base
         self.changes = changes if self.machine.on_gpu else {k: v for k, v in changes.items() if k not in NEED_A_GPU}
-        self.template = prompts.template_for(bases.tokenizer(base))
+        self.template = prompts.template_for(bases.tokenizer(str(base)))
         self.peak = hardware.PeakMemory(self.machine.device).start()
         chosen = settings_for(base, folder, self.changes)
         self.model = qlora.add_adapters(load(chosen, self.planned(chosen, rows), base, self.changes), chosen)
@@ -158,7 +158,7 @@ class Run:
         hardware.give_back_memory()
 
 
-def load(chosen: settings.Finetuning, plan: planning.Plan, base: str, changes: dict):
+def load(chosen: settings.Finetuning, plan: planning.Plan, base: Path, changes: dict):
     model = qlora.load_base(chosen, plan, base)
     if changes.get("gelu"):
         from transformers.activations import ACT2FN
@@ -180,7 +180,7 @@ def summary(clock: Clock, plan: planning.Plan, peak: int) -> dict:
     }
 
 
-def inputs(plan: planning.Plan, chosen: settings.Finetuning, base: str) -> dict:
+def inputs(plan: planning.Plan, chosen: settings.Finetuning, base: Path) -> dict:
     """What `planning.plan` needs to predict this run again."""
     config = AutoConfig.from_pretrained(base).to_diff_dict()
     return {
