@@ -8,6 +8,7 @@ import resource
 import shutil
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,6 +178,16 @@ class PeakMemory:
         return self.peak
 
 
+@contextmanager
+def measured(what: str):
+    """Prints how long the block took, and the peak of host memory in it."""
+    begun = time.perf_counter()
+    with PeakMemory("cpu") as peak:
+        yield
+    seconds = readable_seconds(time.perf_counter() - begun)
+    print(f"{what}: {seconds}, host memory at most {as_gib(peak.read())}")
+
+
 def anonymous_memory() -> int:
     """Bytes of this process that no file stands behind; outside Linux all that is resident."""
     status = Path("/proc/self/status")
@@ -210,3 +221,12 @@ def versions() -> dict[str, str]:
 def as_gib(count: float) -> str:
     """1.5e9 → '1.4 GiB'; small amounts in MiB."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+
+def readable_seconds(seconds: float) -> str:
+    """75 → '1 min 15 s'; 3700 → '1 h 2 min'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from llm_finetuning import hardware
-from llm_finetuning.hardware import Machine, as_gib
+from llm_finetuning.hardware import Machine, as_gib, readable_seconds
 from llm_finetuning.settings import Finetuning
 
 EFFICIENCY = 0.55
@@ -117,15 +117,6 @@ class Plan:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def readable_seconds(seconds: float) -> str:
-    """75 → '1 min 15 s'; 3700 → '1 h 2 min'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def plan(settings: Finetuning, machine: Machine, model_config, lengths: list[int]) -> Plan:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from llm_finetuning import hardware, prompts, qlora
-from llm_finetuning.planning import readable_seconds
+from llm_finetuning.hardware import readable_seconds
 
 TIMED_BATCHES = 3
 

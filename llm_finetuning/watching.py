@@ -174,7 +174,7 @@ def predicted_and_measured(plan, checks, entries: list[dict]) -> pd.DataFrame:
     seconds = sum(entry["seconds"] for entry in trained)
     peak = max((entry["memory_bytes"] for entry in trained), default=0)
     rows = [
-        ("time", plan.seconds, checks.seconds, seconds, planning.readable_seconds),
+        ("time", plan.seconds, checks.seconds, seconds, hardware.readable_seconds),
         ("peak memory", plan.peak_memory, checks.memory, peak, hardware.as_gib),
     ]
     return pd.DataFrame(
