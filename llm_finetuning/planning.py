@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from llm_finetuning import hardware
+from llm_finetuning import attention, hardware
 from llm_finetuning.hardware import Machine, as_gib, readable_seconds
 from llm_finetuning.settings import Finetuning
 
@@ -19,6 +19,10 @@ EFFICIENCY = 0.55
 """Share of the measured matrix rate that a whole training step is expected to reach."""
 HEADROOM = 0.9
 """Share of the free memory that the plan uses: the rest is fragmentation and what other processes take."""
+MASKED_TOKENS = 2048
+"""Largest micro-batch where packed rows share one attention mask: there attention costs its whole square."""
+VARLEN_TOKENS = 16_384
+"""Largest micro-batch otherwise: from there on nothing more is gained by amortising 4-bit dequantisation."""
 OVERHEAD = {"cuda": 0.6 * hardware.GIB, "cpu": 0.9 * hardware.GIB}
 """Memory of a process before the model: CUDA's context and workspaces; Python with torch, on a CPU."""
 
@@ -161,8 +165,7 @@ def plan(settings: Finetuning, machine: Machine, model_config, lengths: list[int
 def with_costs(draft: Plan, settings: Finetuning) -> Plan:
     """The plan with time, disk and cost for its number of steps."""
     trained = draft.steps * min(draft.step_tokens, draft.tokens)
-    mean_length = draft.tokens / max(1, draft.rows)
-    flops = trained * flops_per_token(draft.size, mean_length, draft.gradient_checkpointing)
+    flops = trained * flops_per_token(draft.size, attended_length(draft, settings), draft.gradient_checkpointing)
     seconds = flops / (draft.machine.flops * EFFICIENCY * draft.processes)
     checkpoint = draft.size.adapter * (draft.adapter_dtype.itemsize + 8)
     merged = draft.size.total * 2
@@ -180,6 +183,16 @@ def choose_optimizer(settings: Finetuning, machine: Machine) -> str:
     if settings.optim != "auto":
         return settings.optim
     return "paged_adamw_32bit" if machine.on_gpu else "adamw_torch"
+
+
+def attended_length(draft: Plan, settings: Finetuning) -> float:
+    """The `length` of `flops_per_token` that attention is computed over: a row's, or the whole of a shared mask.
+
+    Under a mask nothing is skipped: twice the micro-batch, for `flops_per_token` counts half the square.
+    """
+    if settings.packing and draft.attention != attention.NAME:
+        return 2 * draft.micro_batch_tokens
+    return draft.tokens / max(1, draft.rows)
 
 
 def flops_per_token(size: ModelSize, length: float, checkpointing: bool = False) -> float:
@@ -202,7 +215,9 @@ def fit_memory(settings, machine, size, dtype, adapter_dtype, attention_name) ->
     checkpointing if at least two longest rows fit, else checkpointing.
     """
     options = {"on": [True], "off": [False], "auto": [False, True]}[settings.gradient_checkpointing]
-    wanted = settings.micro_batch_tokens or min(settings.tokens_per_step, 16384 if machine.on_gpu else 2048)
+    masked = settings.packing and attention_name != attention.NAME
+    largest = VARLEN_TOKENS if machine.on_gpu and not masked else MASKED_TOKENS
+    wanted = settings.micro_batch_tokens or min(settings.tokens_per_step, largest)
     wanted = max(wanted, settings.max_seq_length)
     smallest = settings.micro_batch_tokens or settings.max_seq_length
     for checkpointing in options:
@@ -229,7 +244,7 @@ def memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, 
     gradients_and_moments = adapter_dtype.itemsize + 8
     kept = size.hidden * byte * size.layers if checkpointing else 0
     alive = kept + size.layer_bytes if checkpointing else size.activation_bytes
-    mask = micro**2 * (1 + byte) if settings.packing and attention_name != "varlen" else 0
+    mask = micro**2 * (1 + byte) if settings.packing and attention_name != attention.NAME else 0
     head = 3 * min(micro, 1024) * size.vocabulary * 4
     return {
         "process": OVERHEAD["cuda" if machine.on_gpu else "cpu"],

@@ -27,7 +27,9 @@ def phi2():
 
 
 def gpu(name: str, capability: tuple[int, int], gib: float) -> Machine:
-    return Machine("cuda:0", name, capability, int(gib * GIB), int(gib * GIB), 12 * GIB, 2, 250e12)
+    return Machine(
+        "cuda:0", name, capability, int(gib * GIB), int(gib * GIB), 12 * GIB, 2, 250e12, capability >= (8, 0)
+    )
 
 
 @pytest.fixture
@@ -63,6 +65,16 @@ def test_more_memory_means_larger_micro_batches(chosen, phi2):
         assert plan.dtype == torch.bfloat16
         micro[name] = plan.micro_batch_tokens
     assert micro["A100 80"] > micro["A100 40"] > micro["L4"]
+
+
+def test_a_shared_mask_keeps_micro_batches_small_and_is_paid_for(chosen, phi2):
+    lengths = [400] * 1000
+    a100 = gpu("A100 80", (8, 0), 79)
+    apart = planning.plan(chosen, a100, phi2, lengths)
+    masked = planning.plan(dataclasses.replace(chosen, attention="sdpa"), a100, phi2, lengths)
+    assert (apart.attention, masked.attention) == ("varlen", "sdpa")
+    assert apart.micro_batch_tokens == 16_384 and masked.micro_batch_tokens <= 2048
+    assert masked.seconds > 1.1 * apart.seconds, "every token meets the whole micro-batch"
 
 
 def test_a_t4_gets_float16_and_recomputes(chosen, phi2):
