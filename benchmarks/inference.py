@@ -146,9 +146,11 @@ def beside(original: list[dict], other: list[dict]) -> list[dict]:
     def both(take) -> list[tuple[str, list[float]]]:
         return [(turns[0]["way"], take(turns)) for turns in (original, other)]
 
-    speeds = both(lambda turns: [NEW_TOKENS / turn["seconds"] for turn in turns])
+    whole = both(lambda turns: [NEW_TOKENS / turn["seconds"] for turn in turns])
+    decoding = both(lambda turns: [(NEW_TOKENS - 1) / (turn["seconds"] - turn["first"]) for turn in turns])
     return [
-        *measuring.compare("tokens per second", "tokens/s", *reversed(speeds)),
+        *measuring.compare("tokens per second, reading the prompt included", "tokens/s", *reversed(whole)),
+        *measuring.compare("tokens per second after the first", "tokens/s", *reversed(decoding)),
         *measuring.compare("time to the first token", "s", *both(lambda turns: [turn["first"] for turn in turns])),
         *measuring.compare("peak memory", "GB", *both(lambda turns: [turns[-1]["peak"]])),
         *(

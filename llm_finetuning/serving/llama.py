@@ -35,7 +35,12 @@ class LlamaEngine:
         import llama_cpp
 
         self.llama = llama_cpp.Llama(
-            str(file), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False
+            str(file),
+            n_ctx=context,
+            n_threads=threads,
+            n_threads_batch=threads,
+            use_mmap=False,  # the kernels repack the weights: mapped, the file would stay in memory beside them
+            verbose=False,
         )
         self.context = context
         self.vocabulary_rows = self.llama.n_vocab()

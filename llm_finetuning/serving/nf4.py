@@ -1,7 +1,7 @@
 """A model in 4-bit NF4 for a CPU with AVX512-BF16: made tensor by tensor, so that loading needs little memory.
 
 bitsandbytes' own way loads the 16-bit model first (11 GB for Phi-2). Here each weight is read, quantised and put
-into the order that bitsandbytes' kernel reads; the result can be kept on disk and is then mapped in seconds.
+into the order that bitsandbytes' kernel reads; the result can be kept on disk and is then read in seconds.
 """
 
 import json
@@ -206,9 +206,12 @@ def _keep(model: nn.Module, path: Path) -> None:
 
 
 def _read_packed(model: nn.Module, path: Path) -> None:
+    """Copies the kept form out of its file: as it is mapped its tensors are not aligned, and decode half as fast."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (a safetensors file is no dictionary)
-            parent, _, last = name.rpartition(".")
-            _set(model.get_submodule(parent), last, file.get_tensor(name))
+        names = list(file.keys())
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        with safe_open(path, "pt") as file:  # mapped only while one tensor is read
+            _set(model.get_submodule(parent), last, file.get_tensor(name).clone())
