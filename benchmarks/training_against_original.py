@@ -22,7 +22,8 @@ SECONDS = {"true": 20.0, "small": math.inf, "tiny": math.inf}
 """Longest turn; without an end the rows are trained once."""
 WARM_UP = {"true": 3, "small": 0, "tiny": 0}
 """Steps of a turn before its clock starts; small sides warm up once, while they prepare."""
-MICRO = {"true": 16_384, "small": 2048, "tiny": 1024}
+STEP = {"true": 16_384, "small": 2048, "tiny": 1024}
+"""Tokens of an optimizer step of ours; how many of them go at a time is for the plan to decide."""
 ROUNDS = {"true": 3, "small": 3, "tiny": 2}
 GROWTH_ROUNDS = {"true": 2, "small": 2, "tiny": 1}
 LENGTHS = {"true": (512, 1024, 2048), "small": (512, 1024, 2048), "tiny": (32, 64, 128)}
@@ -36,7 +37,7 @@ def job(side: str, size: str, work: Path):
     """The turn of a side: one pass over the rows, or steps of one row of `length` tokens."""
     base, vocabulary = models.base(work, size), models.config(size).vocab_size
     rows = training_runs.rows_like_oasst(ROWS[size], min(vocabulary, 50_000), training_runs.LONGEST)
-    run = Run(base, work / "training", training_runs.step_of(MICRO[size]) | SIDES[side], rows)
+    run = Run(base, work / "training", {"tokens_per_step": STEP[size], "micro_batch_tokens": 0} | SIDES[side], rows)
 
     def turn(length: int = 0) -> dict:
         if length == 0:

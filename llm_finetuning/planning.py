@@ -216,7 +216,8 @@ def fit_memory(settings, machine, size, dtype, adapter_dtype, attention_name) ->
     """
     options = {"on": [True], "off": [False], "auto": [False, True]}[settings.gradient_checkpointing]
     masked = settings.packing and attention_name != attention.NAME
-    largest = VARLEN_TOKENS if machine.on_gpu and not masked else MASKED_TOKENS
+    largest = MASKED_TOKENS if masked else VARLEN_TOKENS
+    largest = largest if machine.on_gpu else settings.max_seq_length  # arithmetic is slow there: nothing to amortise
     wanted = settings.micro_batch_tokens or min(settings.tokens_per_step, largest)
     wanted = max(wanted, settings.max_seq_length)
     smallest = settings.micro_batch_tokens or settings.max_seq_length
