@@ -36,7 +36,7 @@ soak: .venv/ready
 bench: .venv/ready
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(ARGS)
 
-# The README's tables, docs/scaling.md and the pictures of growth, from benchmarks/results.
+# The README's table, docs/benchmarks.md, docs/scaling.md and the pictures of growth, from benchmarks/results.
 tables: .venv/ready
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/tables.py
 

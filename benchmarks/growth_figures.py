@@ -54,7 +54,7 @@ def picture(part: str, families: list[dict]) -> Figure:
         axis.plot(sizes, values, "o", color=colour, ms=6)
         axis.plot(sizes, power_law(sizes, values, family["exponent"]), "-", color=colour, lw=1.2, label=label)
     axis.set(xscale="log", yscale="log", xlabel=families[0]["axis"], ylabel=UNITS[families[0]["unit"]])
-    ticks = sorted({size for family in families for size, _ in family["points"]})
+    ticks = apart({size for family in families for size, _ in family["points"]})
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -64,6 +64,15 @@ def picture(part: str, families: list[dict]) -> Figure:
     axis.legend(frameon=False, fontsize=9)
     figure.suptitle(f"How {part} grows", color=TEXT, fontsize=12, x=0.01, ha="left")
     return figure
+
+
+def apart(sizes: set[int]) -> list[int]:
+    """The sizes in order, without those whose label would run into the one before."""
+    ticks: list[int] = []
+    for size in sorted(sizes):
+        if not ticks or size > 1.5 * ticks[-1]:
+            ticks.append(size)
+    return ticks
 
 
 def power_law(sizes: tuple[int, ...], values: tuple[float, ...], exponent: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""The tables of the README between their markers, docs/scaling.md and the pictures of growth, from the results files.
+"""The README's table, docs/benchmarks.md, docs/scaling.md and the pictures of growth, from the results files.
 
 python benchmarks/tables.py
 """
@@ -24,13 +24,14 @@ def main() -> None:
 
 
 def write(root: Path, reports: list[dict]) -> None:
-    """Brings README.md, docs/scaling.md and the pictures in `root` up to date."""
+    """Brings README.md, docs/benchmarks.md, docs/scaling.md and the pictures in `root` up to date."""
     readme = root / "README.md"
     replace(readme, with_tables(readme.read_text(encoding="utf-8"), reports))
+    replace(root / "docs" / "benchmarks.md", document(reports))
     replace(root / "docs" / "scaling.md", scaling.document(reports))
     for name, picture in growth_figures.pictures(reports).items():
         figures.save(picture, root / "docs" / name)
-    print("written: README.md, docs/scaling.md and the pictures of growth in docs/")
+    print("written: README.md, and in docs/ benchmarks.md, scaling.md and the pictures of growth")
 
 
 def replace(path: Path, text: str) -> None:
@@ -40,35 +41,49 @@ def replace(path: Path, text: str) -> None:
 
 
 def with_tables(readme: str, reports: list[dict]) -> str:
-    """The README with new tables between its markers. Raises ValueError where it has not just one pair of them."""
+    """The README with what was compared between its markers. Raises ValueError unless it has one pair of them."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
         raise ValueError(f"README.md needs {BEGIN} and, below it, {END}, each once: put them where the tables belong")
     before, _, rest = readme.partition(BEGIN)
-    tables = [of_machine(report) for report in reports]
-    pictures = "".join(f"{embedded(name)}\n" for name in growth_figures.pictures(reports))
-    inner = "\n".join(filter(None, [*tables, pictures]))
+    inner = "\n".join(f"{head(report)}\n{in_turn(report, shortly=True)}" for report in reports)
     return f"{before}{BEGIN}\n{inner}{END}{rest.partition(END)[2]}"
+
+
+def document(reports: list[dict]) -> str:
+    """docs/benchmarks.md: everything that was measured, machine by machine, and how it grows."""
+    pictures = [embedded(name) for name in growth_figures.pictures(reports)]
+    title = "# Measured by `make bench`\n\nWritten by `make tables` from `benchmarks/results/`.\n"
+    return "\n".join([title, *[of_machine(report) for report in reports], *pictures]) + "\n"
 
 
 def embedded(name: str) -> str:
     part = next(part for part, file in growth_figures.FILES.items() if file == name)
-    return f'<img src="docs/{name}" width="480" alt="How {part} grows, log axes">'
+    return f'<img src="{name}" width="640" alt="How {part} grows, log axes">'
 
 
 def of_machine(report: dict) -> str:
     """What was measured on one machine: sides in turn, growth, and what stands alone."""
+    parts = [head(report), in_turn(report), growing(report), variants(report), alone(report)]
+    return "\n".join(filter(None, parts))
+
+
+def head(report: dict) -> str:
     machine, versions = report["machine"], report["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in SHOWN_VERSIONS)
-    head = f"**{machine['name']}**, {machine['memory_gib']:g} GiB; {named}. Medians, in brackets the whole range.\n"
-    return "\n".join(filter(None, [head, in_turn(report), growing(report), variants(report), alone(report)]))
+    return f"**{machine['name']}**, {machine['memory_gib']:g} GiB; {named}. Medians, in brackets the whole range.\n"
 
 
-def in_turn(report: dict) -> str:
-    """A row for each ratio: both sides, and how many times one is the other."""
+def in_turn(report: dict, shortly: bool = False) -> str:
+    """A row for each ratio: both sides, and how many times one is the other.
+
+    shortly: a part that was measured at the true size is not shown at the small one.
+    """
     by_name = {entry["name"]: entry for entry in report["figures"]}
+    parts = {entry["name"].partition(": ")[0] for entry in report["figures"]}
+    small = {part for part in parts if shortly and f"{part}{measuring.SIZES['true']}" in parts}
     rows = []
     for ratio in report["figures"]:
-        if "of" in ratio:
+        if "of" in ratio and ratio["name"].partition(": ")[0] not in small:
             what = os.path.commonprefix(ratio["of"]).rpartition(", ")[0]
             sides = [f"{name[len(what) + 2 :]}: {value(by_name[name])}" for name in ratio["of"]]
             rows.append([what, *sides, f"**{value(ratio)}** {around(ratio)}".strip(), str(len(ratio["values"]))])

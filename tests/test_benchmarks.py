@@ -100,6 +100,7 @@ def test_the_readme_follows_from_the_results(benchmarks):
 
     readme, reports = (ROOT / "README.md").read_text(encoding="utf-8"), benchmarks.read()
     assert tables.with_tables(readme, reports) == readme, "say: make tables"
+    assert tables.document(reports) == (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), "say: make tables"
     assert [n for n in growth_figures.pictures(reports) if not (ROOT / "docs" / n).is_file()] == []
 
 
