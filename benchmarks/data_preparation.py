@@ -158,10 +158,13 @@ def comparison(folder: Path, size: str) -> tuple[list[dict], list[float]]:
     messages, count = oasst.read_messages(path), f"{MESSAGES[size]:,} messages"
     if original(messages.head(5000)) != ours(messages.head(5000)):
         raise SystemExit("flatten does not give the original's rows")
-    flattening = against({LOOP: original, "ours": ours}, messages, size)
+    sides = {LOOP: original, "ours": ours}
+    flattening = against(sides, messages, size)
+    memory = {label: [in_a_process(job, messages)[1]] for label, job in sides.items()}
     reading = against({"reading, flattening and writing": whole, "parsing the file's JSON lines": parse}, path, size)
     figures = [
         *measuring.compare(f"flattening {count}, time", "s", *flattening.items()),
+        *(measuring.figure(f"flattening {count}, memory added, {label}", "MB", mb) for label, mb in memory.items()),
         *measuring.compare(f"{count} from file to pairs, time", "s", *reading.items()),
     ]
     return figures, flattening[LOOP]

@@ -416,6 +416,8 @@ class Inference:
     """The published folder; "" = finetuned_phi2 in drive_folder."""
     model_name: str
     """The base to compare with: hub id, local folder, "sample" or "rehearsal"; "" = no comparison."""
+    tokenizer_folder: str
+    """As in the finetuning notebook: the tokenizer that model_name = "rehearsal" was made with."""
     backend: str
     """"auto" (the fastest here, measured once) or a name of `backends.NAMES`."""
     questions: list
