@@ -77,7 +77,7 @@ def keep_newest(folder: Path, limit: int) -> None:
     """Removes all but the `limit` newest checkpoints, and what an interrupted save left behind."""
     kept = sorted((p for p in folder.glob("checkpoint-*") if step_of(p) >= 0), key=step_of)
     for old in kept[:-limit]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
 
 def clear_partial(folder: Path) -> None:
@@ -120,8 +120,16 @@ def take_best_from(start: Path | None, folder: Path) -> None:
 
 def _replace(partial: Path, final: Path) -> None:
     if final.exists():
-        shutil.rmtree(final)
+        _remove(final)
     os.replace(partial, final)
+
+
+def _remove(folder: Path) -> None:
+    """Takes the final name away first: a removal that is cut off leaves nothing half there under it."""
+    going = folder.with_name(f".partial-removed-{folder.name}")
+    shutil.rmtree(going, ignore_errors=True)
+    os.replace(folder, going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def check_same_run(checkpoint: Path, run: dict) -> None:
