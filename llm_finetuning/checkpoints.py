@@ -111,11 +111,15 @@ def put_best_into(partial: Path, folder: Path) -> None:
 
 
 def take_best_from(start: Path | None, folder: Path) -> None:
-    """Makes `folder`/best what it was when the checkpoint `start` was written; none for a fresh start."""
-    shutil.rmtree(folder / BEST, ignore_errors=True)
+    """Makes `folder`/best what it was when the checkpoint `start` was written; none for a fresh start.
+
+    Call it after `clear_partial`.
+    """
+    if (folder / BEST).exists():
+        _remove(folder / BEST)
     if start is not None and (start / BEST_INSIDE).exists():
-        shutil.copytree(start / BEST_INSIDE, folder / f".partial-{BEST}", dirs_exist_ok=True)
-        _replace(folder / f".partial-{BEST}", folder / BEST)
+        shutil.copytree(start / BEST_INSIDE, folder / f".partial-{BEST}")
+        os.replace(folder / f".partial-{BEST}", folder / BEST)
 
 
 def _replace(partial: Path, final: Path) -> None:

@@ -185,12 +185,17 @@ def choose_optimizer(settings: Finetuning, machine: Machine) -> str:
     return "paged_adamw_32bit" if machine.on_gpu else "adamw_torch"
 
 
+def shares_a_mask(settings: Finetuning, attention_name: str) -> bool:
+    """Whether the packed rows of a micro-batch are kept apart by one mask over all of it."""
+    return settings.packing and attention_name != attention.NAME
+
+
 def attended_length(draft: Plan, settings: Finetuning) -> float:
     """The `length` of `flops_per_token` that attention is computed over: a row's, or the whole of a shared mask.
 
     Under a mask nothing is skipped: twice the micro-batch, for `flops_per_token` counts half the square.
     """
-    if settings.packing and draft.attention != attention.NAME:
+    if shares_a_mask(settings, draft.attention):
         return 2 * draft.micro_batch_tokens
     return draft.tokens / max(1, draft.rows)
 
@@ -215,8 +220,7 @@ def fit_memory(settings, machine, size, dtype, adapter_dtype, attention_name) ->
     checkpointing if at least two longest rows fit, else checkpointing.
     """
     options = {"on": [True], "off": [False], "auto": [False, True]}[settings.gradient_checkpointing]
-    masked = settings.packing and attention_name != attention.NAME
-    largest = MASKED_TOKENS if masked else VARLEN_TOKENS
+    largest = MASKED_TOKENS if shares_a_mask(settings, attention_name) else VARLEN_TOKENS
     largest = largest if machine.on_gpu else settings.max_seq_length  # arithmetic is slow there: nothing to amortise
     wanted = settings.micro_batch_tokens or min(settings.tokens_per_step, largest)
     wanted = max(wanted, settings.max_seq_length)
@@ -245,7 +249,7 @@ def memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, 
     gradients_and_moments = adapter_dtype.itemsize + 8
     kept = size.hidden * byte * size.layers if checkpointing else 0
     alive = kept + size.layer_bytes if checkpointing else size.activation_bytes
-    mask = micro**2 * (1 + byte) if settings.packing and attention_name != attention.NAME else 0
+    mask = micro**2 * (1 + byte) if shares_a_mask(settings, attention_name) else 0
     head = 3 * min(micro, 1024) * size.vocabulary * 4
     return {
         "process": OVERHEAD["cuda" if machine.on_gpu else "cpu"],

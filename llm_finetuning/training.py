@@ -254,7 +254,7 @@ def starting_point(trainer: AssistantTrainer, settings: Finetuning) -> Path | No
     """The checkpoint to go on from: the newest complete one, here or on Drive, of this very run."""
     folders = settings.folders
     if not settings.resume:
-        for folder in {folders.checkpoints, folders.drive / "checkpoints"}:
+        for folder in (folders.checkpoints, folders.drive / "checkpoints"):  # where both are one, the second is gone
             if aside := checkpoints.set_aside(folder):
                 print(f"resume = False: earlier checkpoints are in {aside}")
         return None
