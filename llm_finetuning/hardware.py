@@ -201,6 +201,16 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def return_large_blocks() -> None:
+    """From now on a block of 1 MiB or more goes back to the system as soon as it is freed.
+
+    Left to itself glibc soon takes blocks of up to 32 MiB from its heap (mallopt(3), M_MMAP_THRESHOLD); freed between
+    the weights of a model they leave holes there, gigabytes in all.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").mallopt(-3, 2**20)  # M_MMAP_THRESHOLD is -3 in malloc.h
+
+
 def give_back_memory() -> None:
     """Returns freed memory to the system: what Python no longer uses, the allocator's free blocks, CUDA's cache."""
     gc.collect()

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from llm_finetuning import hardware
 from llm_finetuning.prompts import Template
 
 SHARD_BYTES = 2 * 10**9
@@ -124,6 +125,7 @@ def write_merged(merge: Merge, weights: BaseWeights, adapter: Adapter, quantised
     if missing:
         raise ValueError(f"{weights.folder} has no tensor {', '.join(missing[:3])}: this adapter is of another model")
     folder.mkdir(parents=True, exist_ok=True)
+    hardware.return_large_blocks()
     writer = ShardWriter(folder)
     for name in weights.names():
         tensor = merge.start(weights, name, quantised)
