@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from llm_finetuning.release import sums
@@ -96,11 +97,11 @@ def set_aside(folder: Path) -> Path | None:
     return aside
 
 
-def keep_best(model, folder: Path) -> None:
-    """Writes the model's adapter to `folder`/best, whole or not at all."""
+def keep_best(write: Callable[[Path], None], folder: Path) -> None:
+    """Has an adapter written to `folder`/best, whole or not at all."""
     partial = folder / f".partial-{BEST}"
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, save_embedding_layers=False)  # else it looks for the base on the Hub
+    write(partial)
     _replace(partial, folder / BEST)
 
 

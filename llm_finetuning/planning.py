@@ -67,6 +67,8 @@ class Plan:
     """Micro-batches per optimizer step and process."""
     processes: int
     """Processes that train together, each on a device of its own; WORLD_SIZE as torchrun sets it."""
+    shards: int
+    """Processes that share one copy of the model: all of them under FSDP, as accelerate launch sets it, else 1."""
     optimizer: str
     rows: int
     tokens: int
@@ -107,6 +109,7 @@ class Plan:
                 f"{self.accumulation * self.processes} × {self.micro_batch_tokens:,} tokens ="
                 f" {self.step_tokens:,} tokens" + (f", {self.processes} processes" * (self.processes > 1)),
             ),
+            *[("the model is shared by", f"{self.shards} processes")] * (self.shards > 1),
             ("steps", f"{self.steps:,}"),
             *[(f"memory: {part}", as_gib(count)) for part, count in self.memory.items()],
             ("memory: peak, predicted", f"{as_gib(self.peak_memory)} of {as_gib(m.free_memory)} free"),
@@ -132,8 +135,9 @@ def plan(settings: Finetuning, machine: Machine, model_config, lengths: list[int
     adapter_dtype = torch.bfloat16 if machine.on_gpu and dtype == torch.bfloat16 else torch.float32
     chosen = hardware.choose_attention(settings.attention, machine, dtype, settings.packing)
     size = measure_size(settings, model_config, dtype, adapter_dtype)
-    checkpointing, micro = fit_memory(settings, machine, size, dtype, adapter_dtype, chosen)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
+    checkpointing, micro = fit_memory(settings, machine, size, dtype, adapter_dtype, chosen, shards)
     accumulation = max(1, round(settings.tokens_per_step / micro / processes))
     tokens = sum(lengths)
     batches = math.ceil(tokens / micro)
@@ -149,11 +153,12 @@ def plan(settings: Finetuning, machine: Machine, model_config, lengths: list[int
         micro_batch_tokens=micro,
         accumulation=accumulation,
         processes=processes,
-        optimizer=choose_optimizer(settings, machine),
+        shards=shards,
+        optimizer=choose_optimizer(settings, machine, shards),
         rows=len(lengths),
         tokens=tokens,
         steps=steps,
-        memory=memory_parts(settings, machine, size, dtype, adapter_dtype, chosen, checkpointing, micro),
+        memory=memory_parts(settings, machine, size, dtype, adapter_dtype, chosen, checkpointing, micro, shards),
         seconds=0.0,
         disk_work=0,
         disk_drive=0,
@@ -178,11 +183,11 @@ def with_costs(draft: Plan, settings: Finetuning) -> Plan:
     )
 
 
-def choose_optimizer(settings: Finetuning, machine: Machine) -> str:
-    """AdamW with 32-bit moments: paged on a GPU (arXiv 2305.14314, section 3), torch's own on a CPU."""
+def choose_optimizer(settings: Finetuning, machine: Machine, shards: int) -> str:
+    """AdamW with 32-bit moments: paged on a GPU (arXiv 2305.14314, section 3), else and for shards torch's own."""
     if settings.optim != "auto":
         return settings.optim
-    return "paged_adamw_32bit" if machine.on_gpu else "adamw_torch"
+    return "paged_adamw_32bit" if machine.on_gpu and shards == 1 else "adamw_torch"
 
 
 def shares_a_mask(settings: Finetuning, attention_name: str) -> bool:
@@ -213,7 +218,7 @@ def flops_per_token(size: ModelSize, length: float, checkpointing: bool = False)
     return 4 * weights + 6 * size.adapter + attention + again
 
 
-def fit_memory(settings, machine, size, dtype, adapter_dtype, attention_name) -> tuple[bool, int]:
+def fit_memory(settings, machine, size, dtype, adapter_dtype, attention_name, shards: int = 1) -> tuple[bool, int]:
     """(gradient checkpointing, tokens per micro-batch): the fastest that fits.
 
     Large micro-batches amortise 4-bit dequantisation; recomputation costs half as much again. So: no
@@ -225,15 +230,16 @@ def fit_memory(settings, machine, size, dtype, adapter_dtype, attention_name) ->
     wanted = settings.micro_batch_tokens or min(settings.tokens_per_step, largest)
     wanted = max(wanted, settings.max_seq_length)
     smallest = settings.micro_batch_tokens or settings.max_seq_length
+    given = (settings, machine, size, dtype, adapter_dtype, attention_name)
     for checkpointing in options:
         divisors = [wanted // k for k in range(1, 65) if wanted // k >= smallest]
         for micro in divisors:
-            parts = memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, checkpointing, micro)
+            parts = memory_parts(*given, checkpointing, micro, shards)
             enough = sum(parts.values()) <= machine.free_memory * HEADROOM
             roomy = checkpointing or len(options) == 1 or micro >= min(wanted, 2 * settings.max_seq_length)
             if enough and roomy:
                 return checkpointing, micro
-    parts = memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, options[-1], smallest)
+    parts = memory_parts(*given, options[-1], smallest, shards)
     raise ValueError(
         f"this run needs about {as_gib(sum(parts.values()))} and {as_gib(machine.free_memory)} are free on"
         f" {machine.name}: {', '.join(f'{k} {as_gib(v)}' for k, v in parts.items())}."
@@ -242,8 +248,14 @@ def fit_memory(settings, machine, size, dtype, adapter_dtype, attention_name) ->
     )
 
 
-def memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, checkpointing, micro) -> dict:
-    """Predicted bytes by what takes them, at the peak of a training step of `micro` tokens."""
+def memory_parts(
+    settings, machine, size, dtype, adapter_dtype, attention_name, checkpointing, micro, shards: int = 1
+) -> dict[str, float]:
+    """Predicted bytes of one process by what takes them, at the peak of a training step of `micro` tokens.
+
+    With shards a process keeps its part of the weights, the layer that computes and the next one are whole, and the
+    base is loaded whole before it is shared out.
+    """
     byte = dtype.itemsize
     per_weight = (4 + (0.127 if settings.bnb_4bit_use_double_quant else 0.5)) / 8 if settings.use_4bit else byte
     gradients_and_moments = adapter_dtype.itemsize + 8
@@ -251,14 +263,19 @@ def memory_parts(settings, machine, size, dtype, adapter_dtype, attention_name, 
     alive = kept + size.layer_bytes if checkpointing else size.activation_bytes
     mask = micro**2 * (1 + byte) if shares_a_mask(settings, attention_name) else 0
     head = 3 * min(micro, 1024) * size.vocabulary * 4
-    return {
+    base, adapters = size.linear * per_weight + size.other * byte, size.adapter * adapter_dtype.itemsize
+    parts = {
         "process": OVERHEAD["cuda" if machine.on_gpu else "cpu"],
-        "base weights": size.linear * per_weight + size.other * byte,
-        "adapters": size.adapter * adapter_dtype.itemsize,
-        "gradients and moments": size.adapter * gradients_and_moments,
+        "base weights": base / shards,
+        "adapters": adapters / shards,
+        "gradients and moments": size.adapter * gradients_and_moments / shards,
         "activations": alive * micro + mask,
         "working space": head + (2 * size.largest_linear * byte if settings.use_4bit else 0),
     }
+    if shards > 1:
+        parts["layers gathered"] = 2 * (size.linear * per_weight + adapters) / size.layers + size.head * byte
+        parts["more, to load the base"] = max(0.0, base + adapters - (sum(parts.values()) - parts["process"]))
+    return parts
 
 
 def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype) -> ModelSize:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llm_finetuning import attention, hardware
 from llm_finetuning.settings import Finetuning, split_names
@@ -20,6 +21,8 @@ def load_base(settings: Finetuning, plan, model_path: Path):
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if plan.size.total >= hardware.SMALL:
+        hardware.return_large_blocks()
     if plan.device == "cpu":
         torch.set_num_threads(hardware.threads_for(plan.size.total, plan.machine.cores))
     config = one_kernel_gelu(AutoConfig.from_pretrained(model_path))
@@ -58,7 +61,10 @@ def unmap(model):
 
 
 def quantization(settings: Finetuning, plan):
-    """The 4-bit configuration (arXiv 2305.14314): NF4, constants quantised again, computed in the plan's dtype."""
+    """The 4-bit configuration (arXiv 2305.14314): NF4, constants quantised again, computed in the plan's dtype.
+
+    FSDP shards floating tensors alone: for shards the 4-bit weights are stored under the name of the plan's dtype.
+    """
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -66,6 +72,7 @@ def quantization(settings: Finetuning, plan):
         bnb_4bit_quant_type=settings.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=settings.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=plan.dtype,
+        bnb_4bit_quant_storage=plan.dtype if plan.shards > 1 else torch.uint8,
     )
 
 
@@ -157,6 +164,36 @@ def trainable_to(model, dtype: torch.dtype):
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+def whole_adapter(model) -> dict[str, torch.Tensor]:
+    """What is trained, by name; gathered where the model is sharded (FSDP), so every process must call it together."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained.items()}
+
+
+def write_adapter(model, whole: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes what `whole_adapter` gave as PEFT does; the base is not looked for on the Hub."""
+    model.save_pretrained(folder, state_dict=whole, save_embedding_layers=False)
+
+
+def set_adapter(model, folder: Path) -> None:
+    """Puts the adapter that PEFT saved in `folder` in place of the model's, which may be sharded.
+
+    Raises ValueError when a tensor is missing there.
+    """
+    from peft import load_peft_weights
+
+    saved = load_peft_weights(str(folder), device="cpu")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = name.replace(".default.", ".")
+            if key not in saved:
+                raise ValueError(f"{folder} lacks {key}: it is not an adapter of this run")
+            whole = saved[key].to(parameter.device, parameter.dtype)
+            if isinstance(parameter, DTensor):
+                whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+            parameter.data.copy_(whole)
 
 
 def count_parameters(model) -> tuple[int, int]:

@@ -40,9 +40,9 @@ def main() -> None:
     if trainer.is_world_process_zero():
         print(plan.table().to_string(index=False))
     said = training.train(trainer, chosen)
+    training.save_adapter(trainer, template, chosen)
     if trainer.is_world_process_zero():
         print(said)
-        training.save_adapter(trainer, template, chosen)
 
 
 if __name__ == "__main__":

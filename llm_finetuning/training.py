@@ -39,6 +39,8 @@ SAME_RUN = (
     "tokens_per_step",
 )
 """Settings that a checkpoint cannot be continued without."""
+SHARDED = "pytorch_model_fsdp.bin"
+"""What FSDP puts into a checkpoint beside the adapter, by its name in accelerate."""
 
 
 def dataset(rows: list[dict], settings: Finetuning, plan: Plan) -> Dataset:
@@ -118,6 +120,12 @@ class AssistantTrainer(SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter; where the model is sharded it alone is gathered, not the frozen base."""
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        return self._save(output_dir, state_dict=qlora.whole_adapter(self.model))
 
     def _get_output_dir(self, trial) -> str:
         return str(self._partial_dir) if self._partial_dir else super()._get_output_dir(trial)
@@ -220,6 +228,8 @@ def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
     try:
         if start and ended_early(start, settings):
             trainer.state = TrainerState.load_from_json(str(start / "trainer_state.json"))
+        elif start and (start / SHARDED).exists() and not trainer.is_fsdp_enabled:
+            take_finished(trainer, start)
         else:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     except torch.OutOfMemoryError as error:
@@ -236,8 +246,21 @@ def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
     return "; ".join([said, *filter(None, notes)])
 
 
+def take_finished(trainer: AssistantTrainer, start: Path) -> None:
+    """Takes the adapter of a run that was finished with a sharded model; raises ValueError when it was not."""
+    state = TrainerState.load_from_json(str(start / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        raise ValueError(
+            f"{start} is of a run with a sharded model, at step {state.global_step} of {state.max_steps}: go on with"
+            " the command that began it (accelerate launch --config_file profiles/accelerate/fsdp.yaml …), or set"
+            " resume = False"
+        )
+    qlora.set_adapter(trainer.model, start)
+    trainer.state = state
+
+
 def plan_run(settings: Finetuning, machine, model_config, lengths: list[int]) -> Plan:
-    """`planning.plan`, with the micro-batch of the run that is to be continued, whatever memory is free today."""
+    """`planning.plan`, with micro-batch and optimizer of the run that is to be continued, whatever is free today."""
     folders = settings.folders
     runs = [
         json.loads((folder / checkpoints.RUN_FILE).read_text(encoding="utf-8"))
@@ -245,8 +268,11 @@ def plan_run(settings: Finetuning, machine, model_config, lengths: list[int]) ->
         for folder in sorted(root.glob("checkpoint-*"), key=checkpoints.step_of)
         if (folder / checkpoints.RUN_FILE).is_file()
     ]
-    if settings.resume and settings.micro_batch_tokens == 0 and runs:
-        settings = dataclasses.replace(settings, micro_batch_tokens=runs[-1]["micro_batch_tokens"])
+    if settings.resume and runs:
+        same = {"micro_batch_tokens": settings.micro_batch_tokens or runs[-1]["micro_batch_tokens"]}
+        if settings.optim == "auto":
+            same["optim"] = runs[-1]["optimizer"]
+        settings = dataclasses.replace(settings, **same)
     return planning.plan(settings, machine, model_config, lengths)
 
 
@@ -283,12 +309,18 @@ def _out_of_memory(trainer: AssistantTrainer, settings: Finetuning) -> str:
 
 
 def save_adapter(trainer: AssistantTrainer, template: Template, settings: Finetuning) -> Path:
-    """The trained adapter, its tokenizer with the chat template and settings.json, in `folders.adapter`."""
+    """The trained adapter, its tokenizer with the chat template and settings.json, in `folders.adapter`.
+
+    Every process calls it, the first one writes.
+    """
     folder = settings.folders.adapter
+    trained = qlora.whole_adapter(trainer.model)
+    if not trainer.is_world_process_zero():
+        return folder
     partial = folder.with_name(f".{folder.name}-partial")
     shutil.rmtree(partial, ignore_errors=True)
     trainer.model.peft_config["default"].base_model_name_or_path = settings.model_name
-    trainer.model.save_pretrained(partial, save_embedding_layers=False)  # else it looks for the base on the Hub
+    qlora.write_adapter(trainer.model, trained, partial)
     template.tokenizer.save_pretrained(partial)
     settings.save(partial / "settings.json")
     return checkpoints.finish(partial, folder, trainer.run)

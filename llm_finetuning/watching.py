@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from llm_finetuning import checkpoints, hardware, planning, scoreboard, showing, training_figures
+from llm_finetuning import checkpoints, hardware, planning, qlora, scoreboard, showing, training_figures
 
 SAMPLES = 3
 
@@ -133,8 +134,11 @@ class Watch(TrainerCallback):
 
     def _stop_early(self, state, control) -> None:
         best_loss, best_step = min(self.losses)
-        if best_step == state.global_step and self.main:
-            checkpoints.keep_best(self.trainer.model, self.settings.folders.checkpoints)
+        if best_step == state.global_step:
+            trained = qlora.whole_adapter(self.trainer.model)
+            if self.main:
+                write = partial(qlora.write_adapter, self.trainer.model, trained)
+                checkpoints.keep_best(write, self.settings.folders.checkpoints)
         if is_over(self.losses, self.settings):
             waited = self.settings.early_stopping_patience
             print(f"no better held-out loss than {best_loss:.4f} at step {best_step} in {waited} evaluations: stopping")
@@ -159,12 +163,10 @@ def is_over(losses: list[tuple[float, int]], settings) -> bool:
 
 def restore_best(model, settings) -> float | None:
     """Loads the adapter with the lowest held-out loss of the run, if early stopping kept one; returns that loss."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
     best = settings.folders.checkpoints / checkpoints.BEST
     if not settings.early_stopping_patience or not best.exists():
         return None
-    set_peft_model_state_dict(model, load_peft_weights(str(best), device="cpu"))
+    qlora.set_adapter(model, best)
     return min(Metrics(settings.folders.metrics).held_out_losses())[0]
 
 

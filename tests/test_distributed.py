@@ -1,19 +1,24 @@
 """Several processes: the same run as one, and all of them stop together."""
 
+import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from training_fixtures import small_pairs, small_settings, tiny_base  # noqa: F401
+import torch
+from safetensors.torch import load_file
+from training_fixtures import prepare, small_pairs, small_settings, tiny_base  # noqa: F401
 
-from llm_finetuning import checkpoints, settings
+from llm_finetuning import checkpoints, qlora, settings, training
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parent
+WATCHED = {"tokens_per_step": 384, "eval_steps": 2, "early_stopping_patience": 3}
 
 
 def write_run(folder: Path, base: Path, **changed) -> Path:
@@ -26,15 +31,19 @@ def write_run(folder: Path, base: Path, **changed) -> Path:
 
 
 def launch(settings_file: Path, processes: int) -> subprocess.CompletedProcess:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    where = ["--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", free_port()]
+    return run_module("torch.distributed.run", *where, "-m", "llm_finetuning.train", str(settings_file))
+
+
+def launch_sharded(settings_file: Path) -> subprocess.CompletedProcess:
+    """The README's command for FSDP, by way of train_sharded.py, for there is no GPU."""
+    where = ["--config_file", "profiles/accelerate/fsdp.yaml", "--main_process_port", free_port()]
+    return run_module("accelerate.commands.launch", *where, str(TESTS / "train_sharded.py"), str(settings_file))
+
+
+def run_module(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)),
-            *("--master_addr", "127.0.0.1", "--master_port", str(port)),
-            *("-m", "llm_finetuning.train", str(settings_file)),
-        ],
+        [sys.executable, "-m", *words],
         capture_output=True,
         text=True,
         timeout=600,
@@ -43,9 +52,19 @@ def launch(settings_file: Path, processes: int) -> subprocess.CompletedProcess:
     )
 
 
-def losses(folder: Path) -> list[float]:
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def losses(folder: Path, name: str = "loss") -> list:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    return [entry[name] for entry in map(json.loads, lines) if name in entry]
+
+
+def adapter(folder: Path) -> dict:
+    return load_file(folder / "adapter_model.safetensors")
 
 
 def test_two_processes_train_as_one_with_twice_the_accumulation(tiny_base, tmp_path):  # noqa: F811
@@ -66,6 +85,57 @@ def test_every_process_stops_when_one_fails(tiny_base, tmp_path):  # noqa: F811
     assert done.returncode != 0
     assert "the loss is" in done.stderr
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny_base, tmp_path_factory):  # noqa: F811
+    """A folder with a run whose model two processes shared."""
+    folder = tmp_path_factory.mktemp("sharded")
+    done = launch_sharded(write_run(folder, tiny_base, **WATCHED))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the model is shared by" in done.stdout
+    assert "Excluding from FSDP2 sharding" not in done.stderr, "accelerate left the 4-bit weights whole"
+    return folder
+
+
+def test_a_shared_model_trains_as_a_whole_one(sharded, tiny_base, tmp_path):  # noqa: F811
+    done = launch(write_run(tmp_path, tiny_base, **WATCHED), 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("loss", "held_out_loss", "grad_norm"):
+        assert losses(sharded, name) == pytest.approx(losses(tmp_path, name), abs=1e-3)
+    assert losses(sharded, "answers") == losses(tmp_path, "answers")
+    here, there = adapter(sharded / "adapter"), adapter(tmp_path / "adapter")
+    assert here.keys() == there.keys()
+    for name, tensor in there.items():
+        assert torch.allclose(here[name], tensor, atol=1e-4), name
+
+
+def test_a_shared_model_goes_on_from_its_checkpoint(sharded, tiny_base, tmp_path):  # noqa: F811
+    before = adapter(sharded / "adapter")
+    folder = tmp_path / "again"
+    shutil.copytree(sharded, folder)
+    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(checkpoints.complete(folder / "checkpoints")[-1])
+    chosen = settings.from_file(settings.Finetuning, sharded / "settings.json")
+    moved = dataclasses.replace(chosen, drive_folder=str(folder), work_folder=str(folder))
+    moved.save(folder / "settings.json")
+    with pytest.raises(ValueError, match="at step 2 of 4: go on with the command that began it"):
+        small = prepare(moved)
+        training.train(small.trainer, moved)
+    done = launch_sharded(folder / "settings.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "went on from checkpoint-2, now at step 4 of 4" in done.stdout
+    after = adapter(folder / "adapter")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_the_notebook_takes_what_a_shared_model_learned(sharded):
+    chosen = settings.from_file(settings.Finetuning, sharded / "settings.json")
+    small = prepare(chosen)
+    assert "went on from checkpoint-4, now at step 4 of 4" in training.train(small.trainer, chosen)
+    learned = adapter(sharded / "adapter")
+    for name, tensor in qlora.whole_adapter(small.model).items():
+        assert torch.equal(tensor, learned[name.replace(".default", "")])
 
 
 def test_settings_come_back_from_their_file(tmp_path):

@@ -84,6 +84,19 @@ def test_a_t4_gets_float16_and_recomputes(chosen, phi2):
     assert plan.attention == "sdpa"
 
 
+def test_processes_that_share_a_model_keep_their_part_of_it(chosen, phi2, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    whole = planning.plan(chosen, gpu("L4", (8, 9), 22), phi2, [400] * 1000)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    shared = planning.plan(chosen, gpu("L4", (8, 9), 22), phi2, [400] * 1000)
+    assert (whole.shards, shared.shards) == (1, 4)
+    for part in ("base weights", "adapters", "gradients and moments"):
+        assert shared.memory[part] == pytest.approx(whole.memory[part] / 4)
+    assert shared.micro_batch_tokens >= whole.micro_batch_tokens
+    assert shared.peak_memory >= shared.memory["process"] + whole.memory["base weights"], "it is loaded whole"
+    assert shared.optimizer == "adamw_torch", "the paged one reads plain tensors"
+
+
 def test_bfloat16_on_a_t4_is_refused(chosen, phi2):
     with pytest.raises(ValueError, match="only emulates it"):
         planning.plan(dataclasses.replace(chosen, dtype="bfloat16"), gpu("T4", (7, 5), 14.6), phi2, [400])
