@@ -31,10 +31,10 @@ class Adapter:
     scaling: float
     config: dict
 
-    def delta(self, name: str) -> torch.Tensor:
-        """scaling · B·A in float32, (out, in)."""
-        a, b = self.factors[name]
-        return self.scaling * (b.float() @ a.float())
+    def delta(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        """scaling · B·A in float32, (out, in), multiplied on `device`."""
+        a, b = (factor.to(device) for factor in self.factors[name])
+        return (self.scaling * b.float()) @ a.float()
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -108,11 +108,12 @@ class Merge:
     device: str
 
     def start(self, weights: BaseWeights, name: str, quantised: set[str]) -> torch.Tensor:
-        """The base tensor that `name` starts from, float32 for linear layers."""
+        """The base tensor that `name` starts from; those that were trained in 4 bits on the merge's device."""
         tensor = weights.read(name)
-        if name not in quantised or self.base == "original":
+        if name not in quantised:
             return tensor
-        return through_nf4(tensor.to(self.device), self.settings, self.compute_dtype)
+        tensor = tensor.to(self.device)
+        return tensor if self.base == "original" else through_nf4(tensor, self.settings, self.compute_dtype)
 
 
 def write_merged(merge: Merge, weights: BaseWeights, adapter: Adapter, quantised: set[str], folder: Path) -> None:
@@ -130,7 +131,7 @@ def write_merged(merge: Merge, weights: BaseWeights, adapter: Adapter, quantised
     for name in weights.names():
         tensor = merge.start(weights, name, quantised)
         if name in adapter.factors:
-            tensor = add_and_round(tensor, adapter.delta(name).to(tensor.device), merge.save_dtype)
+            tensor = add_and_round(tensor, adapter.delta(name, tensor.device), merge.save_dtype)
         writer.add(name, tensor.to(merge.save_dtype).cpu())
     writer.close()
 
@@ -142,26 +143,35 @@ def add_and_round(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype)
     below half a step would be swallowed, so it is rounded up or down by chance in proportion (stochastic rounding,
     arXiv 1502.02551): the change survives in the mean. The chance is fixed by the tensor's shape, so a merge repeats.
     """
-    exact = weight.float() + delta
-    if not torch.equal(weight.to(dtype).float(), weight.float()):
+    exact = weight + delta  # float32, as delta is
+    if weight.dtype != dtype and not torch.equal(weight.to(dtype).float(), weight.float()):
         return exact.to(dtype)
-    return round_by_chance(exact, delta != 0, dtype)
+    return round_by_chance(exact, weight, dtype)
 
 
-def round_by_chance(exact: torch.Tensor, where: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def round_by_chance(exact: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """float32 `exact` rounded up or down with the probability of its place between the two steps of `dtype`.
 
-    bfloat16 is the upper half of a float32: a random number added to the lower half carries over with just that
-    probability. For float16 the noise is added as a number, half a step either way.
+    Where it equals `weight`, which lies on such a step, it stays. bfloat16 is the upper half of a float32: a random
+    number added to the lower half carries over with just that probability, and never from a step. For float16 the
+    noise is added as a number, half a step either way.
     """
     chance = torch.Generator(device=exact.device).manual_seed(exact.numel())
     if dtype == torch.bfloat16:
-        noise = torch.randint(0, 2**16, exact.shape, generator=chance, device=exact.device, dtype=torch.int32)
-        carried = exact.view(torch.int32) + noise * where
-        return (carried & -(2**16)).view(torch.float32).to(dtype)
+        carried = random_lower_half(exact.shape, chance).add_(exact.view(torch.int32))
+        return carried.bitwise_and_(-(2**16)).view(torch.float32).to(dtype)
     step = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 1 - MANTISSA_BITS[dtype])
     noise = torch.rand(exact.shape, generator=chance, device=exact.device) - 0.5
-    return (exact + noise * step * where).to(dtype)
+    return (exact + noise * step * (exact != weight)).to(dtype)
+
+
+def random_lower_half(shape: torch.Size, chance: torch.Generator) -> torch.Tensor:
+    """int32 numbers below 2**16, all equally likely; a random int64 gives four, drawing is what takes the time."""
+    count = shape.numel()
+    drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=chance.device).random_(
+        -(2**63), None, generator=chance
+    )
+    return drawn.view(torch.int16)[:count].view(shape).to(torch.int32).bitwise_and_(2**16 - 1)
 
 
 class ShardWriter:
