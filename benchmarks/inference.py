@@ -4,7 +4,7 @@
 
 A published folder with random weights, of a small Phi or of Phi-2's true size (5.6 GB of disk in --work, as much
 again for caches); 64-token prompt, 32 new tokens. The original's way is written out from its description, see
-`original`. Every side has a process of its own; at the true size only one is in memory at a time.
+`original`. Every turn has a process of its own: speed and memory differ from one loading to another.
 """
 
 import os
@@ -152,10 +152,10 @@ def beside(original: list[dict], other: list[dict]) -> list[dict]:
         *measuring.compare("tokens per second, reading the prompt included", "tokens/s", *reversed(whole)),
         *measuring.compare("tokens per second after the first", "tokens/s", *reversed(decoding)),
         *measuring.compare("time to the first token", "s", *both(lambda turns: [turn["first"] for turn in turns])),
-        *measuring.compare("peak memory", "GB", *both(lambda turns: [turns[-1]["peak"]])),
+        *measuring.compare("peak memory", "GB", *both(lambda turns: [turn["peak"] for turn in turns])),
         *(
             measuring.figure(f"loading, {way}", "s", loads)
-            for way, loads in both(lambda turns: list({turn["load"]: 0 for turn in turns}))
+            for way, loads in both(lambda turns: [turn["load"] for turn in turns])
         ),
     ]
 
@@ -172,10 +172,10 @@ def main() -> None:
         return
     published(given.work, given.size, given.tokenizer, given.gguf)
     names = [ORIGINAL, *given.backends]
-    arguments, alone = ["--size", given.size, "--work", str(given.work)], given.size == "true"
-    with measuring.sides(Path(__file__).name, names, arguments, alone) as turns:
+    arguments = ["--size", given.size, "--work", str(given.work)]
+    with measuring.sides(Path(__file__).name, names, arguments, apart=True) as turns:
         found = figures(measuring.in_turn(turns, ROUNDS[given.size]))
-        if not alone or torch.cuda.is_available():
+        if given.size != "true" or torch.cuda.is_available():
             found += how_it_grows(turns[names[1]])
     print(f"written to {measuring.record(PART, given.size, found, given.results)}")
 

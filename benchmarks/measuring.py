@@ -106,7 +106,8 @@ def in_turn(turns: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
 def sides(script: str, names: list[str], arguments: list[str], apart: bool) -> Iterator[dict[str, Callable]]:
     """{name: turn} of sides that run in processes of their own, so that each has its own peak of memory.
 
-    Turns return what the side's job returns. apart: a process for every turn, where memory cannot hold two sides.
+    Turns return what the side's job returns. apart: a process for every turn, where memory cannot hold
+    two sides, or what is measured differs from one process to another.
     """
 
     def alone(name: str, **asked) -> dict:

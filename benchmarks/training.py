@@ -1,6 +1,6 @@
-"""Packed micro-batches against one row per step: three times the same 28,000 tokens of the sample, in turn.
+"""Packed micro-batches against one row per step: twelve times the same 7,000 tokens of the sample, in turn.
 
-python benchmarks/training.py [--tokens 28000]. The sample's tiny Phi in NF4, the real trainer; forward, backward and
+python benchmarks/training.py [--tokens 7000]. The sample's tiny Phi in NF4, the real trainer; forward, backward and
 optimizer step on this machine.
 """
 
@@ -15,8 +15,8 @@ from llm_finetuning.rows import Rows, rows_from
 from llm_finetuning.sample import phi
 
 PART = "packing"
-TOKENS = {"small": 28_000, "tiny": 2000}
-ROUNDS = {"small": 3, "tiny": 1}
+TOKENS = {"small": 7000, "tiny": 2000}
+ROUNDS = {"small": 12, "tiny": 1}
 LONGEST = 256
 SIDES = {
     "packed": {"packing": True} | training_runs.step_of(1024),
@@ -27,7 +27,7 @@ SAMPLE = {"lora_target_modules": "all-linear", "max_seq_length": LONGEST, "lora_
 
 def main() -> None:
     parser = measuring.options(__doc__, "small", "tiny")
-    parser.add_argument("--tokens", type=int, default=0, help="0 = 28,000")
+    parser.add_argument("--tokens", type=int, default=0, help="0 = 7,000")
     given = parser.parse_args()
     tokens = given.tokens or TOKENS[given.size]
     base = make_base(given.work)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llm_finetuning import attention, hardware
 from llm_finetuning.settings import Finetuning, split_names
@@ -168,6 +167,8 @@ def trainable_to(model, dtype: torch.dtype):
 
 def whole_adapter(model) -> dict[str, torch.Tensor]:
     """What is trained, by name; gathered where the model is sharded (FSDP), so every process must call it together."""
+    from torch.distributed.tensor import DTensor
+
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained.items()}
 
@@ -183,6 +184,7 @@ def set_adapter(model, folder: Path) -> None:
     Raises ValueError when a tensor is missing there.
     """
     from peft import load_peft_weights
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
     saved = load_peft_weights(str(folder), device="cpu")
     for name, parameter in model.named_parameters():
