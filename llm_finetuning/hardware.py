@@ -204,11 +204,28 @@ def peak_resident() -> int:
 def return_large_blocks() -> None:
     """From now on a block of 1 MiB or more goes back to the system as soon as it is freed.
 
-    Left to itself glibc soon takes blocks of up to 32 MiB from its heap (mallopt(3), M_MMAP_THRESHOLD); freed between
-    the weights of a model they leave holes there, gigabytes in all.
+    Left to itself glibc soon takes blocks of up to 32 MiB from its heap; freed between those that stay they leave
+    holes, gigabytes beside a large model. The page faults cost a sixth of a training step of Phi-2 on two cores.
     """
+    _map_blocks_from(2**20)
+
+
+@contextmanager
+def kept_apart():
+    """What is allocated in the block is not on the heap, so that it leaves no holes there; what comes after it is."""
+    _map_blocks_from(2**20)
+    try:
+        yield
+    finally:
+        _map_blocks_from(2**25)
+
+
+def _map_blocks_from(size: int) -> None:
+    """Sets M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, see mallopt(3); only glibc has them."""
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL("libc.so.6").mallopt(-3, 2**20)  # M_MMAP_THRESHOLD is -3 in malloc.h
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, size)  # numbers as in malloc.h
+        libc.mallopt(-1, 2 * size)
 
 
 def give_back_memory() -> None:

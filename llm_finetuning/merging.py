@@ -126,7 +126,6 @@ def write_merged(merge: Merge, weights: BaseWeights, adapter: Adapter, quantised
     if missing:
         raise ValueError(f"{weights.folder} has no tensor {', '.join(missing[:3])}: this adapter is of another model")
     folder.mkdir(parents=True, exist_ok=True)
-    hardware.return_large_blocks()
     writer = ShardWriter(folder)
     for name in weights.names():
         tensor = merge.start(weights, name, quantised)
@@ -184,7 +183,8 @@ class ShardWriter:
         size = tensor.numel() * tensor.element_size()
         if self.waiting and self.bytes + size > SHARD_BYTES:
             self._write()
-        self.waiting[name] = tensor.contiguous()
+        with hardware.kept_apart():
+            self.waiting[name] = tensor.clone(memory_format=torch.contiguous_format)
         self.bytes += size
         self.total += size
 
