@@ -24,7 +24,7 @@ from llm_finetuning.serving.generation import Options, Rules
 
 PART = "inference"
 PROMPT_TOKENS, NEW_TOKENS, WARM_UP_TOKENS = 64, 32, 4
-ROUNDS = {"small": 7, "true": 3, "tiny": 2}
+ROUNDS = {"small": 9, "true": 3, "tiny": 2}
 TURN = {"small": 1.0, "true": 0.0, "tiny": 0.0}
 """A turn answers for so many seconds: short answers are averaged."""
 GROWTH = (1, 8, 32)
