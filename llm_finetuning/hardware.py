@@ -212,7 +212,10 @@ def return_large_blocks() -> None:
 
 @contextmanager
 def kept_apart():
-    """What is allocated in the block is not on the heap, so that it leaves no holes there; what comes after it is."""
+    """Large blocks that the code inside allocates are mapped by themselves: kept, they cut no holes into the heap.
+
+    Afterwards blocks of up to 32 MiB come from the heap, which is quicker than to map them.
+    """
     _map_blocks_from(2**20)
     try:
         yield

@@ -229,7 +229,7 @@ def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
         if start and ended_early(start, settings):
             trainer.state = TrainerState.load_from_json(str(start / "trainer_state.json"))
         elif start and (start / SHARDED).exists() and not trainer.is_fsdp_enabled:
-            take_finished(trainer, start)
+            take_finished(trainer, start, settings)
         else:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     except torch.OutOfMemoryError as error:
@@ -246,13 +246,14 @@ def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
     return "; ".join([said, *filter(None, notes)])
 
 
-def take_finished(trainer: AssistantTrainer, start: Path) -> None:
+def take_finished(trainer: AssistantTrainer, start: Path, settings: Finetuning) -> None:
     """Takes the adapter of a run that was finished with a sharded model; raises ValueError when it was not."""
     state = TrainerState.load_from_json(str(start / "trainer_state.json"))
-    if state.global_step < state.max_steps:
+    longer = settings.max_steps <= 0 and state.num_train_epochs < settings.num_train_epochs
+    if longer or state.global_step < max(state.max_steps, settings.max_steps):
         raise ValueError(
-            f"{start} is of a run with a sharded model, at step {state.global_step} of {state.max_steps}: go on with"
-            " the command that began it (accelerate launch --config_file profiles/accelerate/fsdp.yaml …), or set"
+            f"{start} is of a run with a sharded model, which is not over at step {state.global_step}: go on with the"
+            " command that began it (accelerate launch --config_file profiles/accelerate/fsdp.yaml …), or set"
             " resume = False"
         )
     qlora.set_adapter(trainer.model, start)

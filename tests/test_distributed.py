@@ -119,7 +119,7 @@ def test_a_shared_model_goes_on_from_its_checkpoint(sharded, tiny_base, tmp_path
     chosen = settings.from_file(settings.Finetuning, sharded / "settings.json")
     moved = dataclasses.replace(chosen, drive_folder=str(folder), work_folder=str(folder))
     moved.save(folder / "settings.json")
-    with pytest.raises(ValueError, match="at step 2 of 4: go on with the command that began it"):
+    with pytest.raises(ValueError, match="not over at step 2: go on with the command that began it"):
         small = prepare(moved)
         training.train(small.trainer, moved)
     done = launch_sharded(folder / "settings.json")
@@ -136,6 +136,9 @@ def test_the_notebook_takes_what_a_shared_model_learned(sharded):
     learned = adapter(sharded / "adapter")
     for name, tensor in qlora.whole_adapter(small.model).items():
         assert torch.equal(tensor, learned[name.replace(".default", "")])
+    longer = prepare(dataclasses.replace(chosen, num_train_epochs=2.0))
+    with pytest.raises(ValueError, match="not over at step 4: go on with the command that began it"):
+        training.train(longer.trainer, longer.settings)
 
 
 def test_settings_come_back_from_their_file(tmp_path):
