@@ -224,11 +224,14 @@ def kept_apart():
 
 
 def _map_blocks_from(size: int) -> None:
-    """Sets M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, see mallopt(3); only glibc has them."""
+    """Sets M_MMAP_THRESHOLD; the heap keeps 256 MiB at its end, else it would come and go with every block.
+
+    See mallopt(3); only glibc has it.
+    """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, size)  # numbers as in malloc.h
-        libc.mallopt(-1, 2 * size)
+        libc.mallopt(-3, size)  # M_MMAP_THRESHOLD in malloc.h
+        libc.mallopt(-1, 2**28)  # M_TRIM_THRESHOLD
 
 
 def give_back_memory() -> None:
