@@ -20,6 +20,8 @@ from llm_finetuning import attention
 GIB = 2**30
 SMALL = 100_000_000
 """Below so many parameters one CPU thread is as quick as several, and gives the same numbers on every machine."""
+LARGE = 1_000_000_000
+"""From so many parameters on, memory counts for more on a CPU than speed."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ def return_large_blocks() -> None:
     """From now on a block of 1 MiB or more goes back to the system as soon as it is freed.
 
     Left to itself glibc soon takes blocks of up to 32 MiB from its heap; freed between those that stay they leave
-    holes, gigabytes beside a large model. The page faults cost a sixth of a training step of Phi-2 on two cores.
+    holes, gigabytes beside a large model. The page faults cost a sixth of a training step of Phi-2 on two cores, and
+    a quarter of one of a model of 100 million parameters.
     """
     _map_blocks_from(2**20)
 

@@ -22,7 +22,7 @@ def load_base(settings: Finetuning, plan, model_path: Path):
 
     if plan.device == "cpu":
         torch.set_num_threads(hardware.threads_for(plan.size.total, plan.machine.cores))
-        if plan.size.total >= hardware.SMALL:
+        if plan.size.total >= hardware.LARGE:
             hardware.return_large_blocks()
     config = one_kernel_gelu(AutoConfig.from_pretrained(model_path))
     if plan.attention == attention.NAME:
