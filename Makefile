@@ -31,7 +31,7 @@ format: .venv/ready
 soak: .venv/ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/test_training.py -k killed --kills 20 $(ARGS)
 
-# Measures on this machine (a quarter of an hour), writes benchmarks/results/<machine>.json and prints its tables.
+# Measures on this machine (twenty minutes), writes benchmarks/results/<machine>.json and prints its tables.
 # One part: ARGS="--part merge"; merge and inference at Phi-2's true size: ARGS="--size true".
 bench: .venv/ready
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(ARGS)

@@ -1,6 +1,6 @@
 """Every benchmark, one after another, on this machine; then its tables.
 
-    python benchmarks/bench.py                            the small sizes: a quarter of an hour on two cores
+    python benchmarks/bench.py                            the small sizes: twenty minutes on two cores
     python benchmarks/bench.py --part merge --size true   one part; "true" = merge and inference at Phi-2's true size
 
 Each part is a program of its own and puts its figures into benchmarks/results/<machine>.json.
