@@ -7,6 +7,7 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -107,11 +108,12 @@ def check_checkpoint(model) -> str:
     """Saves the adapter and reads it back bit for bit."""
     from peft import load_peft_weights
 
+    whole = qlora.whole_adapter(model)
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        qlora.write_adapter(model, whole, Path(folder))
         back = load_peft_weights(folder, device="cpu")
-    state = {n.replace(".default", ""): p for n, p in model.named_parameters() if ".lora_" in n}
-    different = [n for n, p in state.items() if n not in back or not torch.equal(back[n], p.detach().cpu())]
+    state = {n.replace(".default", ""): p for n, p in whole.items()}
+    different = [n for n, p in state.items() if n not in back or not torch.equal(back[n], p.cpu())]
     if different or len(back) != len(state):
         raise ValueError(f"the adapter read back differs from the one in memory: {different[:3]}")
     return f"{len(back)} tensors, equal to the bit"
