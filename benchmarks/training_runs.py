@@ -122,7 +122,7 @@ class Run:
         self.machine, self.folder, self.base = hardware.look("auto"), folder, base
         self.changes = changes if self.machine.on_gpu else {k: v for k, v in changes.items() if k not in NEED_A_GPU}
         self.template = prompts.template_for(bases.tokenizer(str(base)))
-        self.peak = hardware.PeakMemory(self.machine.device).start()
+        self.peak = hardware.PeakMemory(self.machine.device, self.machine.free_memory).start()
         chosen = settings_for(base, folder, self.changes)
         self.model = qlora.add_adapters(load(chosen, self.planned(chosen, rows), base, self.changes), chosen)
 

@@ -61,12 +61,16 @@ def packed_attention(
         )
     if dropout:
         raise ValueError(f"varlen attention has no dropout ({dropout}): set attention = 'sdpa'")
-    heads = query.shape[1] // key.shape[1]
-    if heads > 1:
-        key, value = (x.repeat_interleave(heads, dim=1) for x in (key, value))
+    key, value = for_every_head(query, key, value)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     out = causal_varlen(q, k, v, cu_seq_lens_q, int(max_length_q), scaling)
     return out.unsqueeze(0), None
+
+
+def for_every_head(query, key, value) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (1, Hkv, T, D) repeated to the query's number of heads: (1, H, T, D)."""
+    heads = query.shape[1] // key.shape[1]
+    return (key, value) if heads == 1 else tuple(x.repeat_interleave(heads, dim=1) for x in (key, value))
 
 
 def causal_varlen(q, k, v, cu_seq_lens: torch.Tensor, max_length: int, scale: float | None = None) -> torch.Tensor:

@@ -144,12 +144,13 @@ def free_disk(folder: str | Path) -> int:
 class PeakMemory:
     """Peak memory of this process, in bytes, since `start`.
 
-    On a GPU what the allocator gave out. On a CPU the anonymous memory, looked at twenty times a second: a model
-    file that is mapped into memory does not count, the system takes those pages back when it needs them.
+    On a GPU what the allocator gave out, and what has gone of the `free` bytes beside it: kernels, workspaces, the
+    pages of a paged optimizer. On a CPU the anonymous memory, looked at twenty times a second: a model file that is
+    mapped into memory does not count, the system takes those pages back when it needs them.
     """
 
-    def __init__(self, device: str):
-        self.device, self.peak = device, 0
+    def __init__(self, device: str, free: int = 0):
+        self.device, self.free, self.peak = device, free, 0
         self._stop = threading.Event()
 
     def __enter__(self) -> "PeakMemory":
@@ -175,7 +176,8 @@ class PeakMemory:
 
     def read(self) -> int:
         if self.device.startswith("cuda"):
-            return torch.cuda.max_memory_allocated(self.device)
+            beside = self.free - torch.cuda.mem_get_info(self.device)[0] - torch.cuda.memory_reserved(self.device)
+            return torch.cuda.max_memory_allocated(self.device) + max(0, beside)
         self.peak = max(self.peak, anonymous_memory())
         return self.peak
 

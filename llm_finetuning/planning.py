@@ -23,8 +23,11 @@ MASKED_TOKENS = 2048
 """Largest micro-batch where packed rows share one attention mask: there attention costs its whole square."""
 VARLEN_TOKENS = 16_384
 """Largest micro-batch otherwise: from there on nothing more is gained by amortising 4-bit dequantisation."""
-OVERHEAD = {"cuda": 0.6 * hardware.GIB, "cpu": 0.9 * hardware.GIB}
-"""Memory of a process before the model: CUDA's context and workspaces; Python with torch, on a CPU."""
+OVERHEAD = {"cuda": 0.3 * hardware.GIB, "cpu": 0.9 * hardware.GIB}
+"""Memory of a process without a model. On a GPU an estimate of the kernels and libraries that are loaded while it
+trains: CUDA's context is there before the free memory is read. On a CPU Python with torch."""
+HEAD_TILE = (4096, 32_768)
+"""Tokens and vocabulary of the tile of logits that TRL's fused head computes at a time (trl.kernels)."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def plan(settings: Finetuning, machine: Machine, model_config, lengths: list[int
     dtype = hardware.choose_dtype(settings.dtype, machine.capability)
     adapter_dtype = torch.bfloat16 if machine.on_gpu and dtype == torch.bfloat16 else torch.float32
     chosen = hardware.choose_attention(settings.attention, machine, dtype, settings.packing)
-    size = measure_size(settings, model_config, dtype, adapter_dtype)
+    size = measure_size(settings, model_config, dtype, adapter_dtype, machine.on_gpu)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
     checkpointing, micro = fit_memory(settings, machine, size, dtype, adapter_dtype, chosen, shards)
@@ -259,10 +262,15 @@ def memory_parts(
     byte = dtype.itemsize
     per_weight = (4 + (0.127 if settings.bnb_4bit_use_double_quant else 0.5)) / 8 if settings.use_4bit else byte
     gradients_and_moments = adapter_dtype.itemsize + 8
-    kept = size.hidden * byte * size.layers if checkpointing else 0
-    alive = kept + size.layer_bytes if checkpointing else size.activation_bytes
-    mask = micro**2 * (1 + byte) if shares_a_mask(settings, attention_name) else 0
-    head = 3 * min(micro, 1024) * size.vocabulary * 4
+    between_layers = 4 if dtype == torch.float16 else byte  # under fp16 autocast norms give float32
+    at_head, at_layer = working_space(size, byte, micro, machine.on_gpu, settings.use_4bit)
+    if checkpointing:  # a layer is rebuilt when the head is done with its own
+        alive = size.hidden * between_layers * size.layers + size.layer_bytes
+        at_head -= size.layer_bytes * micro
+    else:
+        alive = size.activation_bytes
+    masks = 1 + byte * (1 if checkpointing else size.layers)  # of booleans; sdpa makes numbers of it in every layer
+    mask = micro**2 * masks if shares_a_mask(settings, attention_name) else 0
     base, adapters = size.linear * per_weight + size.other * byte, size.adapter * adapter_dtype.itemsize
     parts = {
         "process": OVERHEAD["cuda" if machine.on_gpu else "cpu"],
@@ -270,7 +278,7 @@ def memory_parts(
         "adapters": adapters / shards,
         "gradients and moments": size.adapter * gradients_and_moments / shards,
         "activations": alive * micro + mask,
-        "working space": head + (2 * size.largest_linear * byte if settings.use_4bit else 0),
+        "working space": max(at_head, at_layer),
     }
     if shards > 1:
         parts["layers gathered"] = 2 * (size.linear * per_weight + adapters) / size.layers + size.head * byte
@@ -278,7 +286,20 @@ def memory_parts(
     return parts
 
 
-def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype) -> ModelSize:
+def working_space(size: ModelSize, byte: int, micro: int, on_gpu: bool, use_4bit: bool) -> tuple[float, float]:
+    """Bytes that live only for a moment of the backward pass: (in the head, in a layer).
+
+    The head: a tile of logits (without Triton TRL folds it in torch, and holds eight and a mask of them), the hidden
+    states and their gradient, once in float32. A layer: its largest weight dequantised, twice, and the gradients at
+    its widest place.
+    """
+    tile = min(micro, HEAD_TILE[0]) * min(size.vocabulary, HEAD_TILE[1]) * byte
+    head = tile * (1 if on_gpu else 8.25) + micro * size.hidden * (4 + 3 * byte)
+    widest = size.largest_linear / size.hidden
+    return head, 2 * size.largest_linear * byte * use_4bit + 2 * micro * widest * byte
+
+
+def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype, on_gpu: bool) -> ModelSize:
     """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used."""
     from llm_finetuning.sizing import adapter_weights, build_on_meta, layer_activation_bytes
 
@@ -286,7 +307,7 @@ def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype) -> Mo
     adapters, linears, head = adapter_weights(model, settings)
     total = sum(p.numel() for p in model.parameters())
     config = model_config.get_text_config()
-    per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype)
+    per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype, on_gpu)
     return ModelSize(
         linear=sum(linears),
         other=total - sum(linears),

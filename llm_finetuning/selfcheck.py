@@ -30,7 +30,7 @@ class Checks:
 def run(trainer, rows, template, settings, plan, steps: int) -> Checks:
     """Runs every check. Raises ValueError with what is wrong; FloatingPointError for a loss that is not finite."""
     found = [("EOS ends every answer", check_ends(rows.rows, template)), ("adapters", check_adapters(trainer.model))]
-    with torch.random.fork_rng(), hardware.PeakMemory(plan.device) as peak:
+    with torch.random.fork_rng(), hardware.PeakMemory(plan.device, plan.machine.free_memory) as peak:
         loss, norm = check_longest(trainer)
         found.append(("longest batch, forward and backward", f"loss {loss:.3f}, gradient norm {norm:.3f}, finite"))
         per_token = seconds_per_token(trainer)

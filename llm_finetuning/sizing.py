@@ -1,10 +1,12 @@
 """Counts a model's weights and saved activations on torch's meta device: shapes without memory."""
 
 import copy
+from contextlib import nullcontext
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from llm_finetuning import qlora
+from llm_finetuning import attention, qlora
 from llm_finetuning.settings import Finetuning
 
 PROBE_TOKENS = 64
@@ -31,22 +33,37 @@ def adapter_weights(model, settings: Finetuning) -> tuple[int, list[int], int]:
     )
 
 
-def layer_activation_bytes(model_config, settings: Finetuning, dtype, adapter_dtype) -> float:
+def layer_activation_bytes(model_config, settings: Finetuning, dtype, adapter_dtype, on_gpu: bool) -> float:
     """Bytes that one decoder layer with adapters keeps for the backward pass, per token.
 
     Counted as the difference between two layers and one in a training forward pass on the meta device, each
     tensor once, parameters left out.
     """
-    one, two = (_saved_bytes(model_config, layers, settings, dtype, adapter_dtype) for layers in (1, 2))
+    with _FusedDropout() if on_gpu else nullcontext():
+        one, two = (_saved_bytes(model_config, layers, settings, dtype, adapter_dtype, on_gpu) for layers in (1, 2))
     return (two - one) / PROBE_TOKENS
 
 
-def _saved_bytes(model_config, layers: int, settings, dtype, adapter_dtype) -> int:
+class _FusedDropout(TorchFunctionMode):
+    """Dropout as on a GPU, whose kernel keeps a byte per value; elsewhere the mask is of the values' dtype."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.nn.functional.dropout:
+            return self._dropout(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    @staticmethod
+    def _dropout(values, p: float = 0.5, training: bool = True, inplace: bool = False):
+        return torch.native_dropout(values, p, True)[0] if training and p else values
+
+
+def _saved_bytes(model_config, layers: int, settings, dtype, adapter_dtype, on_gpu: bool) -> int:
     config = copy.deepcopy(model_config)
     config.get_text_config().num_hidden_layers = layers
     if getattr(config.get_text_config(), "layer_types", None):
         config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
-    model = build_on_meta(qlora.one_kernel_gelu(config), dtype, _register_probe())
+    model = build_on_meta(qlora.one_kernel_gelu(config), dtype, _register_probe(on_gpu))
     model = qlora.add_adapters(model, settings)
     qlora.trainable_to(model, adapter_dtype).train()
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -65,24 +82,29 @@ def _saved_bytes(model_config, layers: int, settings, dtype, adapter_dtype) -> i
 
 
 class _ProbeAttention(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: queries, keys, values and output."""
+    """Keeps what a fused attention kernel keeps: queries, keys, values and output.
+
+    On a GPU the output's heads lie side by side for each token; elsewhere they are copied there afterwards.
+    """
 
     @staticmethod
-    def forward(ctx, query, key, value):
-        out = torch.empty_like(query)
+    def forward(ctx, query, key, value, on_gpu: bool):
+        shape = query.transpose(1, 2).shape
+        out = query.new_empty(shape).transpose(1, 2) if on_gpu else query.new_empty(query.shape)
         ctx.save_for_backward(query, key, value, out)
         return out
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient, gradient, gradient
+        return gradient, gradient, gradient, None
 
 
-def _register_probe() -> str:
+def _register_probe(on_gpu: bool) -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     def probe(module, query, key, value, mask, **kwargs):
-        return _ProbeAttention.apply(query, key, value).transpose(1, 2), None
+        key, value = attention.for_every_head(query, key, value)
+        return _ProbeAttention.apply(query, key, value, on_gpu).transpose(1, 2), None
 
     AttentionInterface.register("probe", probe)
     AttentionMaskInterface.register("probe", lambda *args, **kwargs: None)

@@ -29,7 +29,7 @@ class Watch(TrainerCallback):
         self.metrics = Metrics(settings.folders.metrics)
         self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
         self.terminated = False
-        self.peak = hardware.PeakMemory(plan.device)
+        self.peak = hardware.PeakMemory(plan.device, plan.machine.free_memory)
         self.watched = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
