@@ -15,6 +15,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from llm_finetuning import planning, settings
 from llm_finetuning.hardware import GIB, Machine
+from llm_finetuning.memory import StepMemory
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ something was measured, the last section holds the formulas against it.
 - Time = tokens × FLOPs of a token ÷ (matrix rate × {efficiency} × GPUs). Here the rate is the data sheet's; on a real
   machine the plan measures it, and a GPU reaches less than its data sheet. GPUs share the rows, each holds the whole
   base, and what they tell one another is not counted.
-- Memory = `planning.memory_parts`: process + base weights + adapters + gradients and moments + activations + working
+- Memory = `memory.StepMemory.parts`: process + base weights + adapters + gradients and moments + activations + working
   space; the micro-batch is the largest that leaves a tenth free, with recomputation only where nothing else fits. In
   bf16 and fp32 all but the process is within 3% of what the operators of a true-size training step keep alive, counted
   without a GPU on fake tensors (`tests/dry_run.py`); fp16 autocast, as on a T4, is not among what is counted there.
@@ -217,7 +218,10 @@ def byte_counts() -> str:
         rows[-1] += [f"{size.activation_bytes / 1e6:.1f} MB", gib(plan.disk_work), gib(plan.disk_drive)]
     heads = ["base", "parameters", "of the adapters", "base in 4 bits", "adapters with gradients and moments"]
     heads += ["activations a token", "disk while it runs", "disk for the results"]
-    text = "Predicted from the configurations alone (`planning.measure_size`, `memory_parts`, `with_costs`), in bf16."
+    text = (
+        "Predicted from the configurations alone (`sizing.measure_size`, `memory.StepMemory`, `planning.with_costs`),"
+        " in bf16."
+    )
     return section("Bytes", text, heads, rows)
 
 
@@ -229,7 +233,7 @@ def answering() -> str:
     heads = ["GPU", *(f"{base}, {kind}" for base in BASES for kind in ("16 bits", "NF4"))]
     text = (
         "Predicted upper bound of tokens per second for one question at a time: bandwidth ÷ bytes of the weights"
-        " (`base weights` of `memory_parts`). Reading the prompt and the cache is not counted, nor whether it fits."
+        " (`base weights` of `StepMemory.parts`). Reading the prompt and the cache is not counted, nor whether it fits."
     )
     return section("Answering", text, heads, rows)
 
@@ -238,8 +242,8 @@ def weights(base: str, four_bit: bool) -> float:
     """Bytes of a base in memory, in 4 or in 16 bits."""
     plan = planned(base, SHEETS[-1])
     chosen = notebook_settings(use_4bit=four_bit)
-    sizes = (plan.size, plan.dtype, plan.adapter_dtype, plan.attention, False, plan.micro_batch_tokens)
-    return planning.memory_parts(chosen, plan.machine, *sizes)["base weights"]
+    step = StepMemory(chosen, plan.machine, plan.size, plan.dtype, plan.adapter_dtype, plan.attention)
+    return step.parts(False, plan.micro_batch_tokens)["base weights"]
 
 
 def gib(count: float) -> str:

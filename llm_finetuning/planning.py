@@ -11,48 +11,14 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from llm_finetuning import attention, hardware
+from llm_finetuning import hardware, sizing
 from llm_finetuning.hardware import Machine, as_gib, readable_seconds
+from llm_finetuning.memory import StepMemory, shares_a_mask
 from llm_finetuning.settings import Finetuning
+from llm_finetuning.sizing import ModelSize
 
 EFFICIENCY = 0.55
 """Share of the measured matrix rate that a whole training step is expected to reach."""
-HEADROOM = 0.9
-"""Share of the free memory that the plan uses: the rest is fragmentation and what other processes take."""
-MASKED_TOKENS = 2048
-"""Largest micro-batch where packed rows share one attention mask: there attention costs its whole square."""
-VARLEN_TOKENS = 16_384
-"""Largest micro-batch otherwise: from there on nothing more is gained by amortising 4-bit dequantisation."""
-OVERHEAD = {"cuda": 0.3 * hardware.GIB, "cpu": 0.9 * hardware.GIB}
-"""Memory of a process without a model. On a GPU an estimate of the kernels and libraries that are loaded while it
-trains: CUDA's context is there before the free memory is read. On a CPU Python with torch."""
-HEAD_TILE = (4096, 32_768)
-"""Tokens and vocabulary of the tile of logits that TRL's fused head computes at a time (trl.kernels)."""
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Counts that memory and time follow from; taken from the configuration alone, on the meta device."""
-
-    linear: int
-    """Weights of the linear layers inside the decoder: stored in 4 bits, multiplied for every token."""
-    other: int
-    """Embeddings, head, norms, biases."""
-    head: int
-    """Weights of the output layer."""
-    adapter: int
-    layers: int
-    hidden: int
-    vocabulary: int
-    largest_linear: int
-    activation_bytes: float
-    """Saved for backward, per token, all layers, without gradient checkpointing."""
-    layer_bytes: float
-    """The same for one layer: what is rebuilt at a time with checkpointing."""
-
-    @property
-    def total(self) -> int:
-        return self.linear + self.other
 
 
 @dataclass(frozen=True)
@@ -137,10 +103,11 @@ def plan(settings: Finetuning, machine: Machine, model_config, lengths: list[int
     dtype = hardware.choose_dtype(settings.dtype, machine.capability)
     adapter_dtype = torch.bfloat16 if machine.on_gpu and dtype == torch.bfloat16 else torch.float32
     chosen = hardware.choose_attention(settings.attention, machine, dtype, settings.packing)
-    size = measure_size(settings, model_config, dtype, adapter_dtype, machine.on_gpu)
+    size = sizing.measure_size(settings, model_config, dtype, adapter_dtype, machine.on_gpu)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
-    checkpointing, micro = fit_memory(settings, machine, size, dtype, adapter_dtype, chosen, shards)
+    memory = StepMemory(settings, machine, size, dtype, adapter_dtype, chosen, shards)
+    checkpointing, micro = memory.fit()
     accumulation = max(1, round(settings.tokens_per_step / micro / processes))
     tokens = sum(lengths)
     batches = math.ceil(tokens / micro)
@@ -161,7 +128,7 @@ def plan(settings: Finetuning, machine: Machine, model_config, lengths: list[int
         rows=len(lengths),
         tokens=tokens,
         steps=steps,
-        memory=memory_parts(settings, machine, size, dtype, adapter_dtype, chosen, checkpointing, micro, shards),
+        memory=memory.parts(checkpointing, micro),
         seconds=0.0,
         disk_work=0,
         disk_drive=0,
@@ -193,17 +160,12 @@ def choose_optimizer(settings: Finetuning, machine: Machine, shards: int) -> str
     return "paged_adamw_32bit" if machine.on_gpu and shards == 1 else "adamw_torch"
 
 
-def shares_a_mask(settings: Finetuning, attention_name: str) -> bool:
-    """Whether the packed rows of a micro-batch are kept apart by one mask over all of it."""
-    return settings.packing and attention_name != attention.NAME
-
-
 def attended_length(draft: Plan, settings: Finetuning) -> float:
     """The `length` of `flops_per_token` that attention is computed over: a row's, or the whole of a shared mask.
 
     Under a mask nothing is skipped: twice the micro-batch, for `flops_per_token` counts half the square.
     """
-    if shares_a_mask(settings, draft.attention):
+    if shares_a_mask(settings.packing, draft.attention):
         return 2 * draft.micro_batch_tokens
     return draft.tokens / max(1, draft.rows)
 
@@ -219,104 +181,3 @@ def flops_per_token(size: ModelSize, length: float, checkpointing: bool = False)
     attention = 6 * size.layers * size.hidden * length
     again = 2 * weights + 2 * size.layers * size.hidden * length if checkpointing else 0
     return 4 * weights + 6 * size.adapter + attention + again
-
-
-def fit_memory(settings, machine, size, dtype, adapter_dtype, attention_name, shards: int = 1) -> tuple[bool, int]:
-    """(gradient checkpointing, tokens per micro-batch): the fastest that fits.
-
-    Large micro-batches amortise 4-bit dequantisation; recomputation costs half as much again. So: no
-    checkpointing if at least two longest rows fit, else checkpointing.
-    """
-    options = {"on": [True], "off": [False], "auto": [False, True]}[settings.gradient_checkpointing]
-    largest = MASKED_TOKENS if shares_a_mask(settings, attention_name) else VARLEN_TOKENS
-    largest = largest if machine.on_gpu else settings.max_seq_length  # arithmetic is slow there: nothing to amortise
-    wanted = settings.micro_batch_tokens or min(settings.tokens_per_step, largest)
-    wanted = max(wanted, settings.max_seq_length)
-    smallest = settings.micro_batch_tokens or settings.max_seq_length
-    given = (settings, machine, size, dtype, adapter_dtype, attention_name)
-    for checkpointing in options:
-        divisors = [wanted // k for k in range(1, 65) if wanted // k >= smallest]
-        for micro in divisors:
-            parts = memory_parts(*given, checkpointing, micro, shards)
-            enough = sum(parts.values()) <= machine.free_memory * HEADROOM
-            roomy = checkpointing or len(options) == 1 or micro >= min(wanted, 2 * settings.max_seq_length)
-            if enough and roomy:
-                return checkpointing, micro
-    parts = memory_parts(*given, options[-1], smallest, shards)
-    raise ValueError(
-        f"this run needs about {as_gib(sum(parts.values()))} and {as_gib(machine.free_memory)} are free on"
-        f" {machine.name}: {', '.join(f'{k} {as_gib(v)}' for k, v in parts.items())}."
-        f" Lower max_seq_length ({settings.max_seq_length}) or lora_r ({settings.lora_r})"
-        + ("" if settings.use_4bit else ", or set use_4bit = True")
-    )
-
-
-def memory_parts(
-    settings, machine, size, dtype, adapter_dtype, attention_name, checkpointing, micro, shards: int = 1
-) -> dict[str, float]:
-    """Predicted bytes of one process by what takes them, at the peak of a training step of `micro` tokens.
-
-    With shards a process keeps its part of the weights, the layer that computes and the next one are whole, and the
-    base is loaded whole before it is shared out.
-    """
-    byte = dtype.itemsize
-    per_weight = (4 + (0.127 if settings.bnb_4bit_use_double_quant else 0.5)) / 8 if settings.use_4bit else byte
-    gradients_and_moments = adapter_dtype.itemsize + 8
-    between_layers = 4 if dtype == torch.float16 else byte  # under fp16 autocast norms give float32
-    at_head, at_layer = working_space(size, byte, micro, machine.on_gpu, settings.use_4bit)
-    if checkpointing:  # a layer is rebuilt when the head is done with its own
-        alive = size.hidden * between_layers * size.layers + size.layer_bytes
-        at_head -= size.layer_bytes * micro
-    else:
-        alive = size.activation_bytes
-    masks = 1 + byte * (1 if checkpointing else size.layers)  # of booleans; sdpa makes numbers of it in every layer
-    mask = micro**2 * masks if shares_a_mask(settings, attention_name) else 0
-    base, adapters = size.linear * per_weight + size.other * byte, size.adapter * adapter_dtype.itemsize
-    parts = {
-        "process": OVERHEAD["cuda" if machine.on_gpu else "cpu"],
-        "base weights": base / shards,
-        "adapters": adapters / shards,
-        "gradients and moments": size.adapter * gradients_and_moments / shards,
-        "activations": alive * micro + mask,
-        "working space": max(at_head, at_layer),
-    }
-    if shards > 1:
-        parts["layers gathered"] = 2 * (size.linear * per_weight + adapters) / size.layers + size.head * byte
-        parts["more, to load the base"] = max(0.0, base + adapters - (sum(parts.values()) - parts["process"]))
-    return parts
-
-
-def working_space(size: ModelSize, byte: int, micro: int, on_gpu: bool, use_4bit: bool) -> tuple[float, float]:
-    """Bytes that live only for a moment of the backward pass: (in the head, in a layer).
-
-    The head: a tile of logits (without Triton TRL folds it in torch, and holds eight and a mask of them), the hidden
-    states and their gradient, once in float32. A layer: its largest weight dequantised, twice, and the gradients at
-    its widest place.
-    """
-    tile = min(micro, HEAD_TILE[0]) * min(size.vocabulary, HEAD_TILE[1]) * byte
-    head = tile * (1 if on_gpu else 8.25) + micro * size.hidden * (4 + 3 * byte)
-    widest = size.largest_linear / size.hidden
-    return head, 2 * size.largest_linear * byte * use_4bit + 2 * micro * widest * byte
-
-
-def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype, on_gpu: bool) -> ModelSize:
-    """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used."""
-    from llm_finetuning.sizing import adapter_weights, build_on_meta, layer_activation_bytes
-
-    model = build_on_meta(model_config, dtype)
-    adapters, linears, head = adapter_weights(model, settings)
-    total = sum(p.numel() for p in model.parameters())
-    config = model_config.get_text_config()
-    per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype, on_gpu)
-    return ModelSize(
-        linear=sum(linears),
-        other=total - sum(linears),
-        head=head,
-        adapter=adapters,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        vocabulary=config.vocab_size,
-        largest_linear=max(linears),
-        activation_bytes=per_layer * config.num_hidden_layers,
-        layer_bytes=per_layer,
-    )

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -10,6 +11,52 @@ from llm_finetuning import attention, qlora
 from llm_finetuning.settings import Finetuning
 
 PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Counts that memory and time follow from; taken from the configuration alone, on the meta device."""
+
+    linear: int
+    """Weights of the linear layers inside the decoder: stored in 4 bits, multiplied for every token."""
+    other: int
+    """Embeddings, head, norms, biases."""
+    head: int
+    """Weights of the output layer."""
+    adapter: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    largest_linear: int
+    activation_bytes: float
+    """Saved for backward, per token, all layers, without gradient checkpointing."""
+    layer_bytes: float
+    """The same for one layer: what is rebuilt at a time with checkpointing."""
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.other
+
+
+def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype, on_gpu: bool) -> ModelSize:
+    """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used."""
+    model = build_on_meta(model_config, dtype)
+    adapters, linears, head = adapter_weights(model, settings)
+    total = sum(p.numel() for p in model.parameters())
+    config = model_config.get_text_config()
+    per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype, on_gpu)
+    return ModelSize(
+        linear=sum(linears),
+        other=total - sum(linears),
+        head=head,
+        adapter=adapters,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        largest_linear=max(linears),
+        activation_bytes=per_layer * config.num_hidden_layers,
+        layer_bytes=per_layer,
+    )
 
 
 def build_on_meta(model_config, dtype: torch.dtype, attention: str = "eager"):

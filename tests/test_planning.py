@@ -7,8 +7,9 @@ import pytest
 import torch
 from training_fixtures import small_settings
 
-from llm_finetuning import hardware, planning
+from llm_finetuning import hardware, planning, sizing
 from llm_finetuning.hardware import GIB, Machine
+from llm_finetuning.memory import StepMemory
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,10 @@ def chosen(tmp_path):
 
 
 def test_phi2_is_counted_to_the_last_weight(chosen, phi2):
-    size = planning.measure_size(chosen, phi2, torch.bfloat16, torch.bfloat16, True)
+    size = sizing.measure_size(chosen, phi2, torch.bfloat16, torch.bfloat16, True)
     assert size.total == 2_779_683_840
     assert size.adapter == 94_371_840
-    wider = planning.measure_size(chosen, phi2, torch.bfloat16, torch.float32, True)
+    wider = sizing.measure_size(chosen, phi2, torch.bfloat16, torch.float32, True)
     assert wider.activation_bytes > 1.5 * size.activation_bytes, "fp32 adapters keep fp32 copies of their inputs"
 
 
@@ -181,15 +182,13 @@ def test_peak_memory_on_a_gpu_counts_what_lies_beside_the_allocator(monkeypatch)
 
 
 def test_flops_of_phi2_match_the_published_estimate(chosen, phi2):
-    size = planning.measure_size(chosen, phi2, torch.bfloat16, torch.bfloat16, True)
+    size = sizing.measure_size(chosen, phi2, torch.bfloat16, torch.bfloat16, True)
     assert planning.flops_per_token(size, 512) == pytest.approx(11.4e9, rel=0.05)
 
 
 def test_packing_on_sdpa_counts_its_mask(chosen, phi2):
     plain = planning.plan(chosen, gpu("A100", (8, 0), 39), phi2, [400] * 10)
     assert plain.attention == "varlen"
-    size = plain.size
-    args = (chosen, plain.machine, size, plain.dtype, plain.adapter_dtype)
-    with_mask = planning.memory_parts(*args, "sdpa", False, 8192)["activations"]
-    without = planning.memory_parts(*args, "varlen", False, 8192)["activations"]
-    assert with_mask > without
+    given = (chosen, plain.machine, plain.size, plain.dtype, plain.adapter_dtype)
+    masked, apart = (StepMemory(*given, attention).parts(False, 8192) for attention in ("sdpa", "varlen"))
+    assert masked["activations"] > apart["activations"]
