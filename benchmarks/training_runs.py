@@ -169,7 +169,7 @@ def load(chosen: settings.Finetuning, plan: planning.Plan, base: Path, changes: 
 
 
 def summary(clock: Clock, plan: planning.Plan, peak: int) -> dict:
-    """Speed, memory and MFU of a run; MFU over the matrix rate measured at its start."""
+    """Speed, memory, measured and planned, and MFU of a run; MFU over the matrix rate measured at its start."""
     speed = clock.tokens / clock.elapsed
     flops = planning.flops_per_token(plan.size, plan.tokens / plan.rows)
     return {
@@ -177,6 +177,7 @@ def summary(clock: Clock, plan: planning.Plan, peak: int) -> dict:
         "step_seconds": clock.elapsed / clock.steps,
         "mfu": speed * flops / plan.machine.flops,
         "peak_gib": peak / hardware.GIB,
+        "planned_gib": plan.peak_memory / hardware.GIB,
     }
 
 

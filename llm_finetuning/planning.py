@@ -154,10 +154,16 @@ def with_costs(draft: Plan, settings: Finetuning) -> Plan:
 
 
 def choose_optimizer(settings: Finetuning, machine: Machine, shards: int) -> str:
-    """AdamW with 32-bit moments: paged on a GPU (arXiv 2305.14314, section 3), else and for shards torch's own."""
-    if settings.optim != "auto":
-        return settings.optim
-    return "paged_adamw_32bit" if machine.on_gpu and shards == 1 else "adamw_torch"
+    """AdamW with 32-bit moments: paged on a GPU (arXiv 2305.14314, section 3), else and for shards torch's own.
+
+    Raises ValueError for one of bitsandbytes' where the model is sharded: its operators do not take shards.
+    """
+    if settings.optim == "auto":
+        return "paged_adamw_32bit" if machine.on_gpu and shards == 1 else "adamw_torch"
+    by_bitsandbytes = any(part in settings.optim for part in ("bit", "bnb", "ademamix"))
+    if shards > 1 and by_bitsandbytes and "torch" not in settings.optim:
+        raise ValueError(f"optim = {settings.optim!r}: bitsandbytes cannot update a sharded model; set optim = 'auto'")
+    return settings.optim
 
 
 def attended_length(draft: Plan, settings: Finetuning) -> float:

@@ -1,9 +1,11 @@
 """A training step at a model's true size that takes no memory: fake tensors have a shape, a dtype and no contents.
 
 The modules, the adapters, TRL's head and autograd are the real ones; every storage that an operator makes is counted
-while it lives. On a machine without a GPU the operators are told to do what they do on one (`monkeypatch`).
+while it lives, every matrix product when it is called. On a machine without a GPU the operators are told to do what
+they do on one (`monkeypatch`).
 """
 
+import math
 import weakref
 
 import bitsandbytes as bnb
@@ -15,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
@@ -54,12 +57,7 @@ class LiveBytes(TorchDispatchMode):
 
 def peak_bytes(chosen, plan, config, monkeypatch) -> int:
     """The most that is alive in the second step of `plan`, weights, gradients and the optimizer's moments included."""
-    if plan.attention == attention.NAME:
-        attention.register()
-    if plan.machine.on_gpu:
-        as_on_a_gpu(monkeypatch)
-    monkeypatch.setitem(quantizing.name2qmap, "dynamic", quantizing.create_dynamic_map())
-    model = without_weights(chosen, plan, qlora.one_kernel_gelu(config))
+    model = without_weights(chosen, plan, config, monkeypatch)
     live = LiveBytes()
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         give_weights(model, plan)
@@ -71,8 +69,31 @@ def peak_bytes(chosen, plan, config, monkeypatch) -> int:
     return live.peak
 
 
-def without_weights(chosen, plan, config):
+def matrix_operations(chosen, plan, config, monkeypatch) -> int:
+    """Operations of all matrix products in one step of `plan`, as torch counts them; attention's own are left out."""
+    model = without_weights(chosen, plan, config, monkeypatch)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.bitsandbytes.gemm_4bit: _gemm_operations})
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        give_weights(model, plan)
+        with counter:
+            step(model, plan)
+    counted = counter.get_flop_counts()["Global"]
+    return sum(count for operator, count in counted.items() if "attn" not in str(operator))
+
+
+def _gemm_operations(values, packed, weight_shape, *others, out_shape=None, **more) -> int:
+    rows, (out, inner) = math.prod(values[:-1]), weight_shape
+    return 2 * rows * out * inner
+
+
+def without_weights(chosen, plan, config, monkeypatch):
     """The model with 4-bit layers, TRL's head and adapters, on the meta device."""
+    if plan.attention == attention.NAME:
+        attention.register()
+    if plan.machine.on_gpu:
+        as_on_a_gpu(monkeypatch)
+    monkeypatch.setitem(quantizing.name2qmap, "dynamic", quantizing.create_dynamic_map())
+    config = qlora.one_kernel_gelu(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=plan.dtype, attn_implementation=plan.attention)
         model = replace_with_bnb_linear(model, ["lm_head"], qlora.quantization(chosen, plan))

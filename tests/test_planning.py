@@ -137,6 +137,8 @@ def test_processes_that_share_a_model_keep_their_part_of_it(chosen, phi2, monkey
     assert shared.micro_batch_tokens >= whole.micro_batch_tokens
     assert shared.peak_memory >= shared.memory["process"] + whole.memory["base weights"], "it is loaded whole"
     assert shared.optimizer == "adamw_torch", "the paged one reads plain tensors"
+    with pytest.raises(ValueError, match="bitsandbytes cannot update a sharded model; set optim = 'auto'"):
+        planning.plan(dataclasses.replace(chosen, optim="paged_adamw_8bit"), gpu("L4", (8, 9), 22), phi2, [400])
 
 
 def test_bfloat16_on_a_t4_is_refused(chosen, phi2):
@@ -181,9 +183,13 @@ def test_peak_memory_on_a_gpu_counts_what_lies_beside_the_allocator(monkeypatch)
     assert hardware.PeakMemory("cuda:0").start().read() == 50
 
 
-def test_flops_of_phi2_match_the_published_estimate(chosen, phi2):
-    size = sizing.measure_size(chosen, phi2, torch.bfloat16, torch.bfloat16, True)
-    assert planning.flops_per_token(size, 512) == pytest.approx(11.4e9, rel=0.05)
+@pytest.mark.parametrize("recomputed", ["off", "on"])
+def test_the_predicted_operations_of_phi2_are_those_that_torch_counts(chosen, phi2, monkeypatch, recomputed):
+    settings = dataclasses.replace(chosen, gradient_checkpointing=recomputed, micro_batch_tokens=2048)
+    plan = planning.plan(settings, A100, phi2, [400] * 1000)
+    predicted = planning.flops_per_token(plan.size, 0, plan.gradient_checkpointing) * plan.micro_batch_tokens
+    assert predicted == pytest.approx(dry_run.matrix_operations(settings, plan, phi2, monkeypatch), rel=0.02)
+    assert planning.flops_per_token(plan.size, 512) == pytest.approx(11.4e9, rel=0.02), "with attention, as published"
 
 
 def test_packing_on_sdpa_counts_its_mask(chosen, phi2):
