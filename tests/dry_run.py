@@ -56,15 +56,16 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(chosen, plan, config, monkeypatch) -> int:
-    """The most that is alive in the second step of `plan`, weights, gradients and the optimizer's moments included."""
+    """The most that is alive in a step of `plan`, weights, gradients and the optimizer's moments included."""
     model = without_weights(chosen, plan, config, monkeypatch)
     live = LiveBytes()
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         give_weights(model, plan)
         trained = [p for p in model.parameters() if p.requires_grad]
         moments = [torch.zeros(p.shape) for p in trained for _ in range(2)]
-        for _ in range(2):
-            step(model, plan)
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        step(model, plan)
     del moments
     return live.peak
 
