@@ -43,21 +43,26 @@ VARIANTS: dict[str, dict] = {
 
 def main() -> None:
     parser = measuring.options(__doc__, "true", "tiny")
-    parser.add_argument("--seconds", type=float, default=25, help="measured per variant")
+    parser.add_argument("--seconds", type=float, default=15, help="measured per variant")
     parser.add_argument("--micro", type=int, default=0, help="tokens per micro-batch; 0 = 16,384, or 1,024 if tiny")
     parser.add_argument("--only", default="", help="part of a variant's name")
     given = parser.parse_args()
     figures = check_attention("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         base = models.base(Path(folder), given.size)
-        found = {
-            name: measure(name, changes, base, Path(folder), given)
-            for name, changes in VARIANTS.items()
-            if given.only in name
-        }
-    for name, run in found.items():
-        figures += training_runs.figures(name, run)
-    print(f"written to {measuring.record(PART, given.size, figures + ratios(found), given.results)}")
+        found, failed = {}, []
+        for name in (name for name in VARIANTS if given.only in name):
+            try:
+                found[name] = measure(name, VARIANTS[name], base, Path(folder), given)
+            except Exception as error:
+                failed.append(f"{name}: {type(error).__name__}: {error}")
+                print(f"NOT MEASURED, {failed[-1]}", flush=True)
+                continue
+            figures += training_runs.figures(name, found[name])
+            path = measuring.record(PART, given.size, figures + ratios(found), given.results)
+            print(f"written to {path}", flush=True)
+    if failed:
+        raise SystemExit("not measured: " + "; ".join(failed))
 
 
 def measure(name: str, changes: dict, base: Path, folder: Path, given) -> dict:

@@ -51,8 +51,8 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each packed document.
 
-    query: (1, H, T, D), key and value: (1, Hkv, T, D), 16-bit; returns (1, T, H, D) and None. Raises ValueError
-    for a batch that is not packed, and for attention dropout, which the kernel does not have.
+    query: (1, H, T, D), key and value: (1, Hkv, T, D), 16-bit, or cast to it under autocast; returns (1, T, H, D)
+    and None. Raises ValueError for a batch that is not packed, and for attention dropout, which the kernel lacks.
     """
     if cu_seq_lens_q is None or query.shape[0] != 1:
         raise ValueError(
@@ -61,6 +61,9 @@ def packed_attention(
         )
     if dropout:
         raise ValueError(f"varlen attention has no dropout ({dropout}): set attention = 'sdpa'")
+    device = query.device.type
+    if query.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     key, value = for_every_head(query, key, value)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     out = causal_varlen(q, k, v, cu_seq_lens_q, int(max_length_q), scaling)

@@ -15,6 +15,8 @@ from llm_finetuning.serving.conversations import Prompt, prepare
 from llm_finetuning.serving.generation import Options, Rules
 
 DEFAULTS = Options()
+BATCH_TOKENS = 8192
+"""Tokens of all conversations that are answered side by side, answers included: their keys and values take memory."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,10 @@ class Chat:
         prepared = [self._prepare_numbered(number, c, options) for number, c in enumerate(conversations, 1)]
         order = sorted(range(len(prepared)), key=lambda i: -len(prepared[i].ids))
         replies: list[Reply | None] = [None] * len(prepared)
-        for start in range(0, len(order), self.engine.max_rows):
-            places = order[start : start + self.engine.max_rows]
+        while order:
+            longest = len(prepared[order[0]].ids) + options.max_new_tokens
+            rows = max(1, min(self.engine.max_rows, BATCH_TOKENS // longest))
+            places, order = order[:rows], order[rows:]
             for place, reply in zip(places, self._batch([prepared[i] for i in places], options), strict=True):
                 replies[place] = reply
         return replies

@@ -48,6 +48,7 @@ def look(dtype: str = "auto") -> Machine:
     """Looks at the machine; the matrix rate is measured in under a second, in the dtype it would train in."""
     host = host_memory()
     if torch.cuda.is_available():
+        give_back_memory()  # blocks that an earlier run left in torch's cache are free
         device = f"cuda:{torch.cuda.current_device()}"
         free, total = torch.cuda.mem_get_info()
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()

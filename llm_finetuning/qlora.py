@@ -1,7 +1,7 @@
 """The base model in 4 bits, and the adapters on it: what is trained and what is not."""
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -228,7 +228,13 @@ def evaluating(model):
     was_training = model.training
     model.eval()
     try:
-        with attention_for(model, "sdpa"), torch.no_grad():
+        with attention_for(model, "sdpa"), torch.no_grad(), _uncompiled(model):
             yield model
     finally:
         model.train(was_training)
+
+
+def _uncompiled(model):
+    """Compiled layers run as they are: each length of an answer would take one of the few graphs that they may have."""
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

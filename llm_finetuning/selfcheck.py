@@ -88,7 +88,7 @@ def _forward_backward(trainer, indices: list[int]) -> float:
     trainer.model.train()
     batch = trainer.data_collator([trainer.train_dataset[i] for i in indices])
     batch = {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in batch.items()}
-    with trainer.compute_loss_context_manager():
+    with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
         loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     return loss.item()

@@ -60,7 +60,7 @@ def batch_size(settings: Finetuning, plan: Plan) -> int:
 
 def arguments(settings: Finetuning, plan: Plan, steps: int) -> SFTConfig:
     """The trainer's configuration; derived from the settings and the plan, nothing else."""
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=str(settings.folders.checkpoints),
         max_length=None,
         packing=settings.packing,
@@ -96,6 +96,8 @@ def arguments(settings: Finetuning, plan: Plan, steps: int) -> SFTConfig:
         dataloader_pin_memory=plan.machine.on_gpu,
         remove_unused_columns=False,
     )
+    config._n_gpu = min(1, config.n_gpu)  # one process trains on one GPU; others that it sees are left alone
+    return config
 
 
 class AssistantTrainer(SFTTrainer):
@@ -104,6 +106,7 @@ class AssistantTrainer(SFTTrainer):
     run: dict
     mirror: checkpoints.Mirror
     save_limit: int
+    watch: watching.Watch
     seen_tokens = 0
     newest_inputs: dict | None = None
 
@@ -126,6 +129,13 @@ class AssistantTrainer(SFTTrainer):
         if not self.is_fsdp_enabled:
             return super().save_model(output_dir, _internal_call)
         return self._save(output_dir, state_dict=qlora.whole_adapter(self.model))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """The adapter, into the trained parameters and in their dtype; PEFT would put float32 ones in their place."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            qlora.set_adapter(self.model, Path(resume_from_checkpoint))
 
     def _get_output_dir(self, trial) -> str:
         return str(self._partial_dir) if self._partial_dir else super()._get_output_dir(trial)
@@ -173,7 +183,8 @@ def build(model, template: Template, rows: Rows, settings: Finetuning, plan: Pla
         trainer.remove_callback(callback)
     if settings.compile_layers:
         compile_layers(trainer.model)
-    trainer.add_callback(watching.Watch(trainer, template, settings, plan, held_out, steps))
+    trainer.watch = watching.Watch(trainer, template, settings, plan, held_out, steps)
+    trainer.add_callback(trainer.watch)
     return trainer, steps
 
 
@@ -235,6 +246,7 @@ def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
     except torch.OutOfMemoryError as error:
         raise MemoryError(_out_of_memory(trainer, settings)) from error
     finally:
+        trainer.watch.close()
         trainer.mirror.wait()
     begun = f"went on from {start.name}" if start else "started afresh"
     best = watching.restore_best(trainer.model, settings)
@@ -300,12 +312,17 @@ def ended_early(start: Path, settings: Finetuning) -> bool:
 
 
 def _out_of_memory(trainer: AssistantTrainer, settings: Finetuning) -> str:
+    """What was asked for and what would fit: recomputation, which the run can go on with, or smaller micro-batches."""
     tokens = trainer.newest_inputs["input_ids"].numel() if trainer.newest_inputs else 0
     half = max(settings.max_seq_length, tokens // 2)
+    cure = (
+        f"micro_batch_tokens = {half} and resume = False, for it is another run then"
+        if trainer.args.gradient_checkpointing
+        else "gradient_checkpointing = 'on' and run all cells again: training goes on from the newest checkpoint"
+    )
     return (
         f"the GPU ran out of memory on a micro-batch of {tokens:,} tokens at step {trainer.state.global_step + 1}."
-        f" Set micro_batch_tokens = {half}, or gradient_checkpointing = 'on', and run again: training goes on from"
-        " the newest checkpoint"
+        f" Set {cure}"
     )
 
 

@@ -17,6 +17,8 @@ from transformers import TrainerCallback
 from llm_finetuning import checkpoints, hardware, planning, qlora, scoreboard, showing, training_figures
 
 SAMPLES = 3
+MOST_SKIPPED = 16
+"""Steps in a row that float16's gradient scaler may leave out: it halves 2^16, its first scale, at each of them."""
 
 
 class Watch(TrainerCallback):
@@ -28,7 +30,10 @@ class Watch(TrainerCallback):
         self.main = trainer.is_world_process_zero()
         self.metrics = Metrics(settings.folders.metrics)
         self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
-        self.terminated = False
+        self.terminated = self.listening = False
+        self.skipped = 0
+        """Steps in a row that float16's gradient scaler left out."""
+        self.bar = None
         self.peak = hardware.PeakMemory(plan.device, plan.machine.free_memory)
         self.watched = 0.0
 
@@ -49,6 +54,7 @@ class Watch(TrainerCallback):
         """SIGTERM saves a checkpoint at the end of the step and stops; only the main thread can listen."""
         if threading.current_thread() is threading.main_thread():
             self.old_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+            self.listening = True
 
     def _on_sigterm(self, number, frame) -> None:
         self.terminated = True
@@ -63,6 +69,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(1)
+        self.skipped = self.skipped + 1 if self.trainer.accelerator.optimizer_step_was_skipped else 0
         if self._anyone_terminated():
             control.should_save = control.should_training_stop = True
         if self.settings.eval_steps and state.global_step % self.settings.eval_steps == 0:
@@ -100,7 +107,8 @@ class Watch(TrainerCallback):
         }
 
     def _check_finite(self, state, logs: dict) -> None:
-        if math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0)):
+        overflowed = not math.isfinite(logs.get("grad_norm", 0.0))
+        if math.isfinite(logs["loss"]) and (not overflowed or 0 < self.skipped <= MOST_SKIPPED):
             return
         ids = self.trainer.newest_inputs["input_ids"][0, :48].tolist()
         cause = (
@@ -144,11 +152,17 @@ class Watch(TrainerCallback):
             print(f"no better held-out loss than {best_loss:.4f} at step {best_step} in {waited} evaluations: stopping")
             control.should_training_stop = control.should_save = True
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+    def close(self) -> None:
+        """Lets go of the bar and of SIGTERM, whose handler would keep the model in memory. Idempotent."""
         self.peak.stop()
-        if hasattr(self, "old_handler"):
+        if self.bar is not None:
+            self.bar.close()
+        if self.listening:
             signal.signal(signal.SIGTERM, self.old_handler)
+            self.listening = False
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
         if self.terminated:
             raise KeyboardInterrupt(f"stopped by SIGTERM; checkpoint-{state.global_step} is saved, run again to go on")
 

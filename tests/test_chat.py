@@ -60,6 +60,16 @@ def test_every_answer_is_right_and_ends_by_itself_alone_streamed_and_batched(cha
     assert {reply.ended_by for reply in chat.reply_batch(asked, ROOM)} == {"end"}
 
 
+def test_no_more_tokens_are_computed_side_by_side_than_memory_is_reckoned_for(chat, monkeypatch):
+    asked, sizes, batch = [conversation(pair) for pair in pairs()], [], chat._batch
+    whole = chat.answer_batch(asked, ROOM)
+    longest = max(len(chat.prepare(c, ROOM).ids) for c in asked) + ROOM.max_new_tokens
+    monkeypatch.setattr("llm_finetuning.chat.BATCH_TOKENS", 2 * longest)
+    monkeypatch.setattr(chat, "_batch", lambda prompts, options: sizes.append(len(prompts)) or batch(prompts, options))
+    assert chat.answer_batch(asked, ROOM) == whole
+    assert sizes[0] == 2 and sum(sizes) == len(asked)
+
+
 def test_the_ids_are_those_of_transformers_generate(chat, published):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

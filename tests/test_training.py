@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from training_fixtures import prepare, small_pairs, small_settings, tiny_base  # noqa: F401
+from transformers import TrainerCallback
 
-from llm_finetuning import checkpoints, qlora, scoreboard, selfcheck, training, watching
+from llm_finetuning import attention, checkpoints, qlora, scoreboard, selfcheck, training, watching
 from llm_finetuning.release import sums
 from llm_finetuning.rows import rows_from
 
@@ -303,6 +305,79 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(tiny_base, tmp_path):  # 
     small = prepare(chosen)
     with pytest.raises(FloatingPointError, match=r"at step \d+.*learning rate \(1e\+30\) may be too high"):
         training.train(small.trainer, chosen)
+
+
+def test_a_step_that_the_gradient_scaler_leaves_out_does_not_end_training(run):
+    state = SimpleNamespace(global_step=3)
+    watch = SimpleNamespace(trainer=SimpleNamespace(newest_inputs={"input_ids": torch.ones(1, 4, dtype=torch.long)}))
+    watch.settings, watch.plan, watch.template = run.settings, run.plan, run.template
+    overflow, broken = {"loss": 1.0, "grad_norm": float("inf")}, {"loss": float("nan"), "grad_norm": 1.0}
+    watch.skipped = 1
+    watching.Watch._check_finite(watch, state, overflow)
+    for skipped, logs in [(0, overflow), (watching.MOST_SKIPPED + 1, overflow), (1, broken)]:
+        watch.skipped = skipped
+        with pytest.raises(FloatingPointError, match="at step 3"):
+            watching.Watch._check_finite(watch, state, logs)
+
+
+def test_an_interrupted_training_goes_on_in_the_same_kernel(tiny_base, tmp_path):  # noqa: F811
+    """With adapters in bf16, as on a GPU: the parameters that the optimizer knows stay, and so does their dtype."""
+    chosen = small_settings(tmp_path, tiny_base, save_steps=1)
+    small = prepare(chosen)
+    qlora.trainable_to(small.trainer.model, torch.bfloat16)
+    handler = signal.getsignal(signal.SIGTERM)
+    small.trainer.add_callback(InterruptOnce(2))
+    with pytest.raises(KeyboardInterrupt):
+        training.train(small.trainer, chosen)
+    assert signal.getsignal(signal.SIGTERM) is handler, "it would keep the model in memory"
+    kept = {n: p.detach().clone() for n, p in small.trainer.model.named_parameters() if p.requires_grad}
+    assert "went on from checkpoint-1" in training.train(small.trainer, chosen)
+    trained = {n: p for n, p in small.trainer.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.bfloat16}
+    assert not any(torch.equal(kept[n], p) for n, p in trained.items() if "lora_B" in n)
+
+
+class InterruptOnce(TrainerCallback):
+    """Ctrl-C at the end of a step, before it is saved."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.step = 0
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("recomputed", "cure"), [(False, "gradient_checkpointing = 'on'"), (True, "resume = False")])
+def test_out_of_memory_advises_what_the_run_accepts(run, recomputed, cure):
+    trainer = SimpleNamespace(newest_inputs=None, state=SimpleNamespace(global_step=4))
+    trainer.args = SimpleNamespace(gradient_checkpointing=recomputed)
+    assert cure in training._out_of_memory(trainer, run.settings)
+
+
+def test_variable_length_attention_is_computed_in_16_bits_under_autocast(monkeypatch):
+    seen = []
+    monkeypatch.setattr(attention, "causal_varlen", lambda q, k, v, *others: seen.extend([q, k, v]) or q)
+    query, key, value = torch.randn(3, 1, 2, 5, 8)
+    borders = torch.tensor([0, 5], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention.packed_attention(None, query, key, value, None, cu_seq_lens_q=borders, max_length_q=5)
+    assert [x.dtype for x in seen] == [torch.bfloat16] * 3
+
+
+def test_compiled_layers_run_as_they_are_between_training_steps():
+    class Layer(torch.nn.Module):
+        def forward(self, values):
+            return values * 2 + 1
+
+    calls, layer = [], Layer()
+    layer.compile(backend=lambda graph, inputs: calls.append(1) or graph.forward)
+    with qlora._uncompiled(layer):
+        layer(torch.ones(2))
+    assert not calls
+    layer(torch.ones(2))
+    assert calls
 
 
 def test_early_stopping_keeps_the_best(tiny_base, tmp_path):  # noqa: F811
