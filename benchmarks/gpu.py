@@ -51,9 +51,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = models.base(Path(folder), given.size)
         found, failed = {}, []
-        for name in (name for name in VARIANTS if given.only in name):
+        for name, changes in VARIANTS.items():
+            if given.only not in name:
+                continue
             try:
-                found[name] = measure(name, VARIANTS[name], base, Path(folder), given)
+                found[name] = measure(name, changes, base, Path(folder), given)
             except Exception as error:
                 failed.append(f"{name}: {type(error).__name__}: {error}")
                 print(f"NOT MEASURED, {failed[-1]}", flush=True)

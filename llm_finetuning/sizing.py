@@ -97,12 +97,13 @@ class _FusedDropout(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is torch.nn.functional.dropout:
-            return self._dropout(*args, **kwargs)
+            return fused_dropout(*args, **kwargs)
         return function(*args, **kwargs)
 
-    @staticmethod
-    def _dropout(values, p: float = 0.5, training: bool = True, inplace: bool = False):
-        return torch.native_dropout(values, p, True)[0] if training and p else values
+
+def fused_dropout(values, p: float = 0.5, training: bool = True, inplace: bool = False):
+    """`torch.nn.functional.dropout` through the operator that a GPU uses."""
+    return torch.native_dropout(values, p, True)[0] if training and p else values
 
 
 def _saved_bytes(model_config, layers: int, settings, dtype, adapter_dtype, on_gpu: bool) -> int:

@@ -132,10 +132,7 @@ class AssistantTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """The adapter, into the trained parameters and in their dtype; PEFT would put float32 ones in their place."""
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            qlora.set_adapter(self.model, Path(resume_from_checkpoint))
+        qlora.set_adapter(self.model, Path(resume_from_checkpoint))
 
     def _get_output_dir(self, trial) -> str:
         return str(self._partial_dir) if self._partial_dir else super()._get_output_dir(trial)

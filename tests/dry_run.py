@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-from llm_finetuning import attention, qlora
+from llm_finetuning import attention, qlora, sizing
 
 BLOCK = 512
 """Bytes to which torch's CUDA allocator rounds up."""
@@ -159,16 +159,12 @@ class InPlace:
 
 def as_on_a_gpu(monkeypatch) -> None:
     """The fused operators of a GPU: dropout, attention under a mask, and the head's kernels."""
-    monkeypatch.setattr(functional, "dropout", _dropout)
+    monkeypatch.setattr(functional, "dropout", sizing.fused_dropout)
     monkeypatch.setattr(functional, "scaled_dot_product_attention", _efficient_attention)
     monkeypatch.setattr(head, "_use_triton", lambda device: True)
     monkeypatch.setattr(head, "_addmm_fp32", lambda into, a, b: None)
     for name in ("_forward_kernel", "_backward_kernel", "triton"):
         monkeypatch.setattr(head, name, InPlace(), raising=False)
-
-
-def _dropout(values, p: float = 0.5, training: bool = True, inplace: bool = False):
-    return torch.native_dropout(values, p, True)[0] if training and p else values
 
 
 def _efficient_attention(query, key, value, attn_mask=None, is_causal=False, scale=None, **others):
