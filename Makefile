@@ -20,6 +20,7 @@ test: .venv/ready
 check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(NOTEBOOKS) | xargs -0 -r $(BIN)/nbstripout --verify
 
 format: .venv/ready
@@ -29,7 +30,7 @@ format: .venv/ready
 
 # Training killed twenty times at random moments, and resumed each time; `make test` does it three times.
 soak: .venv/ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/test_training.py -k killed --kills 20 $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/training/test_trainer.py -k killed --kills 20 $(ARGS)
 
 # Measures on this machine (twenty minutes), writes benchmarks/results/<machine>.json and prints its tables.
 # One part: ARGS="--part merge"; merge and inference at Phi-2's true size: ARGS="--size true".
@@ -58,7 +59,7 @@ gguf: .venv/gguf
 
 # The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry).
 test-colab: .venv/ready .venv-colab/ready
-	$(BIN)/python tests/colab_resolve.py
+	$(BIN)/python tests/support/colab_resolve.py
 	HF_HUB_OFFLINE=1 $(COLAB)/python -m pytest -q -m "not slow and not browser" $(ARGS)
 
 .venv/ready: requirements.txt requirements-dev.txt constraints.txt pyproject.toml

@@ -8,8 +8,9 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
-from llm_finetuning.serving import loading, page
-from llm_finetuning.serving.generation import Options
+from llm_finetuning.inference import page
+from llm_finetuning.inference.generation import SamplingParameters
+from llm_finetuning.inference.page import loading
 
 EXAMPLES = [
     "What should I think about before adopting a dog?",
@@ -34,7 +35,7 @@ def arguments() -> argparse.Namespace:
 
 def load(model: str, backend: str):
     """The chat of a published folder, fetched from the Hub first where `model` is no folder here."""
-    from llm_finetuning.chat import Chat
+    from llm_finetuning.inference.chat import Chat
 
     if not Path(model).is_dir() and "SPACE_ID" in os.environ:
         from huggingface_hub import snapshot_download
@@ -47,7 +48,7 @@ def main() -> None:
     given = arguments()
     name = Path(given.model).name
     waiting = loading.in_background(lambda: load(given.model, given.backend), f"Loading {name} …")
-    blocks = page.build(waiting, given.title, given.example or EXAMPLES, Options(max_new_tokens=512))
+    blocks = page.build(waiting, given.title, given.example or EXAMPLES, SamplingParameters(max_new_tokens=512))
     print(f"http://{given.host}:{given.port}", flush=True)
     page.launch(blocks, given.host, given.port)
 

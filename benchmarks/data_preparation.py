@@ -18,7 +18,7 @@ from pathlib import Path
 import measuring
 import pandas as pd
 
-from llm_finetuning import oasst, pairs
+from llm_finetuning.data import oasst, pairs
 
 PART = "data preparation"
 MESSAGES = {"small": 84_000, "tiny": 400}

@@ -66,10 +66,9 @@ def parameters(size: str, work: Path) -> list[tuple[str, str]]:
     """The run's own, and at the tiny size a base that is there already."""
     if size == "small":
         return [EVERY_STEP]
-    from llm_finetuning import bases
-    from llm_finetuning.sample import phi
+    from llm_finetuning.sample import making, phi
 
-    base = bases.make_sample(work / "base-sample", phi.Recipe(steps=1))
+    base = making.make_sample(work / "base-sample", phi.Recipe(steps=1))
     return [EVERY_STEP, ("model_name", str(base)), *QUICK]
 
 

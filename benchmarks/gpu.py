@@ -12,13 +12,14 @@ import tempfile
 from pathlib import Path
 
 import measuring
-import models
 import numpy as np
+import shapes
 import torch
 import training_runs
 from training_runs import ORIGINAL, Run
 
-from llm_finetuning import attention
+from llm_finetuning import hardware
+from llm_finetuning.training import attention
 
 PART = "training variants"
 ROWS = {"true": 4000, "tiny": 400}
@@ -49,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     figures = check_attention("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        base = models.base(Path(folder), given.size)
+        base = shapes.base(Path(folder), given.size)
         found, failed = {}, []
         for name, changes in VARIANTS.items():
             if given.only not in name:
@@ -69,12 +70,12 @@ def main() -> None:
 
 def measure(name: str, changes: dict, base: Path, folder: Path, given) -> dict:
     """One variant: speed and memory, from a model loaded afresh."""
-    rows = training_runs.rows_like_oasst(ROWS[given.size], models.SMALLER[given.size].get("vocab_size", 50_000), 512)
+    rows = training_runs.rows_like_oasst(ROWS[given.size], shapes.SMALLER[given.size].get("vocab_size", 50_000), 512)
     micro = int((given.micro or MICRO[given.size]) * changes.get("share", 1))
     run = Run(base, folder, training_runs.step_of(max(micro, training_runs.LONGEST)) | changes, rows)
     found = run.train(rows, given.seconds, WARM_UP[given.size])
     run.close()
-    minutes = ORIGINAL_ROWS * sum(rows.lengths) / len(rows.rows) / found["tokens_per_second"] / 60
+    minutes = ORIGINAL_ROWS * sum(rows.lengths) / len(rows.examples) / found["tokens_per_second"] / 60
     print(f"{name}: {training_runs.as_text(found)}, the original's epoch in {minutes:.1f} min", flush=True)
     return found
 
@@ -89,7 +90,7 @@ def ratios(found: dict[str, dict]) -> list[dict]:
 
 def check_attention(device: str) -> list[dict]:
     """Variable-length attention against sdpa on each document, output and gradients, in bf16; raises if far."""
-    if not attention.available(device):
+    if not hardware.has_varlen_kernel(device):
         return []
     torch.manual_seed(0)
     lengths = [5, 131, 700, 64, 1]

@@ -4,7 +4,7 @@ import statistics
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from llm_finetuning.figures import BLUE, GREEN, ORANGE, TEXT, Figure, new_figure
+from llm_finetuning.plotting import BLUE, GREEN, ORANGE, TEXT, Figure, new_figure
 
 FILES = {
     "data preparation": "growth_data_preparation.png",

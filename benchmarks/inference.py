@@ -13,14 +13,14 @@ import time
 from pathlib import Path
 
 import measuring
-import models
+import shapes
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, pipeline
 
-from llm_finetuning import bases, prompts
-from llm_finetuning.chat import Chat
-from llm_finetuning.release import sums
-from llm_finetuning.serving.generation import Options, Rules
+from llm_finetuning import models, prompts
+from llm_finetuning.files import checksums
+from llm_finetuning.inference.chat import Chat
+from llm_finetuning.inference.generation import SamplingParameters, TokenRules
 
 PART = "inference"
 PROMPT_TOKENS, NEW_TOKENS, WARM_UP_TOKENS = 64, 32, 4
@@ -35,17 +35,17 @@ ORIGINAL = "the original's pipeline in fp32"
 
 def published(work: Path, size: str, tokenizer_folder: str, gguf: str) -> Path:
     """A published folder with random weights, and the GGUF file beside it if there is one."""
-    weights, folder = models.base(work, size, tokenizer_folder), work / f"published-{size}"
-    if not (folder / sums.NAME).is_file():
+    weights, folder = shapes.base(work, size, tokenizer_folder), work / f"published-{size}"
+    if not (folder / checksums.NAME).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(weights, folder, copy_function=os.link)
-        tokenizer = bases.tokenizer(bases.REHEARSAL, tokenizer_folder)
+        tokenizer = models.tokenizer(models.REHEARSAL, tokenizer_folder)
         prompts.template_for(tokenizer)
         for file in folder.glob("tokenizer*"):
             file.unlink()  # a link to the base's; written anew with the chat template
         tokenizer.save_pretrained(folder)
         GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
-        sums.write_sums(folder)
+        checksums.write_checksums(folder)
     if gguf:
         beside = folder.with_name(f"{folder.name}-gguf")
         beside.mkdir(exist_ok=True)
@@ -101,14 +101,14 @@ def ours(folder: Path, backend: str):
     """The same by chat.py; the end ids are taken away, so that every answer has its number of tokens."""
     chat = Chat.load(folder, backend)
     text = question(lambda t: len(chat.prepare([{"role": "user", "content": t}]).ids))
-    endless = Chat(chat.engine, chat.template, Rules(frozenset(), chat.rules.suppressed))
+    endless = Chat(chat.engine, chat.template, TokenRules(frozenset(), chat.rules.suppressed_token_ids))
     asked = [text, text[::-1]]
 
     def answer(new_tokens: int, rows: int = 0) -> tuple[float, float]:
         """To one question, or to `rows` of them side by side."""
         asked.reverse()  # no prompt begins like the one before
-        turn, limit = [{"role": "user", "content": asked[0]}], Options(max_new_tokens=new_tokens)
-        reply = endless.reply_batch([turn] * rows, limit)[0] if rows else endless.reply(turn, limit)
+        turn, limit = [{"role": "user", "content": asked[0]}], SamplingParameters(max_new_tokens=new_tokens)
+        reply = endless.generate_batch([turn] * rows, limit)[0] if rows else endless.generate(turn, limit)
         return reply.first_token_seconds, reply.seconds
 
     return f"chat.py, {chat.engine.name}", answer

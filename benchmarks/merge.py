@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 
 import measuring
-import models
+import shapes
 import torch
 from safetensors.torch import save_file
 
-from llm_finetuning import bases, merging, prompts, settings
+from llm_finetuning import models, prompts, settings
+from llm_finetuning.files import shards
+from llm_finetuning.release import merging
+from llm_finetuning.sample import rehearsal
 
 PART = "merge"
 ROUNDS = {"small": 9, "true": 3, "tiny": 2}
@@ -36,8 +39,8 @@ def make_adapter(folder: Path, size: str) -> Path:
     """A random adapter on every linear layer, as PEFT saves it."""
     from peft import LoraConfig
 
-    shapes = {n: s for n, s in bases.weight_shapes(models.config(size)).items() if len(s) == 2}
-    linear = {name: shape for name, shape in shapes.items() if not any(part in name for part in EMBEDDINGS)}
+    sizes = {n: s for n, s in rehearsal.weight_shapes(shapes.config(size)).items() if len(s) == 2}
+    linear = {name: shape for name, shape in sizes.items() if not any(part in name for part in EMBEDDINGS)}
     rank, chance, tensors = measuring.defaults()["lora_r"], torch.Generator().manual_seed(0), {}
     for name, (rows, columns) in linear.items():
         key = f"base_model.model.{name.removesuffix('.weight')}"
@@ -64,8 +67,8 @@ def ours(kind: str, base: Path, adapter: Path, out: Path, chosen: settings.Finet
     """As the notebook merges into one base."""
     merge = merging.Merge(kind, chosen, torch.bfloat16, torch.bfloat16, device())
     factors = merging.read_adapter(adapter)
-    merging.write_merged(merge, merging.BaseWeights(base), factors, set(factors.factors), out)
-    template = prompts.template_for(bases.tokenizer(str(base)))
+    merging.write_merged(merge, shards.Weights(base), factors, set(factors.factors), out)
+    template = prompts.template_for(models.tokenizer(str(base)))
     merging.write_companions(out, base, template, torch.bfloat16)
 
 
@@ -106,7 +109,7 @@ def job(side: str, size: str, work: Path):
 
 def check(out: Path, base: Path) -> None:
     """Raises ValueError when what was written is not a whole model."""
-    missing = set(merging.BaseWeights(base).names()) - set(merging.BaseWeights(out).names())
+    missing = set(shards.Weights(base).names()) - set(shards.Weights(out).names())
     if missing:
         raise ValueError(f"{out} lacks {sorted(missing)[:3]}: the merge is not whole, so its time says nothing")
 
@@ -116,7 +119,7 @@ def main() -> None:
     if given.side:
         measuring.serve(lambda: job(given.side, given.size, given.work))
         return
-    models.base(given.work, given.size)
+    shapes.base(given.work, given.size)
     make_adapter(given.work / f"adapter-{given.size}", given.size)
     arguments = ["--size", given.size, "--work", str(given.work)]
     with measuring.sides(Path(__file__).name, list(SIDES), arguments, apart=True) as turns:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cache
 
 import measuring
-import models
+import shapes
 import training_runs
 from transformers import AutoConfig, LlamaConfig
 
-from llm_finetuning import planning, settings
+from llm_finetuning import settings
 from llm_finetuning.hardware import GIB, Machine
-from llm_finetuning.memory import StepMemory
+from llm_finetuning.training import planning
+from llm_finetuning.training.memory import StepMemory
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def oasst_lengths(longest: int) -> tuple[int, ...]:
 def config_of(base: str):
     """The configuration of a base of BASES."""
     if base == PHI2:
-        return models.config("true")
+        return shapes.config("true")
     hidden, mlp, layers = LLAMA[base]
     return LlamaConfig(hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=layers)
 

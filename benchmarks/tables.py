@@ -10,7 +10,7 @@ import growth_figures
 import measuring
 import scaling
 
-from llm_finetuning import figures
+from llm_finetuning import plotting
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 SHOWN_VERSIONS = ("python", "torch", "transformers", "peft", "trl", "bitsandbytes")
@@ -30,7 +30,7 @@ def write(root: Path, reports: list[dict]) -> None:
     replace(root / "docs" / "benchmarks.md", document(reports))
     replace(root / "docs" / "scaling.md", scaling.document(reports))
     for name, picture in growth_figures.pictures(reports).items():
-        figures.save(picture, root / "docs" / name)
+        plotting.save(picture, root / "docs" / name)
     print("written: README.md, and in docs/ benchmarks.md, scaling.md and the pictures of growth")
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import measuring
 import training_runs
 
-from llm_finetuning import bases, oasst, pairs, prompts
-from llm_finetuning.rows import Rows, rows_from
-from llm_finetuning.sample import phi
+from llm_finetuning import models, prompts
+from llm_finetuning.data import oasst, pairs
+from llm_finetuning.sample import making, phi
+from llm_finetuning.training.dataset import TrainingData, encode_pairs
 
 PART = "packing"
 TOKENS = {"small": 7000, "tiny": 2000}
@@ -40,26 +41,26 @@ def main() -> None:
 
 def make_base(folder: Path) -> Path:
     """The sample's base after one step of pretraining: what it knows does not matter here."""
-    return bases.make_sample(folder / "base-sample", phi.Recipe(steps=1))
+    return making.make_sample(folder / "base-sample", phi.Recipe(steps=1))
 
 
-def sample_rows(base: Path, tokens: int) -> Rows:
+def sample_rows(base: Path, tokens: int) -> TrainingData:
     """Rows of the sample's English pairs, repeated until they have `tokens` tokens."""
     frame = oasst.flatten(oasst.read_messages("sample"), "best", languages=["en"]).pairs
-    template = prompts.template_for(bases.tokenizer(str(base)))
-    encoded = rows_from(pairs.to_records(frame), template, LONGEST).rows
+    template = prompts.template_for(models.tokenizer(str(base)))
+    encoded = encode_pairs(pairs.to_records(frame), template, LONGEST).examples
     rows, total = [], 0
     while total < tokens:
         row = encoded[len(rows) % len(encoded)]
         rows.append(row)
         total += len(row["input_ids"])
-    return Rows(rows, len(rows), 0, 0, {})
+    return TrainingData(rows, len(rows), 0, 0, {})
 
 
-def turn(name: str, base: Path, rows: Rows, folder: Path):
+def turn(name: str, base: Path, rows: TrainingData, folder: Path):
     """A turn of one side: tokens per second of one pass over the rows."""
     run = training_runs.Run(base, folder / "training", SAMPLE | SIDES[name], rows)
-    run.train(Rows(rows.rows[:8], 8, 0, 0, {}), math.inf, 0)
+    run.train(TrainingData(rows.examples[:8], 8, 0, 0, {}), math.inf, 0)
     return lambda: run.train(rows, math.inf, 0)["tokens_per_second"]
 
 

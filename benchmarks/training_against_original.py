@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 
 import measuring
-import models
+import shapes
 import torch
 import training_runs
 from training_runs import ONCE, ORIGINAL, Run
@@ -35,7 +35,7 @@ SIDES = {"the original's settings": ORIGINAL, "ours": {}}
 
 def job(side: str, size: str, work: Path):
     """The turn of a side: one pass over the rows, or steps of one row of `length` tokens."""
-    base, vocabulary = models.base(work, size), models.config(size).vocab_size
+    base, vocabulary = shapes.base(work, size), shapes.config(size).vocab_size
     rows = training_runs.rows_like_oasst(ROWS[size], min(vocabulary, 50_000), training_runs.LONGEST)
     run = Run(base, work / "training", {"tokens_per_step": STEP[size], "micro_batch_tokens": 0} | SIDES[side], rows)
 
@@ -52,7 +52,7 @@ def job(side: str, size: str, work: Path):
 
 def measure(size: str, work: Path) -> list[dict]:
     """Both sides, and the growth of ours."""
-    models.base(work, size)
+    shapes.base(work, size)
     arguments, alone = ["--size", size, "--work", str(work)], size == "true"
     with measuring.sides(Path(__file__).name, list(SIDES), arguments, alone) as turns:
         found = measuring.in_turn(turns, ROUNDS[size])

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, TrainerCallback
 
-from llm_finetuning import bases, hardware, planning, prompts, qlora, settings
-from llm_finetuning.rows import Rows
+from llm_finetuning import hardware, models, prompts, settings
+from llm_finetuning.training import planning, qlora
+from llm_finetuning.training.dataset import TrainingData
 
 PERCENTILES = [(0, 20), (5, 80), (25, 193), (50, 396), (75, 673), (90, 1098), (95, 1502), (99, 2870), (100, 3000)]
 """Token lengths of OASST1's threads along the best path, Phi-2's tokenizer."""
@@ -68,20 +69,20 @@ def oasst_length(percent: float, longest: int) -> int:
     return min(longest, int(np.interp(percent, at, lengths)))
 
 
-def rows_like_oasst(count: int, vocabulary: int, longest: int) -> Rows:
+def rows_like_oasst(count: int, vocabulary: int, longest: int) -> TrainingData:
     """Random tokens with OASST1's lengths, cut at `longest`."""
     chance = random.Random(0)
     return random_rows([oasst_length(chance.uniform(0, 100), longest) for _ in range(count)], vocabulary)
 
 
-def random_rows(lengths: list[int], vocabulary: int) -> Rows:
+def random_rows(lengths: list[int], vocabulary: int) -> TrainingData:
     """Rows of random tokens; the last 60% of each is the answer."""
     chance, rows = random.Random(1), []
     for length in lengths:
         ids = [chance.randrange(vocabulary) for _ in range(length)]
         cut = int(length * 0.4)
-        rows.append({"input_ids": ids, "labels": [prompts.IGNORED] * cut + ids[cut:]})
-    return Rows(rows, len(rows), 0, 0, {})
+        rows.append({"input_ids": ids, "labels": [prompts.IGNORE_INDEX] * cut + ids[cut:]})
+    return TrainingData(rows, len(rows), 0, 0, {})
 
 
 class Clock(TrainerCallback):
@@ -118,24 +119,24 @@ class Run:
     changes: settings that differ from OURS, and "gelu" (the published eight kernels), "autocast", "adapter_dtype".
     """
 
-    def __init__(self, base: Path, folder: Path, changes: dict, rows: Rows):
-        self.machine, self.folder, self.base = hardware.look("auto"), folder, base
+    def __init__(self, base: Path, folder: Path, changes: dict, rows: TrainingData):
+        self.machine, self.folder, self.base = hardware.detect("auto"), folder, base
         self.changes = changes if self.machine.on_gpu else {k: v for k, v in changes.items() if k not in NEED_A_GPU}
-        self.template = prompts.template_for(bases.tokenizer(str(base)))
+        self.template = prompts.template_for(models.tokenizer(str(base)))
         self.peak = hardware.PeakMemory(self.machine.device, self.machine.free_memory).start()
         chosen = settings_for(base, folder, self.changes)
         self.model = qlora.add_adapters(load(chosen, self.planned(chosen, rows), base, self.changes), chosen)
 
-    def planned(self, chosen: settings.Finetuning, rows: Rows) -> planning.Plan:
+    def planned(self, chosen: settings.Finetuning, rows: TrainingData) -> planning.Plan:
         plan = planning.plan(chosen, self.machine, AutoConfig.from_pretrained(self.base), rows.lengths)
         return dataclasses.replace(plan, adapter_dtype=self.changes.get("adapter_dtype", plan.adapter_dtype))
 
-    def train(self, rows: Rows, seconds: float, warm_up: int, **changed) -> dict:
+    def train(self, rows: TrainingData, seconds: float, warm_up: int, **changed) -> dict:
         """Trains until `seconds` are over, or the rows are with ONCE, and returns what was measured.
 
         changed: settings for this time. Raises FloatingPointError for a loss that is not finite.
         """
-        from llm_finetuning import training  # takes seconds: those that only start others do without
+        from llm_finetuning.training import trainer as training
 
         chosen = settings_for(self.base, self.folder, self.changes | changed)
         plan = self.planned(chosen, rows)
@@ -155,7 +156,7 @@ class Run:
         self.peak.stop()
         del self.model
         gc.collect()
-        hardware.give_back_memory()
+        hardware.free_memory()
 
 
 def load(chosen: settings.Finetuning, plan: planning.Plan, base: Path, changes: dict):

@@ -9,7 +9,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 1 = a notebook failed, 2 = refused before anything ran."""
     options = _parser().parse_args(arguments)
     output = options.output or Path("outputs") / Path(options.profile).stem
-    from llm_finetuning import closing, notebooks  # after the arguments: importing them takes seconds
+    from llm_finetuning.runner import notebooks, summary  # after the arguments: importing them takes seconds
 
     try:
         assigned = notebooks.prepare(options.profile, output, options.parameter)
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130
-    closing.show(output)
+    summary.show(output)
     return 0
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from llm_finetuning import attention
-
 GIB = 2**30
 SMALL = 100_000_000
 """Below so many parameters one CPU thread is as quick as several, and gives the same numbers on every machine."""
@@ -44,19 +42,19 @@ class Machine:
         return self.device.startswith("cuda")
 
 
-def look(dtype: str = "auto") -> Machine:
+def detect(dtype: str = "auto") -> Machine:
     """Looks at the machine; the matrix rate is measured in under a second, in the dtype it would train in."""
     host = host_memory()
     if torch.cuda.is_available():
-        give_back_memory()  # blocks that an earlier run left in torch's cache are free
+        free_memory()  # blocks that an earlier run left in torch's cache are free
         device = f"cuda:{torch.cuda.current_device()}"
         free, total = torch.cuda.mem_get_info()
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     else:
         device, name, capability = "cpu", cpu_name(), None
         free, total = min(psutil.virtual_memory().available, host), host
-    rate = matmul_flops(device, choose_dtype(dtype, capability))
-    cores, varlen = len(os.sched_getaffinity(0)), attention.available(device)
+    rate = peak_matmul_flops(device, choose_dtype(dtype, capability))
+    cores, varlen = len(os.sched_getaffinity(0)), has_varlen_kernel(device)
     return Machine(device, name, capability, total, free, host, cores, rate, varlen)
 
 
@@ -97,20 +95,7 @@ def choose_dtype(wanted: str, capability: tuple[int, int] | None) -> torch.dtype
     return getattr(torch, wanted)
 
 
-def choose_attention(wanted: str, machine: Machine, dtype: torch.dtype, packing: bool) -> str:
-    """ "varlen" where torch's kernel runs and rows are packed, else "sdpa". Raises ValueError for what cannot be."""
-    possible = packing and dtype != torch.float32 and machine.varlen
-    if wanted == "varlen" and not possible:
-        raise ValueError(
-            "attention = 'varlen' needs packing = True, 16-bit values and a GPU of capability 8.0 or later:"
-            " set attention = 'auto'"
-        )
-    if wanted == "auto":
-        return attention.NAME if possible else "sdpa"
-    return wanted
-
-
-def matmul_flops(device: str, dtype: torch.dtype) -> float:
+def peak_matmul_flops(device: str, dtype: torch.dtype) -> float:
     """Operations per second of a matrix product, median of five, after a warm-up."""
     size = 8192 if device.startswith("cuda") else 768
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -184,7 +169,7 @@ class PeakMemory:
 
 
 @contextmanager
-def measured(what: str):
+def timed(what: str):
     """Prints how long the block took, and the peak of host memory in it."""
     begun = time.perf_counter()
     with PeakMemory("cpu") as peak:
@@ -240,7 +225,7 @@ def _map_blocks_from(size: int) -> None:
         libc.mallopt(-1, 2**28)  # M_TRIM_THRESHOLD
 
 
-def give_back_memory() -> None:
+def free_memory() -> None:
     """Returns freed memory to the system: what Python no longer uses, the allocator's free blocks, CUDA's cache."""
     gc.collect()
     if torch.cuda.is_available():
@@ -269,3 +254,14 @@ def readable_seconds(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def has_varlen_kernel(device: torch.device | str = "cuda") -> bool:
+    """Whether torch has the kernel and `device` is a GPU that runs it."""
+    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 8

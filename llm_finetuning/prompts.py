@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
-IGNORED = -100
-"""Label of a token that is not trained (torch.nn.CrossEntropyLoss's default ignore_index)."""
+IGNORE_INDEX = -100
+"""Label of a token that is masked out of the loss (torch.nn.CrossEntropyLoss's default ignore_index)."""
 
 PHI2_FORMAT = """\
 {%- for message in messages -%}
@@ -48,7 +48,7 @@ class Template:
         object.__setattr__(self, "special_tokens", sorted(special, key=len, reverse=True))
 
     @cached_property
-    def end_ids(self) -> set[int]:
+    def stop_token_ids(self) -> set[int]:
         """Ids that end an answer: EOS, and the end-of-turn token that the template itself puts after one."""
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         tail = render(probe, self, add_generation_prompt=False)
@@ -181,67 +181,74 @@ def _prompt_messages(pair: dict) -> list[dict]:
 
 
 def encode(pair: dict, template: Template) -> dict:
-    """`{"input_ids": [T], "labels": [T]}`: only the response and its EOS are trained, all else is -100."""
+    """`{"input_ids": [T], "labels": [T]}`: the response and its EOS are in the loss, all other labels are -100."""
     return encode_all([pair], template)[0]
 
 
 def encode_all(pairs: list[dict], template: Template) -> list[dict]:
-    """`encode` of many pairs at once. The last trained label of every row is an id that ends an answer."""
+    """`encode` of many pairs at once. The last label of every example is an id that ends an answer."""
     prompts = _render_all([_prompt_messages(pair) for pair in pairs], template, True)
-    wholes = _render_all([conversation(pair) for pair in pairs], template, False)
-    ends = template.end_ids
-    return [_row(prompt, whole, ends, template) for prompt, whole in zip(prompts, wholes, strict=True)]
+    conversations = _render_all([conversation(pair) for pair in pairs], template, False)
+    return [_masked(prompt, ids, template) for prompt, ids in zip(prompts, conversations, strict=True)]
 
 
-def _row(prompt: list[int], whole: list[int], ends: set[int], template: Template) -> dict:
-    if whole[: len(prompt)] != prompt:
+def _masked(prompt: list[int], ids: list[int], template: Template) -> dict:
+    """An example with its loss mask: `labels` are -100 over the prompt, and the ids themselves over the response.
+
+    prompt: ids up to where the answer begins; ids: of the whole conversation. What the template writes after the
+    token that ends the answer is cut, for it is never generated; where it writes none, EOS is added. Raises
+    ValueError where the conversation does not begin with the prompt.
+    """
+    if ids[: len(prompt)] != prompt:
         raise ValueError(
             "this model's chat template writes a finished turn in other words than an open one, so the answer's"
             " tokens cannot be told apart: set another chat_template on the tokenizer"
         )
-    while whole and len(whole) > len(prompt) and whole[-1] not in ends and ends & set(whole[len(prompt) :]):
-        whole = whole[:-1]  # what the template puts after the end of the turn is never generated
-    if whole[-1] not in ends:
-        whole = [*whole, template.tokenizer.eos_token_id]
-    return {"input_ids": whole, "labels": [IGNORED] * len(prompt) + whole[len(prompt) :]}
+    response, stops = ids[len(prompt) :], template.stop_token_ids
+    while response and response[-1] not in stops and stops & set(response):
+        response = response[:-1]
+    if not response or response[-1] not in stops:
+        response = [*response, template.tokenizer.eos_token_id]
+    mask = [IGNORE_INDEX] * len(prompt)
+    return {"input_ids": prompt + response, "labels": mask + response}
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A pair on its way to a length: cut as far as it had to be, with its row, or without one where that was vain."""
+class Truncated:
+    """A pair on its way to a length: its history cut as far as it had to be, and what that gave."""
 
     pair: dict
-    row: dict | None
-    """As `encode` gives it; None: prompt and response alone are too long."""
-    whole: int
+    example: dict | None
+    """As `encode` gives it; None where prompt and response alone are too long."""
+    full_length: int
     """Tokens before anything was cut."""
 
     @property
-    def shortened(self) -> bool:
-        return self.row is not None and len(self.row["input_ids"]) < self.whole
+    def truncated(self) -> bool:
+        return self.example is not None and len(self.example["input_ids"]) < self.full_length
 
 
-def fit_all(pairs: list[dict], template: Template, max_length: int) -> list[Fitted]:
-    """Each pair with the oldest turns of its history cut until it has at most `max_length` tokens.
+def truncate_histories(pairs: list[dict], template: Template, max_length: int) -> list[Truncated]:
+    """Encodes each pair, cutting the oldest turns of its history until it has at most `max_length` tokens.
 
     No response is ever cut.
     """
-    rows = encode_all(pairs, template)
-    fitted = [Fitted(pair, None, len(row["input_ids"])) for pair, row in zip(pairs, rows, strict=True)]
+    examples = encode_all(pairs, template)
+    done = [Truncated(pair, None, len(example["input_ids"])) for pair, example in zip(pairs, examples, strict=True)]
     waiting = list(range(len(pairs)))
     while waiting:
         too_long = []
-        for index, row in zip(waiting, rows, strict=True):
-            pair = fitted[index].pair
-            if len(row["input_ids"]) <= max_length:
-                fitted[index] = replace(fitted[index], row=row)
+        for index, example in zip(waiting, examples, strict=True):
+            pair = done[index].pair
+            if len(example["input_ids"]) <= max_length:
+                done[index] = replace(done[index], example=example)
             elif pair.get("history"):
                 shorter = pair | {"history": _without_oldest_turn(pair["history"])}
-                fitted[index] = replace(fitted[index], pair=shorter)
+                done[index] = replace(done[index], pair=shorter)
                 too_long.append(index)
         waiting = too_long
-        rows = encode_all([fitted[index].pair for index in waiting], template)
-    return fitted
+        examples = encode_all([done[index].pair for index in waiting], template)
+    return done
 
 
 def _without_oldest_turn(history: list[dict]) -> list[dict]:

@@ -58,7 +58,7 @@ def _raise_all(settings, rules: list[tuple[bool, str]]) -> None:
 
 
 def sampling_rules(options) -> list[tuple[bool, str]]:
-    """What must hold for the ways to answer (`generation.Options`, `Inference`), and what to say when it does not."""
+    """The ranges of the sampling parameters, as (holds, what to say when it does not)."""
     return [
         (options.max_new_tokens >= 1, f"max_new_tokens = {options.max_new_tokens}: at least 1"),
         (options.max_seconds >= 0, f"max_seconds = {options.max_seconds}: 0 (no limit) or more"),

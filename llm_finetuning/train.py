@@ -14,8 +14,12 @@ import os
 import torch
 from transformers import AutoConfig
 
-from llm_finetuning import bases, hardware, pairs, prompts, qlora, scoreboard, settings, training
-from llm_finetuning.rows import rows_from
+from llm_finetuning import hardware, models, prompts, settings
+from llm_finetuning.data import pairs
+from llm_finetuning.evaluation import scoreboard
+from llm_finetuning.training import qlora
+from llm_finetuning.training import trainer as training
+from llm_finetuning.training.dataset import encode_pairs
 
 
 def main() -> None:
@@ -25,18 +29,18 @@ def main() -> None:
     chosen = settings.from_file(settings.Finetuning, parser.parse_args().settings)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    model_path = bases.locate(chosen.model_name, chosen.folders.base, chosen.tokenizer_folder, chosen.model_revision)
-    tokenizer = bases.tokenizer(chosen.model_name, chosen.tokenizer_folder, chosen.model_revision)
+    model_path = models.locate(chosen.model_name, chosen.folders.base, chosen.tokenizer_folder, chosen.model_revision)
+    tokenizer = models.tokenizer(chosen.model_name, chosen.tokenizer_folder, chosen.model_revision)
     template = prompts.template_for(tokenizer, chosen.system_message)
     train_pairs, val_pairs = (
         pairs.to_records(pairs.read_jsonl(file)) for file in (chosen.folders.train_file, chosen.folders.val_file)
     )
-    rows = rows_from(train_pairs, template, chosen.max_seq_length)
+    data = encode_pairs(train_pairs, template, chosen.max_seq_length)
     config = AutoConfig.from_pretrained(model_path)
-    plan = training.plan_run(chosen, hardware.look(chosen.dtype), config, rows.lengths)
+    plan = training.plan_run(chosen, hardware.detect(chosen.dtype), config, data.lengths)
     held_out = scoreboard.held_out_set(val_pairs, template, chosen.max_seq_length, chosen.eval_pairs, chosen.seed)
     model = qlora.add_adapters(qlora.load_base(chosen, plan, model_path), chosen)
-    trainer, _ = training.build(model, template, rows, chosen, plan, held_out)
+    trainer, _ = training.build(model, template, data, chosen, plan, held_out)
     if trainer.is_world_process_zero():
         print(plan.table().to_string(index=False))
     said = training.train(trainer, chosen)

@@ -1,15 +1,18 @@
 """What several tests share: the checkout's sibling data, and small notebooks."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import nbformat
 import pytest
-from inference_fixtures import chat, published  # noqa: F401
+
+pytest_plugins = ["inference_fixtures", "training_fixtures"]  # of tests/support, which pytest has on its path
 
 ROOT = Path(__file__).parents[1]
-SHARED = Path(__file__).parents[2] / "shared"
+REAL_DATA = Path(os.environ.get("LLM_FINETUNING_REAL_DATA") or ROOT.parent / "shared" / "data")
+"""Real conversation trees and Phi-2's tokenizer, see CONTRIBUTING.md; tests that need them skip without."""
 
 
 def pytest_addoption(parser):
@@ -17,11 +20,21 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
-def shared() -> Path:
-    """The folder of real data beside the checkout; the test is skipped where there is none."""
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not there")
-    return SHARED
+def real_trees() -> Path:
+    """A file of real Open-Assistant conversation trees; the test is skipped without it."""
+    return _existing(REAL_DATA / "oa_en_100.trees.jsonl")
+
+
+@pytest.fixture
+def phi2_tokenizer_folder() -> Path:
+    """The folder of Phi-2's own tokenizer; the test is skipped without it."""
+    return _existing(REAL_DATA / "phi-2-tokenizer")
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"{path} is not there: set LLM_FINETUNING_REAL_DATA to the folder that holds {path.name}")
+    return path
 
 
 @pytest.fixture

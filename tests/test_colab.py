@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from llm_finetuning import colab
 
 ROOT = Path(__file__).parents[1]
-STUB = Path(__file__).parent / "google_stub"
+STUB = ROOT / "tests" / "support" / "google_stub"
 NOTEBOOKS = sorted(p for folder in ("Data Prep", "Finetuning", "Inference") for p in (ROOT / folder).glob("*.ipynb"))
 
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import nbformat
 import pytest
 
-from llm_finetuning import notebooks, parameters
+from llm_finetuning.runner import notebooks, parameters
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "mkthoma/llm_finetuning"

@@ -34,7 +34,7 @@ def chatml(tokenizer):
 
 
 def trained_text(row, template) -> str:
-    return template.tokenizer.decode([label for label in row["labels"] if label != prompts.IGNORED])
+    return template.tokenizer.decode([label for label in row["labels"] if label != prompts.IGNORE_INDEX])
 
 
 def test_the_whole_prompt_as_text(template):
@@ -92,7 +92,7 @@ def test_only_the_answer_and_its_end_are_trained(template):
     assert len(row["input_ids"]) == len(row["labels"])
     assert trained_text(row, template) == f" Because.{END}"
     assert row["labels"][-1] == template.tokenizer.eos_token_id
-    start = row["labels"].index(next(label for label in row["labels"] if label != prompts.IGNORED))
+    start = row["labels"].index(next(label for label in row["labels"] if label != prompts.IGNORE_INDEX))
     assert row["labels"][start:] == row["input_ids"][start:]
 
 
@@ -121,7 +121,7 @@ def test_history_is_cut_from_the_oldest_turn(template):
     turns = [m for i in range(6) for m in ask("x", f"question number {i}", "an answer of some words")[:2]]
     pair = {"prompt": "last", "response": "end", "history": [{"role": "system", "content": "S"}, *turns]}
     whole = len(prompts.encode(pair, template)["input_ids"])
-    (fit,) = prompts.fit_all([pair], template, whole - 1)
+    (fit,) = prompts.truncate_histories([pair], template, whole - 1)
     short = fit.pair
     assert fit.shortened and fit.whole == whole and fit.row == prompts.encode(short, template)
     assert short["history"] == [pair["history"][0], *turns[2:]]
@@ -131,7 +131,7 @@ def test_history_is_cut_from_the_oldest_turn(template):
 
 
 def test_a_response_is_never_cut(template):
-    (fit,) = prompts.fit_all([{"prompt": "q", "response": "word " * 100}], template, 40)
+    (fit,) = prompts.truncate_histories([{"prompt": "q", "response": "word " * 100}], template, 40)
     assert fit.row is None and fit.whole > 100 and not fit.shortened
 
 
@@ -160,10 +160,10 @@ def test_conversations_that_are_none(template, messages):
         prompts.render(messages, template)
 
 
-def test_the_real_phi2_tokenizer(shared):
+def test_the_real_phi2_tokenizer(phi2_tokenizer_folder):
     from transformers import AutoTokenizer
 
-    template = prompts.template_for(AutoTokenizer.from_pretrained(shared / "data" / "phi-2-tokenizer"))
+    template = prompts.template_for(AutoTokenizer.from_pretrained(phi2_tokenizer_folder))
     row = prompts.encode({"prompt": "Hi", "response": "Yes"}, template)
     assert row["input_ids"] == [43993, 25, 15902, 198, 26410, 25, 3363, 50256]
     assert row["labels"] == [-100] * 6 + [3363, 50256]

@@ -10,11 +10,11 @@ import pandas as pd
 
 from llm_finetuning.data.duplicates import normalise
 from llm_finetuning.data.funnel import Funnel
+from llm_finetuning.data.oasst import Flattened
+from llm_finetuning.data.pairs import check, check_turns, to_frame, to_records
 from llm_finetuning.data.parquet import is_parquet
 from llm_finetuning.data.reading import Problems, existing_file, in_validation, parse, raw_lines, records, sha256
 from llm_finetuning.data.recipes import Candidates
-from llm_finetuning.oasst import Flattened
-from llm_finetuning.pairs import check, check_turns, to_frame, to_records
 
 LONGEST_FIELD = 2**31 - 1
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from llm_finetuning.oasst import flatten
-from llm_finetuning.pairs import to_records, write_text
+from llm_finetuning.data.oasst import flatten
+from llm_finetuning.data.pairs import to_records, write_text
 
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 PARTS = ("prompt", "history", "response", "total")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from llm_finetuning.release.sums import hash_file
+from llm_finetuning.files.checksums import hash_file
 
 LICENCES = {
     "OpenAssistant/oasst1": "Apache-2.0",

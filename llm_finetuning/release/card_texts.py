@@ -1,6 +1,6 @@
 """How to use what was published: the last section of the model card."""
 
-from llm_finetuning.release.sums import COMMAND
+from llm_finetuning.files.checksums import COMMAND
 
 MODEL = f"""\
 Check that the download is whole, in this folder:

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llm_finetuning.release.copying import check_space
-from llm_finetuning.release.sums import check_sums
+from llm_finetuning.files.checksums import verify_checksums
+from llm_finetuning.files.copying import check_space
 
 UNPACKED = Path(__file__).parents[2] / ".gguf"
 """Where `make gguf` unpacks the source package of llama-cpp-python."""
@@ -33,7 +33,7 @@ def export(folder: str | Path, target: str | Path) -> dict[str, Path]:
     llama.cpp does not know, or a chat template other than Phi-2's.
     """
     folder, target = Path(folder), Path(target)
-    check_sums(folder)
+    verify_checksums(folder)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     check_space(target, int(1.4 * weights), "The GGUF files")
     target.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from llm_finetuning import colab
-from llm_finetuning.release import sums
+from llm_finetuning.files import checksums
 from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
 
 
@@ -68,8 +68,8 @@ def _client(token: str | None):
 
 
 def _check_folder(folder: Path) -> None:
-    if (folder / sums.NAME).exists() or not _is_adapter(folder):
-        sums.check_sums(folder)
+    if (folder / checksums.NAME).exists() or not _is_adapter(folder):
+        checksums.verify_checksums(folder)
     check_no_pickles(folder)
     check_no_tokens(folder)
 
@@ -81,7 +81,7 @@ def _is_adapter(folder: Path) -> bool:
 def _check_commit(api, folder: Path, repository: str, revision: str) -> None:
     """Compare every file with the Hub's listing of `revision`; ValueError names those that differ."""
     listed = {entry.path: entry for entry in api.list_repo_tree(repository, recursive=True, revision=revision)}
-    names = [name for name in sums.files_below(folder) if not sums.is_hidden(name)]
+    names = [name for name in checksums.files_below(folder) if not checksums.is_hidden(name)]
     wrong = [name for name in names if name not in listed or not _same(folder / name, listed[name])]
     if wrong:
         raise ValueError(
@@ -94,7 +94,7 @@ def _same(path: Path, entry) -> bool:
     if path.stat().st_size != entry.size:
         return False
     if entry.lfs:
-        return sums.hash_file(path) == entry.lfs.sha256
+        return checksums.hash_file(path) == entry.lfs.sha256
     return _git_hash(path) == entry.blob_id
 
 

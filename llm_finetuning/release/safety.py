@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from llm_finetuning.release import sums
+from llm_finetuning.files import checksums
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".jinja", ".ipynb", ".html", ".csv", ".log"}
@@ -12,14 +12,14 @@ TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|github_pat_\w{20,}|gh[pousr]_[A-Za-z
 
 def check_no_pickles(folder: Path) -> None:
     """ValueError if `folder` holds a file that is unpickled when it is loaded."""
-    pickles = [name for name in sums.files_below(folder) if Path(name).suffix in PICKLES]
+    pickles = [name for name in checksums.files_below(folder) if Path(name).suffix in PICKLES]
     if pickles:
         raise ValueError(f"{folder} holds {', '.join(pickles)}: pickles are not published. Save as safetensors.")
 
 
 def check_no_tokens(folder: Path) -> None:
     """ValueError naming file and line if a text in `folder` holds what looks like an access token."""
-    for name in sums.files_below(folder):
+    for name in checksums.files_below(folder):
         if Path(name).suffix in TEXTS:
             line = _line_with_token((folder / name).read_text(encoding="utf-8", errors="replace"))
             if line:

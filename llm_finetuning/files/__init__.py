@@ -1,0 +1,1 @@
+"""Writing, hashing and copying files so that a name never stands for half a file."""

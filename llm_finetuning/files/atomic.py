@@ -1,0 +1,88 @@
+"""Files and folders that are written atomically: under their final name they are complete, or not there.
+
+What is being written lies beside it under a hidden name that ends in `.partial`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def partial_name(path: Path) -> Path:
+    """The hidden neighbour under which `path` is written: `a/b.json` → `a/.b.json.partial`."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def writing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Yields the path to write a file to; it gets the name `path` when the block ends well, and else goes.
+
+    shared: several processes may write the same file at once, each under a name of its own.
+    """
+    partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}") if shared else path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    finally:
+        if partial.is_file():
+            partial.unlink()
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a UTF-8 file atomically, newlines as they are; returns its path.
+
+    Raises OSError that names the file when the folder cannot be made or written, or the disk is full.
+    """
+    try:
+        with writing(path) as partial:
+            partial.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        cure = "Free some space, or set drive_folder to a folder that can be written."
+        raise OSError(error.errno, f"{path} could not be written ({error.strerror}). {cure}") from error
+    return path
+
+
+def write_json(path: Path, value: object, indent: int = 1) -> Path:
+    """Writes `value` as JSON atomically; returns the path. Raises what `write_text` raises."""
+    return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill; it takes the place of `folder` when the block ends well, and else goes."""
+    partial = partial_name(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        replace_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Gives a complete folder its final name; what stood there before is removed."""
+    if final.exists():
+        remove_folder(final)
+    os.replace(partial, final)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder. Its name goes first, so a removal that is cut off leaves nothing half there under it."""
+    going = partial_name(folder.with_name(f"{folder.name}.removed"))
+    shutil.rmtree(going, ignore_errors=True)
+    os.replace(folder, going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what killed processes left behind in `folder`. Call it while nothing is being written there."""
+    for partial in folder.glob(".*.partial"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,89 @@
+"""The ways to run a model here: 16- or 32-bit torch, 4-bit on a GPU, NF4 on a CPU, llama.cpp."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from llm_finetuning import hardware, models
+from llm_finetuning.inference import autotune, llama, nf4
+from llm_finetuning.inference.engines import TorchEngine
+
+NAMES = ("float32", "bfloat16", "float16", "nf4", "llama.cpp")
+
+
+def load(folder: str | Path, backend: str = "auto", threads: int = 0):
+    """An engine for the model in `folder` (or on the Hub). `threads`: of the CPU; 0 = as measured, or as torch has it.
+
+    Raises ValueError for a backend that is unknown or not possible here.
+    """
+    if backend not in ("auto", *NAMES):
+        raise ValueError(f"backend = {backend!r}: auto, {', '.join(NAMES)}")
+    folder = Path(folder) if Path(folder).is_dir() else models.fetch(str(folder))
+    config = models.one_kernel_gelu(AutoConfig.from_pretrained(str(folder)))
+    if torch.cuda.is_available():
+        return load_on_gpu(folder, config, backend)
+    if backend == "auto":
+        chosen = autotune.fastest(folder, config)
+        backend, threads = chosen.backend, threads or chosen.threads
+    threads = threads or torch.get_num_threads()
+    if backend == "llama.cpp":
+        return load_llama(folder, config, threads)
+    torch.set_num_threads(threads)
+    if backend == "nf4":
+        return TorchEngine(load_nf4(folder), f"nf4 on {threads} CPU threads")
+    return TorchEngine(
+        load_torch(folder, config, getattr(torch, backend), "cpu"), f"{backend} on {threads} CPU threads"
+    )
+
+
+def load_on_gpu(folder: Path, config, backend: str) -> TorchEngine:
+    """16 bits, bfloat16 where the GPU has it; 4 bits where the memory asks for it."""
+    dtype = hardware.choose_dtype("auto", torch.cuda.get_device_capability())
+    if backend == "llama.cpp":
+        raise ValueError("backend = 'llama.cpp': serves CPUs here; set backend = 'auto'")
+    if backend in ("float32", "bfloat16", "float16"):
+        dtype = getattr(torch, backend)
+    elif backend == "auto":
+        free, _ = torch.cuda.mem_get_info()
+        backend = "nf4" if models.count_parameters(config) * 2.3 > free else str(dtype).removeprefix("torch.")
+    quantization = models.four_bit(dtype) if backend == "nf4" else None
+    model = load_torch(folder, config, dtype, "cuda:0", quantization)
+    return TorchEngine(model, f"{backend} on {torch.cuda.get_device_name()}")
+
+
+def load_torch(folder: Path, config, dtype: torch.dtype, device: str, quantization=None):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        config=config,
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation="sdpa",
+        quantization_config=quantization,
+        use_safetensors=True,
+    )
+
+
+def load_nf4(folder: Path):
+    if not nf4.available():
+        raise ValueError(
+            "backend = 'nf4': needs bitsandbytes and a CPU with AVX512-BF16, or a GPU; set backend = 'auto'"
+        )
+    return nf4.load(folder, autotune.packed_file(folder))
+
+
+def load_llama(folder: Path, config, threads: int) -> llama.LlamaEngine:
+    file = llama.file_beside(folder)
+    if file is None:
+        raise ValueError(
+            f"backend = 'llama.cpp': needs llama-cpp-python and a Q4_K_M file newer than {folder}, in it or in"
+            f" {folder.name}-gguf beside it: make gguf MODEL={folder}"
+        )
+    engine = llama.LlamaEngine(file, config.max_position_embeddings, threads)
+    if engine.vocabulary_rows != config.vocab_size:
+        raise ValueError(
+            f"{file} has {engine.vocabulary_rows:,} tokens, {folder} {config.vocab_size:,}: export it again"
+        )
+    return engine

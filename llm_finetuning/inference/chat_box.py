@@ -1,0 +1,60 @@
+"""A box to chat in, inside a notebook."""
+
+import html
+
+from llm_finetuning.inference.chat import Chat
+from llm_finetuning.inference.generation import SamplingParameters
+
+
+def chat_box(chat: Chat, options: SamplingParameters):
+    """An ipywidgets box with a conversation, an input line and buttons; all texts are shown as text."""
+    import ipywidgets as widgets
+
+    return _Box(chat, options, widgets).view
+
+
+class _Box:
+    def __init__(self, chat: Chat, options: SamplingParameters, widgets):
+        self.chat, self.options = chat, options
+        self.messages: list[dict] = []
+        self.shown = widgets.HTML()
+        self.line = widgets.Text(placeholder="Type a question and press Enter", layout={"width": "100%"})
+        self.line.continuous_update = False
+        send = widgets.Button(description="Send", button_style="primary")
+        clear = widgets.Button(description="New conversation")
+        self.line.observe(self._typed, names="value")
+        send.on_click(self._typed)
+        clear.on_click(self._clear)
+        self.view = widgets.VBox([self.shown, self.line, widgets.HBox([send, clear])])
+
+    def _typed(self, _event) -> None:
+        text, self.line.value = self.line.value, ""
+        if text.strip():
+            self._ask(text)
+
+    def _clear(self, _event) -> None:
+        self.messages, self.shown.value = [], ""
+
+    def _ask(self, text: str) -> None:
+        asked = [*self.messages, {"role": "user", "content": text}]
+        try:
+            stream = self.chat.stream(asked, self.options)
+        except ValueError as error:
+            self.shown.value = as_html(asked) + as_html([{"role": "note", "content": str(error)}])
+            return
+        answer = ""
+        for piece in stream:
+            answer += piece
+            self.shown.value = as_html([*asked, {"role": "assistant", "content": answer}])
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        if stream.note:
+            self.shown.value += as_html([{"role": "note", "content": stream.note}])
+
+
+def as_html(messages: list[dict]) -> str:
+    """Messages as HTML in which nothing that was typed is markup."""
+    return "".join(
+        f"<p style='white-space: pre-wrap; margin: 0.3em 0'><b>{html.escape(m['role'])}</b> "
+        f"{html.escape(m['content'])}</p>"
+        for m in messages
+    )

@@ -1,0 +1,197 @@
+"""A model in 4-bit NF4 for a CPU with AVX512-BF16: made tensor by tensor, so that loading needs little memory.
+
+bitsandbytes' own way loads the 16-bit model first (11 GB for Phi-2). Here each weight is read, quantised and put
+into the order that bitsandbytes' kernel reads; the result can be kept on disk and is then read in seconds.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from llm_finetuning.files.atomic import writing
+from llm_finetuning.files.shards import Weights
+
+BLOCK = 64
+"""Weights that share a scale (arXiv 2305.14314, section 3)."""
+ROWS = 32
+"""Output features that the kernel computes together."""
+CHUNK = 128
+"""Rows that are quantised at once: bounds the memory on the way."""
+
+
+def available() -> bool:
+    """Whether this machine has the kernel: bitsandbytes on a CPU with AVX512-BF16."""
+    try:
+        from bitsandbytes.functional import has_avx512bf16
+    except ImportError:
+        return False
+    return bool(has_avx512bf16()) and not torch.cuda.is_available()
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight (N, K) is NF4: `packed` (N, K/2) uint8, `scales` (K/64, N) bfloat16."""
+
+    def __init__(self, rows: int, columns: int, bias: bool):
+        super().__init__()
+        self.shape = (rows, columns)
+        self.register_buffer("packed", torch.empty(rows, columns // 2, dtype=torch.uint8, device="meta"))
+        self.register_buffer("scales", torch.empty(columns // BLOCK, rows, dtype=torch.bfloat16, device="meta"))
+        empty = torch.empty(rows, dtype=torch.bfloat16, device="meta")
+        self.register_buffer("bias", empty if bias else None)
+        self.code = code()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.ops.bitsandbytes.gemv_4bit.default(x, self.packed, self.shape, self.scales, self.code, BLOCK)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class Int8Linear(nn.Module):
+    """The output embedding (N, K) in int8 with one scale a row: half the bytes of 16 bits, read once a token."""
+
+    def __init__(self, rows: int, columns: int, bias: bool):
+        super().__init__()
+        self.register_buffer("packed", torch.empty(rows, columns, dtype=torch.int8, device="meta"))
+        self.register_buffer("scales", torch.empty(rows, dtype=torch.bfloat16, device="meta"))
+        empty = torch.empty(rows, dtype=torch.bfloat16, device="meta")
+        self.register_buffer("bias", empty if bias else None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        y = torch.ops.aten._weight_int8pack_mm(flat, self.packed, self.scales)
+        y = y if self.bias is None else y.add_(self.bias)
+        return y.reshape(*x.shape[:-1], -1)
+
+
+def code() -> torch.Tensor:
+    """The sixteen values of NF4, ascending from -1 to 1."""
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device="cpu")
+
+
+def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(packed, scales) of a weight (N, K), as `PackedLinear` holds them."""
+    values = code()
+    bounds = ((values[1:] + values[:-1]) / 2).tolist()
+    parts = [_pack_rows(rows.float(), bounds) for rows in weight.split(CHUNK)]
+    return torch.cat([p for p, _ in parts]), torch.cat([s for _, s in parts], dim=1).contiguous()
+
+
+def _pack_rows(weight: torch.Tensor, bounds: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some rows, a multiple of 32. The order is that of bitsandbytes.functional._convert_weight_packed_for_cpu."""
+    rows, columns = weight.shape
+    blocks = weight.view(rows, columns // BLOCK, BLOCK)
+    scales = blocks.abs().amax(-1).to(torch.bfloat16)
+    relative = blocks / scales.float().clamp(min=1e-30)[..., None]
+    indices = torch.zeros(relative.shape, dtype=torch.uint8)
+    for bound in bounds:
+        indices += relative > bound
+    pairs = indices.view(rows // ROWS, ROWS, columns // 2, 2).transpose(1, 2).reshape(-1, 2 * ROWS)
+    packed = (pairs[:, ROWS:] << 4) | pairs[:, :ROWS]
+    return packed.reshape(rows, columns // 2), scales.T
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """A model in memory, its linear layers packed where the kernel takes their shape, the head in int8."""
+    tensors = dict(model.state_dict())
+    _replace_linears(model)
+    for name, tensor in tensors.items():
+        _place(model, name, tensor)
+    return model
+
+
+def load(folder: Path, kept: Path | None = None) -> nn.Module:
+    """The model of a folder in NF4. `kept`: file that holds, or will hold, the packed form."""
+    model = _skeleton(folder)
+    if kept is not None and kept.is_file():
+        _read_packed(model, kept)
+    else:
+        for name, tensor in Weights(folder):
+            _place(model, name, tensor)
+        if kept is not None:
+            _keep(model, kept)
+    model.tie_weights()
+    missing = [name for name, tensor in model.state_dict().items() if tensor.device.type == "meta"]
+    if missing:
+        raise ValueError(f"{folder} lacks the weights {', '.join(missing[:5])}: publish it again")
+    return model.eval()
+
+
+def _skeleton(folder: Path) -> nn.Module:
+    """The model without its weights, its linear layers replaced."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from llm_finetuning.models import one_kernel_gelu
+
+    config = one_kernel_gelu(AutoConfig.from_pretrained(str(folder)))
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    _replace_linears(model)
+    return model
+
+
+def _replace_linears(model: nn.Module) -> None:
+    head = model.get_output_embeddings()
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear):
+            continue
+        rows, columns = module.weight.shape
+        if module is head:
+            new = None if model.config.tie_word_embeddings else Int8Linear
+        else:
+            new = PackedLinear if rows % ROWS == 0 and columns % BLOCK == 0 else None
+        if new is not None:
+            parent, _, last = path.rpartition(".")
+            setattr(model.get_submodule(parent), last, new(rows, columns, module.bias is not None))
+
+
+def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Puts a stored tensor into the model, packed where its layer is."""
+    path, _, last = name.rpartition(".")
+    module = model.get_submodule(path)
+    if last == "weight" and isinstance(module, PackedLinear):
+        module.packed, module.scales = pack(tensor)
+    elif last == "weight" and isinstance(module, Int8Linear):
+        module.packed, module.scales = int8(tensor)
+    else:
+        _set(module, last, tensor.to(torch.bfloat16).clone())
+
+
+def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    if name in module._parameters:
+        module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[name] = tensor
+
+
+def int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(packed int8 (N, K), scales (N,)) of a weight (N, K)."""
+    scales = (weight.abs().amax(1).float() / 127).to(torch.bfloat16)
+    steps = scales.float().clamp(min=1e-30)[:, None]
+    parts = [
+        (w.float() / s).round().clamp(-127, 127).to(torch.int8)
+        for w, s in zip(weight.split(CHUNK), steps.split(CHUNK), strict=True)
+    ]
+    return torch.cat(parts), scales
+
+
+def _keep(model: nn.Module, path: Path) -> None:
+    """Writes the packed form atomically."""
+    from safetensors.torch import save_file
+
+    with writing(path, shared=True) as partial:
+        save_file({n: t for n, t in model.state_dict().items() if t.device.type != "meta"}, partial)
+
+
+def _read_packed(model: nn.Module, path: Path) -> None:
+    """Copies the kept form out of its file: as it is mapped its tensors are not aligned, and decode half as fast."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        with safe_open(path, "pt") as file:  # mapped only while one tensor is read
+            _set(model.get_submodule(parent), last, file.get_tensor(name).clone())

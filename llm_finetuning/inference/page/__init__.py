@@ -1,0 +1,270 @@
+"""The chat page (Gradio): streaming, stop, retry, edit, examples, settings; for one visitor or many."""
+
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import gradio as gr
+
+from llm_finetuning.inference import tables
+from llm_finetuning.inference.generation import SamplingParameters
+from llm_finetuning.inference.page.loading import Loading
+from llm_finetuning.inference.page.markup import STYLE, as_shown, as_typed
+from llm_finetuning.inference.page.visitors import Visitors
+
+MAX_CHARACTERS = 4_000
+"""Longest message and system message that the page takes."""
+MAX_NEW_TOKENS = 1_024
+MAX_WAITING = 100
+"""Questions in the queue, all visitors together; further ones are told to come back."""
+MAX_SECONDS = 300
+"""Longest time for one answer, so that the next visitor gets a turn."""
+REDRAW_SECONDS = 0.05
+"""A fast model's pieces are gathered for this long before the page is drawn again."""
+
+
+@dataclass
+class Page:
+    """What the page's events do; each returns (input line, conversation, status line)."""
+
+    loading: Loading
+    visitors: Visitors = field(default_factory=lambda: Visitors(MAX_WAITING, 2 * MAX_SECONDS))
+
+    def enter(self, text: str, shown: list[dict], request: gr.Request):
+        """Puts a visitor's message into the conversation and the queue."""
+        problem = _problem_of(text) or self.visitors.refusal(request.session_hash)
+        if problem:
+            return gr.skip(), gr.skip(), f"⚠️ {problem}"
+        if shown and shown[-1]["role"] == "user":  # it got no answer: stopped, or refused
+            shown = shown[:-1]
+        return busy(""), [*shown, {"role": "user", "content": as_shown(text)}], "…"
+
+    def example(self, shown: list[dict], request: gr.Request, chosen: gr.SelectData):
+        return self.enter(chosen.value["text"], shown, request)
+
+    def retry(self, shown: list[dict], request: gr.Request, event: gr.RetryData):
+        """The question of the retried turn again, without its answer and what followed."""
+        kept = _up_to_question(shown, event.index)
+        return self.enter(as_typed(_text(kept[-1])), kept[:-1], request)
+
+    def edit(self, shown: list[dict], request: gr.Request, event: gr.EditData):
+        """The edited question instead of the old one, without what followed."""
+        return self.enter(as_typed(event.value), shown[: _first(event.index)], request)
+
+    def undo(self, shown: list[dict], event: gr.UndoData):
+        """Takes the last turn out, its question back into the input line."""
+        kept = _up_to_question(shown, event.index)
+        return gr.update(value=as_typed(_text(kept[-1]))), kept[:-1], ""
+
+    def answer(
+        self, shown: list[dict], system: str, length, temperature, top_p, top_k, penalty, seed, request: gr.Request
+    ):
+        """Streams the answer to the last message; yields (conversation, status line)."""
+        if not self.visitors.take(request.session_hash):
+            yield gr.skip(), gr.skip()
+            return
+        options = SamplingParameters(length, MAX_SECONDS, temperature, top_p, top_k, penalty, seed)
+        try:
+            for chat in self._when_loaded():
+                if chat is None:
+                    yield shown, "⏳ The model is still loading; the answer comes as soon as it is there."
+                else:
+                    yield from self._stream(chat, shown, system, options)
+        except ValueError as error:
+            yield shown, f"⚠️ {as_shown(str(error))}"
+        finally:
+            self.visitors.leave(request.session_hash)
+
+    def _stream(self, chat, shown: list[dict], system: str, options: SamplingParameters):
+        asked = [{"role": message["role"], "content": as_typed(_text(message))} for message in shown]
+        if system.strip():
+            asked = [{"role": "system", "content": system[:MAX_CHARACTERS]}, *asked]
+        stream = chat.stream(asked, options)
+        answer, drawn = "", 0.0
+        with closing(stream):
+            yield gr.skip(), stream.note or "…"
+            for piece in stream:
+                answer += piece
+                if time.monotonic() - drawn > REDRAW_SECONDS:
+                    yield [*shown, _said(answer)], stream.note
+                    drawn = time.monotonic()
+        yield [*shown, _said(answer)], f"{tables.speed(stream.result)} {stream.note}"
+
+    def _when_loaded(self):
+        """None as long as the model loads, then the chat."""
+        while not self.loading.done.wait(timeout=0.5):
+            yield None
+        yield self.loading.chat()
+
+    def status(self):
+        """What a visitor sees on opening the page, until the model is there."""
+        while not self.loading.done.wait(timeout=0.5):
+            yield f"⏳ {self.loading.message}"
+        yield "" if not self.loading.error else f"⚠️ {as_shown(self.loading.error)}"
+
+    def leave(self, request: gr.Request) -> None:
+        """The visitor closed the page."""
+        self.visitors.leave(request.session_hash)
+
+    def stop(self, request: gr.Request):
+        self.leave(request)
+        return idle(), ""
+
+    def rest(self, request: gr.Request):
+        """The input line after an answer."""
+        return gr.skip() if self.visitors.waits(request.session_hash) else idle()
+
+
+def _problem_of(text: str) -> str:
+    if not text.strip():
+        return "Type a question first."
+    if len(text) > MAX_CHARACTERS:
+        return f"{len(text):,} characters are too many: {MAX_CHARACTERS:,} at most."
+    return ""
+
+
+def _text(message: dict) -> str:
+    """The text of a message as Gradio hands it over: a string, or a list of blocks."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
+
+
+def _said(answer: str) -> dict:
+    return {"role": "assistant", "content": as_shown(answer)}
+
+
+def _first(index) -> int:
+    return index[0] if isinstance(index, (list, tuple)) else index
+
+
+def _up_to_question(shown: list[dict], index) -> list[dict]:
+    """The conversation up to the user's message at or before `index`."""
+    last = _first(index)
+    while shown[last]["role"] != "user":
+        last -= 1
+    return shown[: last + 1]
+
+
+def busy(value: str | None = None):
+    """The input line while an answer comes: a stop button, nothing to type."""
+    change = {} if value is None else {"value": value}
+    return gr.update(submit_btn=False, stop_btn=True, **change)
+
+
+def idle():
+    return gr.update(submit_btn=True, stop_btn=False)
+
+
+def build(loading: Loading, title: str, examples: list[str], defaults: SamplingParameters, side_by_side: int = 1):
+    """The page as Gradio blocks. `side_by_side`: answers computed at once."""
+    page = Page(loading)
+    with gr.Blocks(title=title, analytics_enabled=False, fill_height=True) as blocks:
+        gr.Markdown(f"# {title}", elem_id="title")
+        shown = gr.Chatbot(
+            elem_id="conversation",
+            show_label=False,
+            height="66vh",
+            placeholder="Ask something. The answer comes word by word; **Stop** ends it.",
+            examples=[{"text": example} for example in examples],
+            editable="user",
+            buttons=["copy"],
+            latex_delimiters=[],
+            allow_tags=False,
+            layout="bubble",
+        )
+        status = gr.Markdown("", elem_id="status", container=False)
+        line = gr.Textbox(
+            elem_id="line",
+            show_label=False,
+            placeholder="Type a message …",
+            lines=1,
+            max_lines=6,
+            max_length=MAX_CHARACTERS,
+            submit_btn=True,
+            autofocus=True,
+        )
+        settings = _settings(defaults)
+        _events(page, blocks, shown, status, line, settings, side_by_side)
+    return blocks.queue(max_size=MAX_WAITING)
+
+
+def _settings(defaults: SamplingParameters) -> list:
+    """The controls, in the order in which `Page.answer` takes them."""
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        system = gr.Textbox(
+            "",
+            label="System message",
+            placeholder="How the model should behave; empty: as it was trained",
+            max_length=MAX_CHARACTERS,
+            lines=2,
+        )
+        length = gr.Slider(1, MAX_NEW_TOKENS, defaults.max_new_tokens, step=1, label="Longest answer, in tokens")
+        with gr.Row():
+            temperature = gr.Slider(
+                0,
+                2,
+                defaults.temperature,
+                step=0.05,
+                label="Temperature",
+                info="0: always the likeliest word",
+            )
+            top_p = gr.Slider(0.05, 1, defaults.top_p, step=0.05, label="Top-p", info="Share of the likeliest words")
+        with gr.Row():
+            top_k = gr.Slider(0, 200, defaults.top_k, step=1, label="Top-k", info="0: all words")
+            penalty = gr.Slider(1, 2, defaults.repetition_penalty, step=0.05, label="Repetition penalty", info="1: off")
+            seed = gr.Number(
+                defaults.seed,
+                label="Seed",
+                info="-1: another each time",
+                precision=0,
+                minimum=-1,
+                maximum=2**31,
+            )
+    return [system, length, temperature, top_p, top_k, penalty, seed]
+
+
+def _events(page: Page, blocks, shown, status, line, settings, side_by_side) -> None:
+    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    began = [line, shown, status]
+    starts = [
+        line.submit(page.enter, [line, shown], began, **quick),
+        shown.example_select(page.example, [shown], began, **quick),
+        shown.retry(page.retry, [shown], began, **quick),
+        shown.edit(page.edit, [shown], began, **quick),
+    ]
+    answers = []
+    for start in starts:
+        answer = start.success(
+            page.answer,
+            [shown, *settings],
+            [shown, status],
+            concurrency_limit=side_by_side,
+            concurrency_id="answers",
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        answer.then(page.rest, None, [line], **quick)
+        answers.append(answer)
+    line.stop(page.stop, None, [line, status], cancels=answers, **quick)
+    shown.undo(page.undo, [shown], began, **quick)
+    shown.clear(page.stop, None, [line, status], cancels=answers, **quick)
+    blocks.load(page.status, None, [status], concurrency_limit=None, show_progress="hidden", api_visibility="private")
+    blocks.unload(page.leave)
+
+
+def launch(blocks, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
+    """Serves the page and returns its address; nothing is loaded from anywhere else."""
+    _, address, _ = blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        prevent_thread_lock=not wait,
+        show_error=True,
+        quiet=True,
+        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=STYLE,
+        footer_links=[],
+        ssr_mode=False,
+        max_threads=MAX_WAITING,
+    )
+    return address

@@ -1,0 +1,170 @@
+"""The base model behind a name, a hub id, a local folder or one that is made on the spot, and how models are loaded.
+
+"sample" is the tiny Phi of the embedded default; "rehearsal" is Phi-2's true configuration with random
+weights, which proves that a machine can hold the real job. Code from a model repository is never run:
+`trust_remote_code` stays off, transformers has Phi's own.
+"""
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+
+SAMPLE, REHEARSAL = "sample", "rehearsal"
+MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
+
+
+def tokenizer(model_name: str, tokenizer_folder: str = "", revision: str = "main"):
+    """The tokenizer that `model_name` is used with; the one in `tokenizer_folder`, if given.
+
+    revision: branch, tag or commit of a hub id.
+    Raises FileNotFoundError for a folder that is not there, ValueError for one without a tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    if tokenizer_folder:
+        return AutoTokenizer.from_pretrained(_tokenizer_folder(tokenizer_folder))
+    if model_name in (SAMPLE, REHEARSAL):
+        return _sample_tokenizer()
+    return AutoTokenizer.from_pretrained(_hub_id_or_folder(model_name), revision=revision)
+
+
+def _tokenizer_folder(folder: str) -> str:
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"tokenizer_folder {folder} is no folder: give one that holds a tokenizer.json, or ''")
+    if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        raise ValueError(f"tokenizer_folder {folder} holds no tokenizer: no tokenizer.json, no vocab.json")
+    return folder
+
+
+def _sample_tokenizer():
+    from transformers import PreTrainedTokenizerFast
+
+    from llm_finetuning.sample import phi
+
+    with tempfile.TemporaryDirectory() as folder:  # a copy of its own: callers set chat templates on it
+        for name, content in _sample_tokenizer_files(phi.Recipe()).items():
+            (Path(folder) / name).write_bytes(content)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@lru_cache
+def _sample_tokenizer_files(recipe) -> dict[str, bytes]:
+    from llm_finetuning.sample import phi
+
+    with tempfile.TemporaryDirectory() as folder:
+        phi.train_tokenizer(recipe).save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "", revision: str = "main") -> Path:
+    """The local folder of the base `model_name`: its configuration, tokenizer and safetensors.
+
+    "sample" and "rehearsal" are made in `folder`/<name> unless they are there already, whole or not at all; a hub
+    id is fetched at `revision` (see `fetch`), a local model folder looked into.
+    Raises FileNotFoundError for a path that is not there, ValueError for a folder that holds no model,
+    OSError where the disk is too small.
+    """
+    if model_name == SAMPLE:
+        if tokenizer_folder:
+            raise ValueError("the sample's base has its own tokenizer: set tokenizer_folder = ''")
+        from llm_finetuning.sample.making import make_sample
+
+        return make_sample(Path(folder) / SAMPLE)
+    if model_name == REHEARSAL:
+        from llm_finetuning.sample.rehearsal import make_rehearsal
+
+        return make_rehearsal(Path(folder) / REHEARSAL, tokenizer(REHEARSAL, tokenizer_folder))
+    found = _hub_id_or_folder(model_name)
+    return Path(found) if Path(found).is_dir() else fetch(found, revision)
+
+
+def fetch(hub_id: str, revision: str = "main") -> Path:
+    """The snapshot folder of a model on the Hub, downloaded unless it is in the cache; named by its commit.
+
+    Only what a safetensors model consists of: no pickles, no code, no second copy of the weights.
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(MODEL_FILES)))
+
+
+def commit_of(model_path: Path) -> str | None:
+    """The commit of a base from the Hub; None for a folder that is no snapshot of it."""
+    return model_path.name if model_path.parent.name == "snapshots" else None
+
+
+def _hub_id_or_folder(model_name: str) -> str:
+    path = Path(model_name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"model_name {model_name} is a folder without a config.json: give a folder that holds a model"
+            )
+        return str(path)
+    if path.exists():
+        raise ValueError(f"model_name {model_name} is a file: give the folder that holds the model")
+    if path.is_absolute() or model_name.startswith((".", "~")) or model_name.count("/") > 1:
+        raise FileNotFoundError(
+            f"model_name {model_name} is not there: give a folder with a model, a hub id (owner/name),"
+            f" {SAMPLE} or {REHEARSAL}"
+        )
+    return model_name
+
+
+def one_kernel_gelu(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration with `gelu_new` replaced by the same function in one kernel instead of eight.
+
+    Both are 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (transformers.activations).
+    """
+    if getattr(config, "hidden_act", None) == "gelu_new":
+        config.hidden_act = "gelu_pytorch_tanh"
+    return config
+
+
+def four_bit(
+    dtype: "torch.dtype",
+    quant_type: str = "nf4",
+    double_quant: bool = True,
+    storage: "torch.dtype | None" = None,
+) -> "BitsAndBytesConfig":
+    """The 4-bit configuration (arXiv 2305.14314): NF4 with its constants quantised again, computed in `dtype`.
+
+    storage: the dtype under whose name the packed weights are stored; None = uint8.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=storage or torch.uint8,
+    )
+
+
+def load_strict(folder: Path, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
+    """A model folder through plain transformers. Raises ValueError for a missing or unexpected key."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map={"": device}, output_loading_info=True, use_safetensors=True
+    )
+    problems = {kind: keys for kind, keys in info.items() if keys}
+    if problems:
+        raise ValueError(f"{folder} does not load as its own model: {problems}")
+    return model.eval()
+
+
+def count_parameters(config: "PretrainedConfig") -> int:
+    """Parameters of the model of a configuration, without making it."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights():
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())

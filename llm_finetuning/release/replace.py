@@ -1,0 +1,259 @@
+"""A finished folder → Drive or a disk, whole or not at all.
+
+What a stopped run may leave beside `finetuned_phi2`, all cleared up by the next one:
+    .finetuned_phi2.partial-<id>   a copy that is not complete; <id>: first digits of its list's hash
+    .finetuned_phi2.previous       the last good version, until the new one is proved in its place
+    .finetuned_phi2.lock           who is publishing
+"""
+
+import errno
+import os
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from llm_finetuning.files import checksums
+from llm_finetuning.files.checksums import verify_checksums
+from llm_finetuning.files.copying import (
+    FULL,
+    TRANSPORT,
+    check_space,
+    copy_file,
+    gigabytes,
+    is_same,
+    retrying,
+    sync_folder,
+)
+from llm_finetuning.release.drive import Drive, drive_below
+from llm_finetuning.release.lock import Lock
+from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
+
+SPARE = 16 * 2**20  # bytes left free beside the copy, for folders, logs and what rounding takes
+
+
+def replace_folder(
+    source: str | Path,
+    target: str | Path,
+    drive: Drive | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Copy the finished folder `source` (with its SHA256SUMS) to `target`; returns `target`, read back whole.
+
+    Either all of `source` stands under `target` afterwards, or what stood there before. A stopped copy goes
+    on at the next call; transport errors are tried again with growing pauses; a second run waits for the
+    first.
+    `drive`: the Drive that `target` lies on; found by itself in Colab. `sleep`: takes seconds.
+
+    Raises FileNotFoundError or ValueError for a source that is not whole, or a target that holds something
+    else; OSError when the disk is full or the connection stays lost, with what to do.
+    """
+    source, target = Path(source), Path(target)
+    copied = verify_checksums(source)
+    check_no_pickles(source)
+    check_no_tokens(source)
+    drive = drive or drive_below(target)
+    job = _Job(source, target, copied, drive, sleep)
+    try:
+        job.retry(lambda: target.parent.mkdir(parents=True, exist_ok=True), "Making the folder")
+        lock = Lock(target.parent / f".{target.name}.lock", sleep)
+        with job.retry(lock.take, "Locking the folder"):
+            job.run(lock)
+    except OSError as error:
+        raise _explained(error, job) from error
+    return target
+
+
+class _Job:
+    """One publication; the steps of `run` read from top to bottom."""
+
+    def __init__(self, source: Path, target: Path, copied: dict[str, str], drive: Drive | None, sleep: Callable):
+        self.source, self.target, self.drive, self.sleep = source, target, drive, sleep
+        self.sums = copied | {checksums.NAME: checksums.hash_file(source / checksums.NAME)}  # the list itself goes last
+        self.sizes = {name: (source / name).stat().st_size for name in self.sums}
+        self.partial = target.parent / f".{target.name}.partial-{self.sums[checksums.NAME][:12]}"
+        self.previous = target.parent / f".{target.name}.previous"
+
+    def run(self, lock: Lock) -> None:
+        self.retry(self.recover, "Looking at what is there")
+        self.retry(self.check_target, "Looking at what is there")
+        if self.retry(self.is_published, "Looking at what is there"):
+            return
+        self.retry(self.remove_other_partials, "Clearing up")
+        self.fill(lock)
+        self.retry(lock.confirm, "Looking at the lock")
+        self.retry(self.swap, "Putting the new version in its place")
+        self.prove_in_place()
+        self.retry(self.drop_previous, "Removing the version before")
+
+    def retry(self, step: Callable[[], object], what: str) -> object:
+        return retrying(step, what, self.drive and self.drive.remount, sleep=self.sleep)
+
+    def check_target(self) -> None:
+        if self.source.resolve() == self.target.resolve():
+            raise ValueError(f"{self.source} is both source and target. Publish to another folder.")
+        if self.target.is_dir() and any(self.target.iterdir()) and not (self.target / checksums.NAME).exists():
+            raise ValueError(
+                f"{self.target} holds files but no {checksums.NAME}, so it was not published from here and is "
+                "left alone. Move it away, or publish under another name."
+            )
+
+    def recover(self) -> None:
+        """Finish or undo what a killed run left between its two renames."""
+        if not self.previous.exists():
+            return
+        if not _is_whole(self.target) and _is_whole(self.previous):
+            if self.target.exists():
+                shutil.rmtree(self.target)
+            os.rename(self.previous, self.target)
+        self.drop_previous()
+
+    def is_published(self) -> bool:
+        there = self.target / checksums.NAME
+        if not is_same(there, self.sizes[checksums.NAME], self.sums[checksums.NAME]):
+            return False
+        self.flush()
+        return _is_whole(self.target)
+
+    def remove_other_partials(self) -> None:
+        for folder in self.target.parent.glob(f".{self.target.name}.partial-*"):
+            if folder != self.partial:
+                shutil.rmtree(folder)
+
+    def fill(self, lock: Lock) -> None:
+        """Copy until every file reads back with its size and hash: go on, then afresh, then once more."""
+        for _ in range(3):
+            open_names = self.retry(self.not_the_same, f"Checking {self.partial.name}")
+            if not open_names:
+                return
+            self.check_room()
+            self.copy(open_names, lock)
+            self.flush()
+        if open_names := self.retry(self.not_the_same, f"Checking {self.partial.name}"):
+            raise ValueError(
+                f"{', '.join(open_names)} did not read back from {self.partial} as written, copied three "
+                "times. The version before is untouched. Publish to another disk, or check this one."
+            )
+
+    def not_the_same(self) -> list[str]:
+        return [name for name in self.sums if not is_same(self.partial / name, self.sizes[name], self.sums[name])]
+
+    def copy(self, names: list[str], lock: Lock) -> None:
+        total = sum(self.sizes[name] for name in names)
+        look = {"unit": "B", "unit_scale": True, "delay": 2, "mininterval": 2, "file": sys.stdout}
+        with tqdm(total=total, desc=f"Publishing {self.target.name}", **look) as bar:
+            for name in names:
+                step = partial(self.copy_one, name, lock, bar)
+                self.retry(step, f"Copying {name}")
+
+    def copy_one(self, name: str, lock: Lock, bar: tqdm) -> None:
+        def report(count: int) -> None:
+            lock.beat()
+            bar.update(count)
+
+        copy_file(self.source / name, self.partial / name, report)
+
+    def flush(self) -> None:
+        if self.drive:
+            self.drive.flush()
+
+    def check_room(self) -> None:
+        """Room for what is still to be copied, at the target and on the disk that it passes to Drive by."""
+        there = sum((self.partial / name).stat().st_size for name in self.sums if (self.partial / name).exists())
+        needed = max(0, sum(self.sizes.values()) - there) + SPARE
+        for place in [self.target.parent, *([self.drive.cache] if self.drive else [])]:
+            check_space(place, needed, f"Publishing {self.source.name}")
+
+    def swap(self) -> None:
+        """Two renames; between them the last good version stands under its name aside (see `recover`)."""
+        if self.target.exists() and self.partial.exists():
+            os.rename(self.target, self.previous)
+        if self.partial.exists():
+            os.rename(self.partial, self.target)
+        sync_folder(self.target.parent)
+
+    def prove_in_place(self) -> None:
+        """On Drive once more under the final name; if that fails, the version before comes back."""
+        if not self.drive:
+            return
+        self.flush()
+        try:
+            self.retry(lambda: verify_checksums(self.target), f"Checking {self.target.name}")
+        except (ValueError, FileNotFoundError):
+            self.retry(self.swap_back, "Putting the version before back")
+            raise
+
+    def swap_back(self) -> None:
+        if self.target.exists():
+            os.rename(self.target, self.partial)
+        if self.previous.exists():
+            os.rename(self.previous, self.target)
+
+    def drop_previous(self) -> None:
+        """Remove the version before; what somebody else had put into it is kept, under a name that shows."""
+        if not self.previous.exists():
+            return
+        listed = _listed(self.previous)
+        others = [name for name in checksums.files_below(self.previous) if name not in listed]
+        for name in [name for name in checksums.files_below(self.previous) if name in listed]:
+            (self.previous / name).unlink()
+        (self.previous / checksums.NAME).unlink(missing_ok=True)  # last: until then this can be gone on with
+        if any(not checksums.is_hidden(name) for name in others if name != checksums.NAME):
+            kept = self.target.parent / f"{self.target.name}.kept-{time.time():.0f}"
+            os.rename(self.previous, kept)
+            print(f"The version before held files that were not published from here; they are in {kept}.")
+        else:
+            shutil.rmtree(self.previous)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify_checksums(folder)
+    except (ValueError, FileNotFoundError):
+        return False
+    return True
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    try:
+        return checksums.read_checksums(folder)
+    except (ValueError, FileNotFoundError):
+        return {}
+
+
+def _explained(error: OSError, job: _Job) -> OSError:
+    """The same error number with what happened, what was left alone and what to do next."""
+    found = error.strerror or str(error)
+    kept = f"Nothing new stands under {job.target.name}; what was published before is kept."
+    again = f"run this cell again: it goes on with what lies in {job.partial}"
+    if error.errno in FULL:
+        size = gigabytes(sum(job.sizes.values()))
+        cure = f"Free space in {job.target.parent} (on Drive empty the bin too), then {again}"
+        return type(error)(error.errno, f"{found}. The whole copy takes {size}. {kept} {cure}")
+    if error.errno in TRANSPORT:
+        lost = f"The connection to {job.target.parent} stayed lost ({found}). {kept}"
+        return type(error)(error.errno, f"{lost} When that folder opens again, {again}")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return type(error)(error.errno, f"{job.target.parent} cannot be written. {kept} Choose another folder")
+    return error
+
+
+def zip_adapter(adapter_folder: str | Path, target: str | Path) -> Path:
+    """The adapter as one zip for the browser, without pickles; stored, since weights do not shrink."""
+    folder, target = Path(adapter_folder), Path(target)
+    if not (folder / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"{folder / 'adapter_config.json'} is missing. Train first, or correct the path.")
+    check_no_tokens(folder)
+    names = [name for name in checksums.files_below(folder) if Path(name).suffix not in (".bin", ".pt", ".pth", ".pkl")]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.partial")
+    with zipfile.ZipFile(temporary, "w") as archive:
+        for name in names:
+            archive.write(folder / name, f"{folder.name}/{name}")
+    os.replace(temporary, target)
+    return target

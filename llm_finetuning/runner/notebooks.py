@@ -1,0 +1,188 @@
+"""The four notebooks, run headless and in order; what finished with the same inputs is not run again."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+
+from llm_finetuning import settings
+from llm_finetuning.runner import cache, parameters
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook. `reads` (with wildcards) and `writes` are paths in the output folder."""
+
+    notebook: Path
+    settings_class: type | None = None
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
+STEPS = (
+    Step(
+        ROOT / "Data Prep" / "OpenAssistant Finetuning Training Data Prep.ipynb",
+        settings.DataPrep,
+        writes=("data/finetuning_data_train.jsonl",),
+    ),
+    Step(
+        ROOT / "Data Prep" / "OpenAssistant Finetuning Validation Data Prep.ipynb",
+        settings.DataPrep,
+        reads=("data/finetuning_data_train.jsonl",),
+        writes=("data/finetuning_data_val.jsonl",),
+    ),
+    Step(
+        ROOT / "Finetuning" / "Phi-2 QLoRA Finetuning.ipynb",
+        settings.Finetuning,
+        reads=("data/finetuning_data_*.jsonl",),
+        writes=("adapter", "finetuned_phi2/SHA256SUMS", "scoreboard.json"),
+    ),
+    Step(
+        ROOT / "Inference" / "Phi-2 Inference.ipynb",
+        settings.Inference,
+        reads=("data/finetuning_data_val.jsonl", "finetuned_phi2/SHA256SUMS"),
+    ),
+)
+
+
+class NotebookFailed(RuntimeError):
+    """A cell of a notebook failed, or its process died. The message ends with the cell's own error."""
+
+
+def run(assigned: list[dict], output: Path, steps: tuple[Step, ...] = STEPS) -> None:
+    """Runs `steps`, each with its parameters from `prepare`, and leaves everything under `output`.
+
+    Raises NotebookFailed when a cell fails.
+    """
+    _prepare_kernels()
+    for number, (step, values) in enumerate(zip(steps, assigned, strict=True), start=1):
+        name, title = step.notebook.stem, f"{number}/{len(steps)} {step.notebook.stem}"
+        reason = _why(step, values, output)
+        if reason is None:
+            print(f"{title}: finished before with the same parameters, code and input files; not run again")
+            continue
+        if reason:
+            print(f"{title}: runs again, {reason}")
+        cache.forget(name, output)
+        execute(step.notebook, values, output / "notebooks", title)
+        cache.remember(name, cache.inputs(step.notebook, values, output, step.reads), output)
+
+
+def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tuple[Step, ...] = STEPS) -> list[dict]:
+    """Checks everything that can be known before a notebook runs; returns the parameters of each.
+
+    Raises ValueError with all problems of names and values at once, FileNotFoundError for a missing profile
+    or notebook, OSError when nothing can be written to `output`.
+    """
+    cells = [parameters.defaults(step.notebook) for step in steps]
+    assigned = parameters.assign(cells, parameters.read_profile(profile), typed, output)
+    problems = []
+    for step, cell, values in zip(steps, cells, assigned, strict=True):
+        if step.settings_class:
+            problems += _problems(step.settings_class, cell | values)
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
+    _make_writable(output)
+    return assigned
+
+
+def execute(notebook: Path, values: dict, folder: Path, title: str) -> None:
+    """Runs one notebook with a progress bar over its cells; leaves it as executed, and its HTML, in `folder`.
+
+    Raises NotebookFailed; the copies of a failed notebook are kept too.
+    """
+    running = folder / f"{notebook.stem}.running.ipynb"
+    bar = {
+        "desc": title,
+        "bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cells [{elapsed}]",
+    }
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(running),
+            values,
+            kernel_name="python3",
+            progress_bar=bar,
+            cwd=os.getcwd(),
+            extra_arguments=["--log-level=ERROR"],  # of the kernel's own log, which shares this terminal
+        )
+    except papermill.PapermillExecutionError as error:
+        raise NotebookFailed(f"{notebook.name} failed.\n{error}".rstrip()) from None
+    except DeadKernelError:
+        raise NotebookFailed(_death(notebook, running)) from None
+    finally:
+        if running.exists():
+            os.replace(running, folder / notebook.name)
+            write_html(folder / notebook.name)
+
+
+def write_html(notebook: Path) -> Path:
+    """Writes the notebook as a page beside it: everything but MathJax is in the one file."""
+    html, _ = HTMLExporter(exclude_anchor_links=True).from_filename(str(notebook))
+    page = notebook.with_suffix(".html")
+    temporary = page.with_suffix(".html.part")
+    temporary.write_text(html, encoding="utf-8")
+    os.replace(temporary, page)
+    return page
+
+
+def _why(step: Step, values: dict, output: Path) -> str | None:
+    """Why a notebook has to run: None = it need not, "" = it never finished."""
+    gone = [name for name in step.writes if not (output / name).exists()]
+    now = cache.inputs(step.notebook, values, output, step.reads)
+    kinds = cache.changed(step.notebook.stem, now, output)
+    if kinds is None:
+        return ""
+    if gone:
+        return f"{gone[0]} is gone"
+    return f"changed: {', '.join(kinds)}" if kinds else None
+
+
+def _problems(settings_class: type, namespace: dict) -> list[str]:
+    try:
+        settings.from_cell(settings_class, namespace)
+    except ValueError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _make_writable(output: Path) -> None:
+    """Makes the output folder and proves that it takes a file. Raises OSError with the cure."""
+    probe = output / "notebooks" / ".writable"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to {output}: {error.strerror}. Choose another folder with --output") from None
+
+
+def _prepare_kernels() -> None:
+    """Makes kernels run this interpreter, whatever else is registered as python3, and see this package."""
+    kernels = Path(sys.prefix) / "share" / "jupyter"
+    os.environ["JUPYTER_PATH"] = _first(kernels, os.environ.get("JUPYTER_PATH"))
+    os.environ["PYTHONPATH"] = _first(ROOT, os.environ.get("PYTHONPATH"))
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger's warning stands in the progress bar
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    logging.getLogger("traitlets").setLevel(logging.ERROR)
+
+
+def _first(path: Path, others: str | None) -> str:
+    return os.pathsep.join([str(path), *([others] if others else [])])
+
+
+def _death(notebook: Path, running: Path) -> str:
+    started = [c for c in nbformat.read(running, 4).cells if c.metadata.get("papermill", {}).get("start_time")]
+    return (
+        f"{notebook.name} failed: its process was killed in this cell, most often for want of memory:\n"
+        f"{started[-1].source}\n"
+        "DeadKernelError: close other programs or lower micro_batch_tokens; the same command then goes on"
+    )

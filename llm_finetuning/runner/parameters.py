@@ -1,0 +1,116 @@
+"""What the notebooks are run with: their parameters cells, the profiles, and `-p NAME VALUE`.
+
+A parameters cell is the code cell tagged `parameters`; it holds `name = literal` lines only. A profile is a
+YAML file of the same names. Nothing is run before every name and value has been checked.
+"""
+
+import ast
+import difflib
+import re
+from pathlib import Path
+
+import nbformat
+import yaml
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+OUTPUT_NAMES = ("drive_folder", "work_folder")
+"""Parameters that the runner sets itself, to the output folder."""
+PATH_NAMES = ("source", "model_name", "model_folder", "tokenizer_folder", "prompts_file")
+"""Parameters that may name a file or folder; a relative one counts from where the command was typed."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema: `2e-4` is a number, and `on`, `off`, `yes`, `no` and dates are text."""
+
+    yaml_implicit_resolvers = {}
+
+
+for _tag, _pattern, _starts in (
+    ("null", r"~|null|None|", "~nN"),
+    ("bool", r"true|True|false|False", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_starts, ""])
+
+
+def defaults(notebook: Path) -> dict[str, object]:
+    """The names and literals of a notebook's parameters cell.
+
+    Raises ValueError when there is no such cell or it holds anything but `name = literal`.
+    """
+    cells = [c for c in nbformat.read(notebook, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"{notebook}: {len(cells)} cells are tagged `parameters`; exactly one has to be")
+    values = {}
+    for line in ast.parse(cells[0].source).body:
+        try:
+            (target,) = line.targets
+            values[target.id] = ast.literal_eval(line.value)
+        except (AttributeError, ValueError):
+            found = f"line {line.lineno} of the parameters cell: {ast.unparse(line)}"
+            raise ValueError(f"{notebook}, {found}\nExpected `name = literal`") from None
+    return values
+
+
+def read_profile(profile: str) -> dict[str, object]:
+    """The names and values of a profile: `sample`, `rehearsal` (profiles/*.yaml), or a YAML file's path.
+
+    Raises FileNotFoundError when there is none, ValueError when it is not a YAML mapping of names.
+    """
+    path = PROFILES / f"{profile}.yaml"
+    if not path.is_file():
+        path = Path(profile)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise FileNotFoundError(f"profile {profile!r} not found: say one of {known}, or the path of a YAML file")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"{path}: expected lines of `name: value`, one parameter each")
+    return values
+
+
+def parse(text: str, default: object) -> object:
+    """A value as typed after -p: text where the parameter's default is text, else YAML (2, true, [a, b])."""
+    if isinstance(default, str):
+        return text
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def assign(cells: list[dict], profile: dict, typed: list[tuple[str, str]], output: Path) -> list[dict]:
+    """The parameters of each notebook: profile, then `typed` (name, text), then the output folder.
+
+    `cells` are the notebooks' defaults, in order. A name goes to every notebook that has it. Raises
+    ValueError that lists every name which no notebook has, and those that the runner sets itself.
+    """
+    known = {name: value for cell in cells for name, value in cell.items()}
+    problems = [_unknown(name, known) for name in [*profile, *dict(typed)] if name not in known]
+    problems += [
+        f"{name}: the runner sets it; choose the folder with --output"
+        for name in OUTPUT_NAMES
+        if name in profile or name in dict(typed)
+    ]
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
+    given = profile | {name: parse(text, known[name]) for name, text in typed}
+    given = {name: _absolute(name, value) for name, value in given.items()}
+    given |= dict.fromkeys(OUTPUT_NAMES, str(output.resolve()))
+    return [{name: given[name] for name in cell if name in given} for cell in cells]
+
+
+def _unknown(name: str, known: dict) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    cure = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
+    return f"{name}: no notebook has this parameter; {cure}"
+
+
+def _absolute(name: str, value: object) -> object:
+    """An existing relative path, absolute: the notebooks may be opened elsewhere later."""
+    named = name in PATH_NAMES and isinstance(value, str) and value not in ("", "sample", "rehearsal")
+    return str(Path(value).resolve()) if named and Path(value).exists() else value

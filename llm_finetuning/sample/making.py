@@ -1,0 +1,38 @@
+"""A base model that is made on the spot: once, atomically, and again when its recipe changes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from llm_finetuning.files.atomic import building
+from llm_finetuning.files.copying import check_space
+from llm_finetuning.sample import phi
+
+RECIPE_FILE = "recipe.json"
+
+
+def make_once(target: Path, recipe: str, size: int, write: Callable[[Path], None]) -> Path:
+    """Has `write` fill the folder `target` unless it was made by the same `recipe`, a hash; returns `target`.
+
+    size: bytes that it will take. Raises OSError where they are not free.
+    """
+    file, mark = target / RECIPE_FILE, {"recipe": recipe}
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == mark:
+        return target
+    check_space(target.parent, size, target.name)
+    with building(target) as partial:
+        write(partial)
+        (partial / RECIPE_FILE).write_text(json.dumps(mark), encoding="utf-8")
+    return target
+
+
+def make_sample(target: Path, recipe: phi.Recipe | None = None) -> Path:
+    """The tiny Phi in `target`, made there (about a minute) unless it is there by the same recipe."""
+    recipe = recipe or phi.Recipe()
+
+    def write(folder: Path) -> None:
+        bpe = phi.train_tokenizer(recipe)
+        phi.pretrain(recipe, bpe).save_pretrained(folder)
+        bpe.save_pretrained(folder)
+
+    return make_once(target, recipe.fingerprint(), 50 * 10**6, write)

@@ -1,1 +1,0 @@
-"""Beneath chat.py: the engines that answer, and where people ask: notebook, page, files of prompts."""

@@ -1,0 +1,241 @@
+"""Watching a run: progress, metrics.jsonl, held-out loss and sample answers, a figure that grows, and when to stop."""
+
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from llm_finetuning import display, hardware
+from llm_finetuning.evaluation import scoreboard
+from llm_finetuning.training import checkpoints, figures, planning, qlora
+
+SAMPLES = 3
+MOST_SKIPPED = 16
+"""Steps in a row that float16's gradient scaler may leave out: it halves 2^16, its first scale, at each of them."""
+
+
+class Monitor(TrainerCallback):
+    """What happens beside the optimizer steps. One line of metrics.jsonl an entry, kept in step with checkpoints."""
+
+    def __init__(self, trainer, template, settings, plan, held_out: list[dict], steps: int):
+        self.trainer, self.template, self.settings, self.plan = trainer, template, settings, plan
+        self.held_out, self.steps = held_out, steps
+        self.main = trainer.is_world_process_zero()
+        self.metrics = Metrics(settings.folders.metrics)
+        self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
+        self.terminated = self.listening = False
+        self.skipped = 0
+        """Steps in a row that float16's gradient scaler left out."""
+        self.bar = None
+        self.peak = hardware.PeakMemory(plan.device, plan.machine.free_memory)
+        self.watched = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.main:
+            self.metrics.cut_after(state.global_step)
+        self.trainer.accelerator.wait_for_everyone()
+        self.losses = self.metrics.held_out_losses()
+        if state.global_step == 0 and self.settings.eval_steps:
+            self.evaluate(state, control)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stdout, mininterval=2)
+        self.bar.disable = not self.main
+        self.seen, self.since, self.watched = self.trainer.seen_tokens, time.perf_counter(), 0.0
+        self.peak.start()
+        self._listen()
+
+    def _listen(self) -> None:
+        """SIGTERM saves a checkpoint at the end of the step and stops; only the main thread can listen."""
+        if threading.current_thread() is threading.main_thread():
+            self.old_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+            self.listening = True
+
+    def _on_sigterm(self, number, frame) -> None:
+        self.terminated = True
+
+    def _anyone_terminated(self) -> bool:
+        """Whether any process was told to stop: all of them save and stop at the same step."""
+        if self.plan.processes > 1:
+            flag = torch.tensor([self.terminated], dtype=torch.int32, device=self.plan.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            self.terminated = bool(flag.item())
+        return self.terminated
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(1)
+        self.skipped = self.skipped + 1 if self.trainer.accelerator.optimizer_step_was_skipped else 0
+        if self._anyone_terminated():
+            control.should_save = control.should_training_stop = True
+        if self.settings.eval_steps and state.global_step % self.settings.eval_steps == 0:
+            self.evaluate(state, control)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        self._check_finite(state, logs)
+        if not self.main:
+            return
+        entry = {"step": state.global_step, "epoch": logs.get("epoch"), "loss": logs["loss"], **self._speed()}
+        entry |= {name: logs[name] for name in ("grad_norm", "learning_rate") if name in logs}
+        self.metrics.write(entry)
+        self.bar.set_postfix_str(
+            f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s, MFU {entry['mfu']:.0%},"
+            f" {hardware.as_gib(entry['memory_bytes'])}",
+            refresh=False,
+        )
+
+    def _speed(self) -> dict:
+        """Speed since the entry before; MFU counts 4N + attention per token over the measured matrix rate."""
+        now, seen = time.perf_counter(), self.trainer.seen_tokens * self.plan.processes
+        seconds, tokens = now - self.since - self.watched, seen - self.seen
+        self.since, self.seen, self.watched = now, seen, 0.0
+        rate = tokens / max(seconds, 1e-9)
+        length = self.plan.tokens / max(1, self.plan.rows)
+        flops = planning.flops_per_token(self.plan.size, length)
+        return {
+            "tokens": seen,
+            "seconds": seconds,
+            "tokens_per_second": rate,
+            "mfu": rate * flops / (self.plan.machine.flops * self.plan.processes),
+            "memory_bytes": self.peak.read(),
+        }
+
+    def _check_finite(self, state, logs: dict) -> None:
+        overflowed = not math.isfinite(logs.get("grad_norm", 0.0))
+        if math.isfinite(logs["loss"]) and (not overflowed or 0 < self.skipped <= MOST_SKIPPED):
+            return
+        ids = self.trainer.newest_inputs["input_ids"][0, :48].tolist()
+        cause = (
+            "float16 overflows in this model's attention: train on a GPU with bfloat16 (A100, L4, H100)"
+            if str(self.plan.dtype) == "torch.float16"
+            else f"the learning rate ({self.settings.learning_rate:g}) may be too high, or the data holds a broken row"
+        )
+        raise FloatingPointError(
+            f"the loss is {logs['loss']} (gradient norm {logs.get('grad_norm')}) at step {state.global_step}, last"
+            f" micro-batch beginning {self.template.tokenizer.decode(ids)!r}. Likely cause: {cause}. The newest"
+            " checkpoint is from before it; change the setting and run again"
+        )
+
+    def evaluate(self, state, control) -> None:
+        """Held-out loss and three sample answers; a new best is kept when early stopping is on.
+
+        Every process measures, so that all come to the same decision; one writes.
+        """
+        begun = time.perf_counter()
+        model = self.trainer.model
+        loss = scoreboard.held_out_loss(model, self.held_out, self.template)
+        answers = scoreboard.answers(model, self.held_out[:SAMPLES], self.template, self.settings.max_new_tokens)
+        self.losses.append((loss, state.global_step))
+        if self.main:
+            entry = {"step": state.global_step, "held_out_loss": loss, "answers": [a.text for a in answers]}
+            self.metrics.write(entry)
+            display.live_figure(figures.loss_curve(self.metrics.read()), "loss")
+        if self.settings.early_stopping_patience:
+            self._stop_early(state, control)
+        self.watched += time.perf_counter() - begun
+
+    def _stop_early(self, state, control) -> None:
+        best_loss, best_step = min(self.losses)
+        if best_step == state.global_step:
+            trained = qlora.gather_adapter(self.trainer.model)
+            if self.main:
+                write = partial(qlora.save_adapter_weights, self.trainer.model, trained)
+                checkpoints.keep_best(write, self.settings.folders.checkpoints)
+        if is_over(self.losses, self.settings):
+            waited = self.settings.early_stopping_patience
+            print(f"no better held-out loss than {best_loss:.4f} at step {best_step} in {waited} evaluations: stopping")
+            control.should_training_stop = control.should_save = True
+
+    def close(self) -> None:
+        """Lets go of the bar and of SIGTERM, whose handler would keep the model in memory. Idempotent."""
+        self.peak.stop()
+        if self.bar is not None:
+            self.bar.close()
+        if self.listening:
+            signal.signal(signal.SIGTERM, self.old_handler)
+            self.listening = False
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+        if self.terminated:
+            raise KeyboardInterrupt(f"stopped by SIGTERM; checkpoint-{state.global_step} is saved, run again to go on")
+
+
+def is_over(losses: list[tuple[float, int]], settings) -> bool:
+    """Whether early stopping ends the run: no better (held-out loss, step) for as many evaluations as it waits."""
+    if not settings.early_stopping_patience or not losses:
+        return False
+    _, best_step = min(losses)
+    return sum(step > best_step for _, step in losses) >= settings.early_stopping_patience
+
+
+def restore_best(model, settings) -> float | None:
+    """Loads the adapter with the lowest held-out loss of the run, if early stopping kept one; returns that loss."""
+    best = settings.folders.checkpoints / checkpoints.BEST
+    if not settings.early_stopping_patience or not best.exists():
+        return None
+    qlora.set_adapter(model, best)
+    return min(Metrics(settings.folders.metrics).held_out_losses())[0]
+
+
+def predicted_and_measured(plan, checks, entries: list[dict]) -> pd.DataFrame:
+    """Memory and time of the run: planned before the start, predicted after the self-check, measured."""
+    trained = [entry for entry in entries if "tokens_per_second" in entry]
+    seconds = sum(entry["seconds"] for entry in trained)
+    peak = max((entry["memory_bytes"] for entry in trained), default=0)
+    rows = [
+        ("time", plan.seconds, checks.seconds, seconds, hardware.readable_seconds),
+        ("peak memory", plan.peak_memory, checks.memory, peak, hardware.as_gib),
+    ]
+    return pd.DataFrame(
+        [
+            {
+                "what": what,
+                "plan": show(planned),
+                "self-check": show(checked),
+                "measured": show(measured),
+                "measured / plan": round(measured / planned, 2),
+                "measured / self-check": round(measured / checked, 2),
+            }
+            for what, planned, checked, measured, show in rows
+        ]
+    )
+
+
+class Metrics:
+    """metrics.jsonl: training entries (`loss`, …) and evaluations (`held_out_loss`, `answers`) by step."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, entry: dict) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def read(self) -> list[dict]:
+        """Every whole entry; a last line that was cut off with the machine is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def held_out_losses(self) -> list[tuple[float, int]]:
+        """(held-out loss, step) of every evaluation."""
+        return [(entry["held_out_loss"], entry["step"]) for entry in self.read() if "held_out_loss" in entry]
+
+    def cut_after(self, step: int) -> None:
+        """Forgets what came after the checkpoint that a run goes on from; all of it for a fresh start."""
+        kept = [entry for entry in self.read() if entry["step"] <= step and step > 0]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), encoding="utf-8")
+        partial.replace(self.path)

@@ -1,0 +1,70 @@
+"""From pairs to examples for training, with an account of what became of every pair."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from llm_finetuning import prompts
+from llm_finetuning.prompts import Template
+
+COMMON_LENGTHS = (512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The encoded pairs of a run, and what became of the pairs that were read."""
+
+    examples: list[dict]
+    """One a pair: {"input_ids": [T], "labels": [T]}, labels being -100 outside the response (`prompts.encode`)."""
+    read: int
+    truncated: int
+    """Pairs that lost the oldest turns of their history."""
+    dropped: int
+    """Pairs whose prompt and response alone are too long."""
+    too_long: dict[int, float]
+    """Share of the pairs that are longer, before anything is cut, than 512, 1,024 and 2,048 tokens."""
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(example["input_ids"]) for example in self.examples]
+
+    @property
+    def tokens_in_loss(self) -> int:
+        return sum(label != prompts.IGNORE_INDEX for example in self.examples for label in example["labels"])
+
+    def table(self) -> pd.DataFrame:
+        """What became of the pairs, and how many of their tokens are in the loss."""
+        tokens = sum(self.lengths)
+        share = f"{self.tokens_in_loss:,} = {self.tokens_in_loss / tokens:.0%}"
+        lines = [
+            ("pairs read", f"{self.read:,}"),
+            ("oldest turns cut from the history", f"{self.truncated:,}"),
+            ("left out: prompt and response alone are too long", f"{self.dropped:,}"),
+            ("pairs to train on", f"{len(self.examples):,}"),
+            ("tokens", f"{tokens:,}"),
+            ("tokens in the loss (responses and their EOS)", share),
+            *[(f"longer than {length:,} tokens", f"{share:.1%}") for length, share in self.too_long.items()],
+        ]
+        return pd.DataFrame(lines, columns=["what", "count"])
+
+
+def encode_pairs(pairs: list[dict], template: Template, max_seq_length: int) -> TrainingData:
+    """Encodes pairs for training: histories are truncated to fit, responses never.
+
+    max_seq_length: tokens of the longest example. Raises ValueError when no pair fits.
+    """
+    truncated = prompts.truncate_histories(pairs, template, max_seq_length)
+    examples = [pair.example for pair in truncated if pair.example is not None]
+    full = [pair.full_length for pair in truncated]
+    if not examples:
+        raise ValueError(
+            f"none of the {len(pairs)} pairs fits in max_seq_length = {max_seq_length} tokens (the shortest has"
+            f" {min(full, default=0)}): raise max_seq_length"
+        )
+    return TrainingData(
+        examples=examples,
+        read=len(pairs),
+        truncated=sum(pair.truncated for pair in truncated),
+        dropped=len(pairs) - len(examples),
+        too_long={length: sum(n > length for n in full) / len(full) for length in COMMON_LENGTHS},
+    )

@@ -1,0 +1,138 @@
+"""The memory of a training step before it runs: what takes it, and the largest step that fits.
+
+Every part follows from `sizing.ModelSize`, the settings and the kind of machine.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from llm_finetuning import hardware
+from llm_finetuning.hardware import Machine, as_gib
+from llm_finetuning.settings import Finetuning
+from llm_finetuning.training import attention
+from llm_finetuning.training.model_size import ModelSize
+
+HEADROOM = 0.9
+"""Share of the free memory that the plan uses: the rest is fragmentation and what other processes take."""
+MASKED_TOKENS = 2048
+"""Largest micro-batch where packed rows share one attention mask: there attention costs its whole square."""
+VARLEN_TOKENS = 16_384
+"""Largest micro-batch otherwise: from there on nothing more is gained by amortising 4-bit dequantisation."""
+OVERHEAD = {"cuda": 0.3 * hardware.GIB, "cpu": 0.9 * hardware.GIB}
+"""Memory of a process without a model. On a GPU an estimate of the kernels and libraries that are loaded while it
+trains: CUDA's context is there before the free memory is read. On a CPU Python with torch."""
+HEAD_TILE = (4096, 32_768)
+"""Tokens and vocabulary of the tile of logits that TRL's fused head computes at a time (trl.kernels)."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What decides a step's memory beside its length; `shards`: processes that share one copy of the model (FSDP)."""
+
+    settings: Finetuning
+    machine: Machine
+    size: ModelSize
+    dtype: torch.dtype
+    adapter_dtype: torch.dtype
+    attention: str
+    shards: int = 1
+
+    def fit(self) -> tuple[bool, int]:
+        """(gradient checkpointing, tokens per micro-batch): the fastest that fits.
+
+        Large micro-batches amortise 4-bit dequantisation; recomputation costs half as much again. So: no
+        checkpointing if at least two longest rows fit, else checkpointing. Raises ValueError when nothing fits, with
+        the parameter to change.
+        """
+        settings = self.settings
+        options = {"on": [True], "off": [False], "auto": [False, True]}[settings.gradient_checkpointing]
+        wanted = max(settings.micro_batch_tokens or self._largest(), settings.max_seq_length)
+        smallest = settings.micro_batch_tokens or settings.max_seq_length
+        for checkpointing in options:
+            for micro in [wanted // k for k in range(1, 65) if wanted // k >= smallest]:
+                enough = sum(self.parts(checkpointing, micro).values()) <= self.machine.free_memory * HEADROOM
+                roomy = checkpointing or len(options) == 1 or micro >= min(wanted, 2 * settings.max_seq_length)
+                if enough and roomy:
+                    return checkpointing, micro
+        raise ValueError(self._too_much(self.parts(options[-1], smallest)))
+
+    def _largest(self) -> int:
+        """Tokens of the largest useful micro-batch; a CPU's arithmetic is slow, there is nothing to amortise."""
+        if not self.machine.on_gpu:
+            return min(self.settings.tokens_per_step, self.settings.max_seq_length)
+        masked = shares_a_mask(self.settings.packing, self.attention)
+        return min(self.settings.tokens_per_step, MASKED_TOKENS if masked else VARLEN_TOKENS)
+
+    def _too_much(self, parts: dict[str, float]) -> str:
+        settings, machine = self.settings, self.machine
+        return (
+            f"this run needs about {as_gib(sum(parts.values()))} and {as_gib(machine.free_memory)} are free on"
+            f" {machine.name}: {', '.join(f'{k} {as_gib(v)}' for k, v in parts.items())}."
+            f" Lower max_seq_length ({settings.max_seq_length}) or lora_r ({settings.lora_r})"
+            + ("" if settings.use_4bit else ", or set use_4bit = True")
+        )
+
+    def parts(self, checkpointing: bool, micro: int) -> dict[str, float]:
+        """Predicted bytes of one process by what takes them, at the peak of a step of `micro` tokens.
+
+        With shards a process keeps its part of the weights, the layer that computes and the next one are whole, and
+        the base is loaded whole before it is shared out.
+        """
+        size, adapter_byte = self.size, self.adapter_dtype.itemsize
+        base, adapters = self.linear_weights + size.other * self.dtype.itemsize, size.adapter * adapter_byte
+        activations, working_space = self._computing(checkpointing, micro)
+        parts = {
+            "process": OVERHEAD["cuda" if self.machine.on_gpu else "cpu"],
+            "base weights": base / self.shards,
+            "adapters": adapters / self.shards,
+            "gradients and moments": size.adapter * (adapter_byte + 8) / self.shards,
+            "activations": activations,
+            "working space": working_space,
+        }
+        if self.shards > 1:
+            layer = (self.linear_weights + adapters) / size.layers
+            parts["layers gathered"] = 2 * layer + size.head * self.dtype.itemsize
+            parts["more, to load the base"] = max(0.0, base + adapters - (sum(parts.values()) - parts["process"]))
+        return parts
+
+    @property
+    def linear_weights(self) -> float:
+        """Bytes of the frozen linear layers: 4 bits a weight and the constants of its block, or whole."""
+        if not self.settings.use_4bit:
+            return self.size.linear * self.dtype.itemsize
+        constants = 0.127 if self.settings.bnb_4bit_use_double_quant else 0.5
+        return self.size.linear * (4 + constants) / 8
+
+    def _computing(self, checkpointing: bool, micro: int) -> tuple[float, float]:
+        """Bytes of (activations, working space): what is kept for the backward pass, and what comes and goes in it."""
+        size, byte = self.size, self.dtype.itemsize
+        at_head, at_layer = self._working_space(micro)
+        if checkpointing:  # a layer is rebuilt when the head is done with its own
+            between_layers = 4 if self.dtype == torch.float16 else byte  # under fp16 autocast norms give float32
+            per_token = size.hidden * between_layers * size.layers + size.layer_bytes
+            at_head -= size.layer_bytes * micro
+        else:
+            per_token = size.activation_bytes
+        # booleans, of which sdpa makes numbers in every layer
+        masks = micro**2 * (1 + byte * (1 if checkpointing else size.layers))
+        masked = shares_a_mask(self.settings.packing, self.attention)
+        return per_token * micro + masks * masked, max(at_head, at_layer)
+
+    def _working_space(self, micro: int) -> tuple[float, float]:
+        """Bytes that live only for a moment of the backward pass: (in the head, in a layer).
+
+        The head: a tile of logits (without Triton TRL folds it in torch, and holds eight and a mask of them), the
+        hidden states and their gradient, once in float32. A layer: its largest weight dequantised, twice, and the
+        gradients at its widest place.
+        """
+        size, byte = self.size, self.dtype.itemsize
+        tile = min(micro, HEAD_TILE[0]) * min(size.vocabulary, HEAD_TILE[1]) * byte
+        head = tile * (1 if self.machine.on_gpu else 8.25) + micro * size.hidden * (4 + 3 * byte)
+        dequantised = 2 * size.largest_linear * byte * self.settings.use_4bit
+        return head, dequantised + 2 * micro * size.largest_linear / size.hidden * byte
+
+
+def shares_a_mask(packing: bool, attention_name: str) -> bool:
+    """Whether the packed rows of a micro-batch are kept apart by one mask over all of it."""
+    return packing and attention_name != attention.NAME

@@ -1,0 +1,160 @@
+"""Counts a model's weights and saved activations on torch's meta device: shapes without memory."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from llm_finetuning import models
+from llm_finetuning.settings import Finetuning
+from llm_finetuning.training import attention, qlora
+
+PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Counts that memory and time follow from; taken from the configuration alone, on the meta device."""
+
+    linear: int
+    """Weights of the linear layers inside the decoder: stored in 4 bits, multiplied for every token."""
+    other: int
+    """Embeddings, head, norms, biases."""
+    head: int
+    """Weights of the output layer."""
+    adapter: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    largest_linear: int
+    activation_bytes: float
+    """Saved for backward, per token, all layers, without gradient checkpointing."""
+    layer_bytes: float
+    """The same for one layer: what is rebuilt at a time with checkpointing."""
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.other
+
+
+def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype, on_gpu: bool) -> ModelSize:
+    """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used."""
+    model = build_on_meta(model_config, dtype)
+    adapters, linears, head = adapter_weights(model, settings)
+    total = sum(p.numel() for p in model.parameters())
+    config = model_config.get_text_config()
+    per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype, on_gpu)
+    return ModelSize(
+        linear=sum(linears),
+        other=total - sum(linears),
+        head=head,
+        adapter=adapters,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        largest_linear=max(linears),
+        activation_bytes=per_layer * config.num_hidden_layers,
+        layer_bytes=per_layer,
+    )
+
+
+def build_on_meta(model_config, dtype: torch.dtype, attention: str = "eager"):
+    """The model of a configuration with no storage behind its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=attention)
+
+
+def adapter_weights(model, settings: Finetuning) -> tuple[int, list[int], int]:
+    """(adapter weights, weights of each linear module, weights of the head). A·B has r·(in + out) weights."""
+    targets = qlora.target_names(model, settings.lora_target_modules)
+    modules = qlora.linear_modules(model)
+    adapted = [m for name, m in modules.items() if name.rsplit(".", 1)[-1] in targets]
+    adapters = sum(settings.lora_r * (m.in_features + m.out_features) for m in adapted)
+    return (
+        adapters,
+        [m.weight.numel() for m in modules.values()],
+        model.get_output_embeddings().weight.numel(),
+    )
+
+
+def layer_activation_bytes(model_config, settings: Finetuning, dtype, adapter_dtype, on_gpu: bool) -> float:
+    """Bytes that one decoder layer with adapters keeps for the backward pass, per token.
+
+    Counted as the difference between two layers and one in a training forward pass on the meta device, each
+    tensor once, parameters left out.
+    """
+    with _FusedDropout() if on_gpu else nullcontext():
+        one, two = (_saved_bytes(model_config, layers, settings, dtype, adapter_dtype, on_gpu) for layers in (1, 2))
+    return (two - one) / PROBE_TOKENS
+
+
+class _FusedDropout(TorchFunctionMode):
+    """Dropout as on a GPU, whose kernel keeps a byte per value; elsewhere the mask is of the values' dtype."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.nn.functional.dropout:
+            return fused_dropout(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def fused_dropout(values, p: float = 0.5, training: bool = True, inplace: bool = False):
+    """`torch.nn.functional.dropout` through the operator that a GPU uses."""
+    return torch.native_dropout(values, p, True)[0] if training and p else values
+
+
+def _saved_bytes(model_config, layers: int, settings, dtype, adapter_dtype, on_gpu: bool) -> int:
+    config = copy.deepcopy(model_config)
+    config.get_text_config().num_hidden_layers = layers
+    if getattr(config.get_text_config(), "layer_types", None):
+        config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
+    model = build_on_meta(models.one_kernel_gelu(config), dtype, _register_probe(on_gpu))
+    model = qlora.add_adapters(model, settings)
+    qlora.cast_trainable(model, adapter_dtype).train()
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model.get_base_model().base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    del out
+    return sum(count for storage, count in sizes.items() if storage not in parameters)
+
+
+class _ProbeAttention(torch.autograd.Function):
+    """Keeps what a fused attention kernel keeps: queries, keys, values and output.
+
+    On a GPU the output's heads lie side by side for each token; elsewhere they are copied there afterwards.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, on_gpu: bool):
+        shape = query.transpose(1, 2).shape
+        out = query.new_empty(shape).transpose(1, 2) if on_gpu else query.new_empty(query.shape)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, gradient, gradient, None
+
+
+def _register_probe(on_gpu: bool) -> str:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    def probe(module, query, key, value, mask, **kwargs):
+        key, value = attention.for_every_head(query, key, value)
+        return _ProbeAttention.apply(query, key, value, on_gpu).transpose(1, 2), None
+
+    AttentionInterface.register("probe", probe)
+    AttentionMaskInterface.register("probe", lambda *args, **kwargs: None)
+    return "probe"

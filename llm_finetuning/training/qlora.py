@@ -1,0 +1,197 @@
+"""The base model in 4 bits, and the adapters on it: what is trained and what is not."""
+
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from llm_finetuning import hardware, models
+from llm_finetuning.settings import Finetuning, split_names
+from llm_finetuning.training import attention
+
+
+def load_base(settings: Finetuning, plan, model_path: Path):
+    """The frozen base on the plan's device, in 4 bits where the settings ask for it; its cache is off.
+
+    On a CPU it also sets the threads that suit the model's size.
+
+    `model_path` is what `bases.locate` gave; `plan` a `planning.Plan`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if plan.device == "cpu":
+        torch.set_num_threads(hardware.threads_for(plan.size.total, plan.machine.cores))
+        if plan.size.total >= hardware.LARGE:
+            hardware.return_large_blocks()
+    config = models.one_kernel_gelu(AutoConfig.from_pretrained(model_path))
+    if plan.attention == attention.NAME:
+        attention.register()
+    model = AutoModelForCausalLM.from_pretrained(
+        model_path,
+        config=config,
+        dtype=plan.dtype,
+        attn_implementation=plan.attention,
+        quantization_config=quantization(settings, plan) if settings.use_4bit else None,
+        device_map={"": plan.device},
+        use_safetensors=True,
+    )
+    model.config.use_cache = False
+    return prepare_cpu_kernels(unmap_weights(model)) if plan.device == "cpu" else model
+
+
+def unmap_weights(model):
+    """Copies weights that still lie in the mapped checkpoint file, so that the file can be let go."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
+    hardware.free_memory()
+    return model
+
+
+def quantization(settings: Finetuning, plan):
+    """The 4-bit configuration of a run.
+
+    FSDP shards floating tensors alone: for shards the 4-bit weights are stored under the name of the plan's dtype.
+    """
+    return models.four_bit(
+        plan.dtype,
+        settings.bnb_4bit_quant_type,
+        settings.bnb_4bit_use_double_quant,
+        plan.dtype if plan.shards > 1 else None,
+    )
+
+
+def prepare_cpu_kernels(model):
+    """Keeps bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    The repacked form serves inference only: after it a training step fails and `dequantize()` returns garbage
+    (bitsandbytes#2078).
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def add_adapters(model, settings: Finetuning):
+    """LoRA adapters on the intended modules of every layer; the base stays frozen.
+
+    Raises ValueError when a target name matches no module.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = target_names(model, settings.lora_target_modules)
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(settings.seed)
+    return get_peft_model(model, config)
+
+
+def linear_modules(model) -> dict[str, torch.nn.Module]:
+    """Every linear module by its full name, the output embedding left out."""
+    head = model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+
+
+def target_names(model, wanted: str) -> list[str]:
+    """'all-linear' or 'q_proj, v_proj' → the sorted last names of the modules that get an adapter."""
+    known = Counter(name.rsplit(".", 1)[-1] for name in linear_modules(model))
+    if wanted.strip() == "all-linear":
+        return sorted(known)
+    names = split_names(wanted)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"lora_target_modules: {', '.join(unknown)} match no linear module of this model; it has"
+            f" {', '.join(sorted(known))}"
+        )
+    return sorted(set(names))
+
+
+def coverage(model) -> pd.DataFrame:
+    """One row per target name: modules with an adapter, modules of that name, layers, trained parameters.
+
+    Raises ValueError when a target is missing in some layer.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    rows: dict[str, dict] = {}
+    targets = model.peft_config["default"].target_modules
+    for name, module in model.named_modules():
+        last = name.rsplit(".", 1)[-1]
+        if last in targets and isinstance(module, (LoraLayer, torch.nn.Linear)) and ".base_layer" not in name:
+            row = rows.setdefault(last, {"module": last, "adapted": 0, "of": 0, "parameters": 0})
+            row["of"] += 1
+            row["adapted"] += isinstance(module, LoraLayer)
+            row["parameters"] += sum(p.numel() for n, p in module.named_parameters() if "lora_" in n)
+    table = pd.DataFrame(sorted(rows.values(), key=lambda row: row["module"]))
+    short = table[table.adapted != table.of]
+    if len(short):
+        raise ValueError(f"adapters are missing on:\n{short.to_string(index=False)}")
+    return table
+
+
+def cast_trainable(model, dtype: torch.dtype):
+    """Casts what is trained to `dtype`.
+
+    Exact resume needs fp32 on a CPU and on fp16 GPUs: SFTTrainer leaves the adapters of a 4-bit model in bf16,
+    where a checkpoint's optimizer state no longer matches to the bit and fp16's gradient scaler fails.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def gather_adapter(model) -> dict[str, torch.Tensor]:
+    """What is trained, by name; gathered where the model is sharded (FSDP), so every process must call it together."""
+    from torch.distributed.tensor import DTensor
+
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained.items()}
+
+
+def save_adapter_weights(model, whole: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes what `gather_adapter` gave as PEFT does; the base is not looked for on the Hub."""
+    model.save_pretrained(folder, state_dict=whole, save_embedding_layers=False)
+
+
+def set_adapter(model, folder: Path) -> None:
+    """Puts the adapter that PEFT saved in `folder` in place of the model's, which may be sharded.
+
+    Raises ValueError when a tensor is missing there.
+    """
+    from peft import load_peft_weights
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    saved = load_peft_weights(str(folder), device="cpu")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = name.replace(".default.", ".")
+            if key not in saved:
+                raise ValueError(f"{folder} lacks {key}: it is not an adapter of this run")
+            whole = saved[key].to(parameter.device, parameter.dtype)
+            if isinstance(parameter, DTensor):
+                whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+            parameter.data.copy_(whole)
+
+
+def count_parameters(model) -> tuple[int, int]:
+    """(trained, all) parameters; a 4-bit tensor counts the weights it holds, not its bytes."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    every = sum(_numel(p) for p in model.parameters())
+    return trained, every
+
+
+def _numel(parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()

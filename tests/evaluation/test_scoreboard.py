@@ -1,0 +1,95 @@
+"""The scoreboard: measures that say what they claim."""
+
+import math
+
+import pytest
+import torch
+from inference_fixtures import make_tokenizer
+from training_fixtures import small_pairs, small_settings
+
+from llm_finetuning import prompts
+from llm_finetuning.evaluation import scoreboard
+
+
+@pytest.fixture(scope="module")
+def world(published):
+    """The fixture model that knows its answers, as a model in memory."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(published, dtype=torch.float32)
+    return model, prompts.template_for(AutoTokenizer.from_pretrained(published))
+
+
+def known_pairs() -> list[dict]:
+    from inference_fixtures import pairs
+
+    return [pair for pair in pairs() if pair["response"].isascii()]
+
+
+def test_loss_is_weighted_by_tokens_not_by_batches(world, monkeypatch):
+    model, template = world
+    held_out = scoreboard.held_out_set(small_pairs(9), template, 96, 9, 0)
+    expected = total = 0.0
+    for row in held_out:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        kept = labels[0, 1:] != -100
+        expected += torch.nn.functional.cross_entropy(logits[kept], labels[0, 1:][kept], reduction="sum").item()
+        total += int(kept.sum())
+    for batch in (40, 300, 4096):
+        monkeypatch.setattr(scoreboard, "BATCH_TOKENS", batch)
+        assert scoreboard.held_out_loss(model, held_out, template) == pytest.approx(expected / total, rel=1e-5)
+
+
+def test_a_model_that_knows_scores_full_marks(world, tmp_path):
+    model, template = world
+    chosen = small_settings(tmp_path, "m", judge_exact_match=True, max_new_tokens=48, eval_answers=8)
+    held_out = scoreboard.held_out_set(known_pairs(), template, 200, 8, 1)
+    scores = scoreboard.measure(model, held_out, template, chosen)
+    assert scores["exact_match"] == scores["stop_rate"] == 1.0
+    assert scores["loss"] < 0.1
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+    assert scores["samples"][0]["text"] == scores["samples"][0]["reference"]
+
+
+def test_answers_cut_off_do_not_count_as_stopped(world, tmp_path):
+    model, template = world
+    chosen = small_settings(tmp_path, "m", max_new_tokens=1)
+    held_out = scoreboard.held_out_set(known_pairs(), template, 200, 4, 1)
+    assert scoreboard.measure(model, held_out, template, chosen)["stop_rate"] == 0.0
+
+
+def test_training_mode_and_attention_are_restored(world):
+    model, template = world
+    model.train()
+    scoreboard.held_out_loss(model, scoreboard.held_out_set(small_pairs(3), template, 96, 3, 0), template)
+    assert model.training
+    model.eval()
+
+
+def test_the_set_is_fixed_by_the_seed(world):
+    _, template = world
+    sets = [scoreboard.held_out_set(small_pairs(20), template, 96, 5, seed) for seed in (1, 1, 2)]
+    assert sets[0] == sets[1] != sets[2]
+
+
+def test_no_validation_pair_that_fits():
+    template = prompts.template_for(make_tokenizer())
+    with pytest.raises(ValueError, match="no validation pair fits"):
+        scoreboard.held_out_set([{"prompt": "p", "response": "word " * 99}], template, 20, 5, 0)
+
+
+def test_repetition():
+    assert scoreboard.repetition("one two three four five") == 0
+    assert scoreboard.repetition("") == 0
+    assert scoreboard.repetition("a b c d " * 10) > 0.8
+
+
+def test_columns_are_recorded_one_by_one(tmp_path):
+    path = tmp_path / "scoreboard.json"
+    scoreboard.record(path, after={"loss": 1.0, "samples": []})
+    board = scoreboard.record(path, before={"loss": 2.0, "samples": []})
+    assert list(board) == ["before", "after"]
+    assert scoreboard.read(path) == board
+    assert scoreboard.table(board).loc["loss", "before"] == 2.0

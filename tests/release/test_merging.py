@@ -1,0 +1,229 @@
+"""The merge and its proof: right when it is right, and refused when anything else changed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from inference_fixtures import make_tokenizer
+from safetensors.torch import load_file, save_file
+from training_fixtures import prepare, save_base, small_settings
+
+from llm_finetuning.evaluation import scoreboard
+from llm_finetuning.files import shards
+from llm_finetuning.release import merging, verify
+from llm_finetuning.training import trainer as training
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base, tmp_path_factory):
+    """A trained small run with its adapter saved, and the trained model's held-out loss."""
+    small = prepare(small_settings(tmp_path_factory.mktemp("run"), tiny_base, num_train_epochs=4.0))
+    training.train(small.trainer, small.settings)
+    training.save_adapter(small.trainer, small.template, small.settings)
+    small.after = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
+    small.quantised = merging.quantised_names(small.trainer.model)
+    return small
+
+
+def merge(small, **changed):
+    chosen = small_settings(Path(small.settings.drive_folder), small.settings.model_name, **changed)
+    args = (small.quantised, small.template, small.held_out, small.after)
+    return verify.merge_and_verify(chosen, small.plan, chosen.model_name, *args)
+
+
+@pytest.fixture(scope="module")
+def merged(trained):
+    return merge(trained)
+
+
+def test_the_better_base_is_kept_and_proved(merged):
+    assert set(merged.losses) == {"dequantized", "original"}
+    assert merged.losses[merged.base] == min(merged.losses.values())
+    assert merged.proof.passed.all()
+    assert "12 of 12" in merged.proof.found.to_list()
+    assert [p.name for p in merged.folder.parent.iterdir()] == [merged.base], "the other one was removed"
+
+
+def test_the_folder_answers_with_plain_transformers(merged, trained):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(merged.folder)
+    tokenizer = AutoTokenizer.from_pretrained(merged.folder)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    assert tokenizer.decode(ids[0]) == "Be brief.\nInstruct: Hi\nOutput:"
+    made = model.generate(ids, max_new_tokens=4)
+    assert made.shape[1] > ids.shape[1]
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    assert model.generation_config.suppress_tokens == list(range(len(tokenizer), model.config.vocab_size))
+
+
+@pytest.mark.parametrize("base", ["dequantized", "original"])
+def test_either_base_can_be_forced(trained, base, merged):
+    made = merge(trained, merge_base=base)
+    assert made.base == base and set(made.losses) == {base}
+
+
+def test_merged_weights_are_the_sum_rounded_once(merged, trained):
+    adapter = merging.read_adapter(trained.settings.folders.adapter)
+    weights = shards.Weights(Path(trained.settings.model_name))
+    step = verify._merge(trained.settings, trained.plan, merged.base)
+    name = "model.layers.1.mlp.fc2.weight"
+    a, b = adapter.factors[name]
+    exact = step.start(weights, name, trained.quantised).double() + adapter.scaling * (b.double() @ a.double())
+    found = shards.Weights(merged.folder).read(name)
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-9).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_changes_survive_on_a_base_that_is_rounded_already(dtype):
+    """A tenth of half a step is swallowed by rounding to the nearest; in the mean it must be there."""
+    weight = torch.full((400, 500), 0.02).to(dtype)
+    step = float(torch.nextafter(weight[0, 0], torch.tensor(1.0, dtype=dtype)) - weight[0, 0])
+    delta = torch.full((400, 500), 0.05 * step)
+    assert torch.equal((weight.float() + delta).to(dtype), weight), "nearest loses it all"
+    found = merging.add_and_round(weight, delta, dtype)
+    assert (found.float() - weight.float()).mean().item() == pytest.approx(0.05 * step, rel=0.05)
+    assert (found.float() - weight.float()).abs().max().item() <= step * 1.01
+    assert torch.equal(found, merging.add_and_round(weight, delta, dtype)), "the same merge twice"
+    assert torch.equal(merging.add_and_round(weight, torch.zeros_like(delta), dtype), weight)
+
+
+def test_nf4_weights_are_those_the_layer_computes_with(trained):
+    """`quantize_dequantize` equals what bitsandbytes holds in the trained model."""
+    from bitsandbytes import functional
+
+    layer = trained.trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    held = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    weights = shards.Weights(Path(trained.settings.model_name))
+    again = merging.quantize_dequantize(
+        weights.read("model.layers.0.self_attn.q_proj.weight"), trained.settings, trained.plan.dtype
+    )
+    assert torch.equal(held, again)
+
+
+def tampered(trained, monkeypatch, change):
+    """A merge whose written folder is changed by `change(tensors)` before it is proved."""
+    write = merging.write_merged
+
+    def write_and_tamper(merge, weights, adapter, quantised, folder):
+        write(merge, weights, adapter, quantised, folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(merging, "write_merged", write_and_tamper)
+    with pytest.raises(ValueError) as error:
+        merge(trained, merge_base="original")
+    return str(error.value)
+
+
+def test_another_tensor_changed_is_found(trained, monkeypatch):
+    def change(tensors):
+        tensors["model.final_layernorm.bias"][3] += 1.0
+
+    assert "model.final_layernorm.bias" in tampered(trained, monkeypatch, change)
+
+
+def test_an_intended_tensor_left_out_is_found(trained, monkeypatch):
+    def change(tensors):
+        name = "model.layers.0.mlp.fc1.weight"
+        base = shards.Weights(Path(trained.settings.model_name)).read(name)
+        tensors[name] = base.to(torch.bfloat16)
+
+    said = tampered(trained, monkeypatch, change)
+    assert "11 of 12" in said and "nothing is published" in said
+
+
+def test_broken_weights_never_pass(trained, monkeypatch):
+    def change(tensors):
+        tensors["model.layers.0.mlp.fc1.weight"].fill_(float("nan"))
+
+    assert "logits" in tampered(trained, monkeypatch, change)
+
+
+def test_a_missing_tensor_is_found(trained, monkeypatch):
+    def change(tensors):
+        del tensors["model.layers.1.self_attn.dense.weight"]
+
+    assert "model.layers.1.self_attn.dense.weight" in tampered(trained, monkeypatch, change)
+
+
+def test_an_adapter_of_another_model_is_refused(trained, tmp_path):
+    adapter = merging.read_adapter(trained.settings.folders.adapter)
+    adapter.factors["model.layers.9.mlp.fc1.weight"] = adapter.factors["model.layers.0.mlp.fc1.weight"]
+    weights = shards.Weights(Path(trained.settings.model_name))
+    step = verify._merge(trained.settings, trained.plan, "original")
+    with pytest.raises(ValueError, match="layers.9.mlp.fc1.weight: this adapter is of another model"):
+        merging.write_merged(step, weights, adapter, set(), tmp_path / "x")
+
+
+def test_an_adapter_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train first"):
+        merging.read_adapter(tmp_path)
+
+
+def test_an_adapter_that_is_not_plain_lora(trained, tmp_path):
+    shutil.copytree(trained.settings.folders.adapter, tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    with pytest.raises(ValueError, match="use_dora"):
+        merging.read_adapter(tmp_path / "adapter")
+
+
+def test_shards_are_split_and_indexed(tmp_path):
+    tensors = {f"t{i}": torch.full((100,), float(i)) for i in range(5)}
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    shards.write_shards(tmp_path, shapes, torch.float32, tensors.get, 1000)
+    assert len(list(tmp_path.glob("model-0000?-of-00003.safetensors"))) == 3
+    again = shards.Weights(tmp_path)
+    assert all(torch.equal(again.read(name), tensor) for name, tensor in tensors.items())
+
+
+FAMILIES = {
+    "llama": {"num_key_value_heads": 1},
+    "qwen2": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "gpt_neox": {},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 32},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_model_family_trains_and_merges(family, tmp_path):
+    """Nothing but `model_name` changes; a chat template that the tokenizer has is kept."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+    )
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=448,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        **FAMILIES[family],
+    )
+    torch.manual_seed(0)
+    base = save_base(tmp_path / "base", AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)
+    small = prepare(small_settings(tmp_path / "run", base, max_steps=3))
+    assert "[user] What" in tokenizer.decode(small.data.examples[1]["input_ids"])
+    training.train(small.trainer, small.settings)
+    training.save_adapter(small.trainer, small.template, small.settings)
+    after = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
+    quantised = merging.quantised_names(small.trainer.model)
+    made = verify.merge_and_verify(
+        small.settings, small.plan, str(base), quantised, small.template, small.held_out, after
+    )
+    assert made.proof.passed.all()

@@ -1,0 +1,97 @@
+"""Parameters cells, profiles and -p: what is accepted, what is refused, and with which words."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_finetuning.runner import parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("2e-4", 1.0, 2e-4),
+        ("3", 1.0, 3),
+        ("-1", 5, -1),
+        ("true", False, True),
+        ("False", True, False),
+        ("[en, de]", [], ["en", "de"]),
+        ("off", "auto", "off"),
+        ("2", "main", "2"),
+        ("You are: helpful", "", "You are: helpful"),
+        ("ten", 5, "ten"),
+        ("{not yaml", 5, "{not yaml"),
+    ],
+)
+def test_a_typed_value_is_read_as_its_parameter_asks(text, default, value):
+    found = parameters.parse(text, default)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_profile_reads_numbers_and_words_as_written(tmp_path):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("learning_rate: 2e-4\ngradient_checkpointing: off\nresume: false\nmodel_revision: 2024-01-02\n")
+    assert parameters.read_profile(str(profile)) == {
+        "learning_rate": 2e-4,
+        "gradient_checkpointing": "off",
+        "resume": False,
+        "model_revision": "2024-01-02",
+    }
+
+
+def test_an_unknown_profile_is_refused_with_the_known_ones():
+    with pytest.raises(FileNotFoundError, match=r"profile 'smaple' not found: say one of .*rehearsal"):
+        parameters.read_profile("smaple")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "a: [1\n", ""])
+def test_a_profile_that_is_no_mapping_is_refused_by_its_name(tmp_path, text):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml"):
+        parameters.read_profile(str(profile))
+
+
+def test_defaults_are_the_literals_of_the_tagged_cell(make_notebook):
+    notebook = make_notebook("a", 'drive_folder = "x"  # @param {type:"string"}\nrate = -1.5\nnames = ["a"]', "b = 2")
+    assert parameters.defaults(notebook) == {"drive_folder": "x", "rate": -1.5, "names": ["a"]}
+
+
+@pytest.mark.parametrize("line", ["b = a + 1", "a: int = 1", "import os", "a = b = 1"])
+def test_anything_but_a_literal_in_the_parameters_cell_is_named(make_notebook, line):
+    with pytest.raises(ValueError, match=r"a\.ipynb, line 2 of the parameters cell: "):
+        parameters.defaults(make_notebook("a", f"a = 1\n{line}"))
+
+
+def test_a_name_goes_to_every_notebook_that_has_it(tmp_path):
+    cells = [{"drive_folder": "", "seed": 1}, {"drive_folder": "", "work_folder": "", "seed": 1, "rate": 1.0}]
+    first, second = parameters.assign(cells, {"seed": 3, "rate": 0.5}, [("seed", "4")], tmp_path)
+    assert first == {"drive_folder": str(tmp_path), "seed": 4}
+    assert second == {"drive_folder": str(tmp_path), "work_folder": str(tmp_path), "seed": 4, "rate": 0.5}
+
+
+def test_all_unknown_names_are_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"(?s)lora_rank: no notebook .* lora_r[?].*sede: no notebook") as refused:
+        parameters.assign([{"lora_r": 8, "seed": 1}], {"lora_rank": 8}, [("sede", "1")], tmp_path)
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_the_output_folder_is_set_by_output_alone(tmp_path):
+    with pytest.raises(ValueError, match=r"drive_folder: .*--output"):
+        parameters.assign([{"drive_folder": ""}], {}, [("drive_folder", "/elsewhere")], tmp_path)
+
+
+def test_a_relative_path_is_made_absolute_and_a_hub_id_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text("{}")
+    Path("sample").mkdir()
+    cell = {"source": "", "model_name": "", "tokenizer_folder": "", "seed": "mine.jsonl"}
+    profile = {"source": "mine.jsonl", "model_name": "microsoft/phi-2", "seed": "mine.jsonl"}
+    (values,) = parameters.assign([cell], profile, [], tmp_path)
+    assert values == {
+        "source": str(tmp_path / "mine.jsonl"),
+        "model_name": "microsoft/phi-2",
+        "seed": "mine.jsonl",
+    }
+    (values,) = parameters.assign([cell], {"model_name": "sample"}, [], tmp_path)
+    assert values == {"model_name": "sample"}

@@ -1,0 +1,135 @@
+"""The four notebooks chained on a cut-down sample: headless by the command, and on a stand-in for Colab."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from llm_finetuning import models
+from llm_finetuning.runner import notebooks, parameters
+
+ROOT = Path(__file__).parents[2]
+STUB = ROOT / "tests" / "support" / "google_stub"
+CUT = {
+    "max_steps": 8,
+    "save_steps": 4,
+    "eval_steps": 4,
+    "eval_pairs": 8,
+    "eval_answers": 4,
+    "max_new_tokens": 16,
+}
+pytestmark = pytest.mark.pipeline
+
+
+def run(output: Path, **cut: object) -> subprocess.CompletedProcess:
+    """`python -m llm_finetuning run` on the sample, from elsewhere, without the Hub."""
+    command = [sys.executable, "-m", "llm_finetuning", "run", "--profile", "sample", "--output", str(output)]
+    for name, value in cut.items():
+        command += ["-p", name, str(value)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=output.parent, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """The sample's base, made once: it takes a minute, and a run that finds it does not make it again."""
+    return Path(models.locate("sample", tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, base) -> tuple[Path, subprocess.CompletedProcess]:
+    output = tmp_path_factory.mktemp("pipeline") / "out"
+    shutil.copytree(base, output / "base" / base.name)
+    return output, run(output, **CUT)
+
+
+@pytest.mark.slow
+def test_the_command_runs_all_four_and_leaves_what_is_promised(finished):
+    output, done = finished
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in (
+        "data/finetuning_data_train.jsonl",
+        "data/finetuning_data_val.jsonl",
+        "data/finetuning_data_train.report.json",
+        "data/finetuning_data_val.report.json",
+        "adapter/adapter_model.safetensors",
+        "finetuned_phi2/SHA256SUMS",
+        "finetuned_phi2/README.md",
+        "finetuned_phi2/settings.json",
+        "scoreboard.json",
+    ):
+        assert (output / name).is_file(), name
+    assert {p.name for p in (output / "checkpoints").glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
+    assert len(list((output / "figures").glob("*.png"))) >= 4
+    for step in notebooks.STEPS:
+        assert (output / "notebooks" / step.notebook.name).is_file()
+        assert (output / "notebooks" / f"{step.notebook.stem}.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_scoreboard_shows_that_it_learned(finished):
+    output, done = finished
+    board = json.loads((output / "scoreboard.json").read_text(encoding="utf-8"))
+    assert list(board) == ["before", "after", "merged"]
+    for scores in board.values():
+        assert {"loss", "perplexity", "stop_rate", "repetition_rate", "samples", "exact_match"} <= set(scores)
+    assert board["after"]["loss"] < board["before"]["loss"]
+    assert board["merged"]["loss"] == pytest.approx(board["after"]["loss"], rel=0.05)
+    assert "before" in done.stdout and "merged" in done.stdout
+    assert "user: " in done.stdout and "assistant: " in done.stdout
+
+
+@pytest.mark.slow
+def test_the_executed_notebooks_show_no_error_and_no_warning(finished):
+    output, _ = finished
+    for path in (output / "notebooks").glob("*.ipynb"):
+        cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        shown = [o for c in cells for o in c.outputs if o.output_type == "stream" and o.name == "stderr"]
+        assert not [o.text for o in shown if "warning" in o.text.lower()], path.name
+
+
+@pytest.mark.slow
+def test_the_same_command_again_runs_no_notebook(finished):
+    output, first = finished
+    again = run(output, **CUT)
+    assert again.returncode == 0
+    assert again.stdout.count("not run again") == len(notebooks.STEPS)
+    assert _talk(again.stdout) == _talk(first.stdout)
+
+
+def _talk(stdout: str) -> list[str]:
+    return [line for line in stdout.splitlines() if line.startswith(("user: ", "assistant: "))]
+
+
+def test_the_four_run_on_colab_with_drive_between_them(tmp_path, monkeypatch, repository, base):
+    """Each notebook in a fresh working folder, as on a machine of its own: only Drive is common to them."""
+    stub = tmp_path / "stub"
+    stub.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(STUB))
+    monkeypatch.setenv("COLAB_STUB", str(stub))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    drive = stub / "drive" / "MyDrive" / "llm_finetuning"
+    shutil.copytree(base, drive / "base" / base.name)
+    given = parameters.read_profile("sample") | CUT
+    given |= {"max_steps": 2, "save_steps": 2, "eval_steps": 2, "eval_pairs": 4, "eval_answers": 2}
+    for number, step in enumerate(notebooks.STEPS):
+        machine = tmp_path / f"machine{number}"
+        machine.mkdir()
+        monkeypatch.chdir(machine)
+        own = given | {
+            "drive_folder": str(drive),
+            "work_folder": str(machine),
+            "repository": repository.as_uri(),
+        }
+        names = parameters.defaults(step.notebook)
+        values = {name: own[name] for name in names if name in own}
+        notebooks.execute(step.notebook, values, machine, step.notebook.stem)
+        assert (machine / "llm_finetuning" / "llm_finetuning" / "colab.py").is_file()
+    assert (drive / "finetuned_phi2" / "SHA256SUMS").is_file()
+    assert set(json.loads((drive / "scoreboard.json").read_text())) == {"before", "after", "merged"}
+    assert (stub / "calls.txt").read_text().count("drive.mount /content/drive\n") == len(notebooks.STEPS)

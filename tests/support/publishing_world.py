@@ -1,0 +1,78 @@
+"""A small finished folder, its versions, and a Drive that misbehaves on demand, for the publishing tests."""
+
+import errno
+import os
+import random
+from pathlib import Path
+
+from llm_finetuning.files import checksums
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def finished(folder: Path, version: int, size: int = 5000) -> Path:
+    """A finished folder whose files all differ between versions."""
+    noise = random.Random(version)
+    (folder / "deeper").mkdir(parents=True)
+    for name in SHARDS:
+        (folder / name).write_bytes(noise.randbytes(size))
+    (folder / "config.json").write_text(f'{{"version": {version}}}')
+    (folder / "deeper" / "notes.txt").write_text(f"version {version}")
+    checksums.write_checksums(folder)
+    return folder
+
+
+def version_at(target: Path) -> int | None:
+    """Which version stands there; it must be whole."""
+    if not target.exists():
+        return None
+    checksums.verify_checksums(target)
+    return int((target / "config.json").read_text().split(":")[1].strip(" }"))
+
+
+class FakeDrive:
+    """What is written shows 0 bytes until `flush`; `lose` are names that the next flushes lose, one each."""
+
+    def __init__(self, cache: Path, lose: list[str] = (), damage_at_flush: int = 0):
+        self.cache, self.lose, self.damage_at_flush = cache, list(lose), damage_at_flush
+        self.waiting: dict[str, bytes] = {}
+        self.flushes = self.remounts = 0
+
+    def fsync(self, handle: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        if os.path.isfile(path):
+            self.waiting[path] = Path(path).read_bytes()
+            os.ftruncate(handle, 0)
+
+    def flush(self) -> None:
+        self.flushes += 1
+        for path, content in self.waiting.items():
+            lost = self.lose and path.endswith(self.lose[0])
+            Path(path).write_bytes(b"" if lost else content)
+            if lost:
+                self.lose.pop(0)
+        self.waiting.clear()
+        if self.flushes == self.damage_at_flush:
+            shard = next(self.cache.rglob(f"drive/finetuned_phi2/{SHARDS[1]}"))
+            shard.write_bytes(shard.read_bytes()[:-7])
+
+    def remount(self) -> None:
+        self.remounts += 1
+
+
+class FailingWrites:
+    """Stands for `copying.write_chunk`: the calls in `at` write half of their chunk, then fail."""
+
+    def __init__(self, number: int, at: range):
+        self.number, self.at, self.calls, self.written = number, at, 0, 0
+
+    def __call__(self, file, chunk: bytes) -> None:
+        self.calls += 1
+        if self.calls in self.at:
+            file.write(chunk[: len(chunk) // 2])
+            raise OSError(self.number, os.strerror(self.number))
+        file.write(chunk)
+        self.written += len(chunk)
+
+
+DISK_FULL, IO_ERROR, NOT_CONNECTED = errno.ENOSPC, errno.EIO, errno.ENOTCONN

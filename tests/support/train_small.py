@@ -1,0 +1,15 @@
+"""Trains the small run in a process of its own: python train_small.py FOLDER BASE. Prints READY before it trains."""
+
+import sys
+
+import torch
+from training_fixtures import prepare, small_settings
+
+from llm_finetuning.training import trainer as training
+
+torch.set_num_threads(1)
+folder, base, *rest = sys.argv[1:]
+run = prepare(small_settings(folder, base, num_train_epochs=float(rest[0]) if rest else 3.0))
+print("READY", flush=True)
+print(training.train(run.trainer, run.settings))
+training.save_adapter(run.trainer, run.template, run.settings)

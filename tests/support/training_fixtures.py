@@ -1,0 +1,122 @@
+"""A small run: a tiny base model in a folder, pairs, and settings that train it in seconds on a CPU."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from inference_fixtures import make_model, make_tokenizer
+
+from llm_finetuning import settings
+
+SMALL = {
+    "model_name": "",
+    "model_revision": "main",
+    "tokenizer_folder": "",
+    "system_message": "Be brief.",
+    "max_seq_length": 96,
+    "packing": True,
+    "use_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "dtype": "auto",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.1,
+    "lora_target_modules": "all-linear",
+    "num_train_epochs": 2.0,
+    "max_steps": -1,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "optim": "auto",
+    "seed": 7,
+    "tokens_per_step": 192,
+    "micro_batch_tokens": 96,
+    "gradient_checkpointing": "off",
+    "attention": "auto",
+    "compile_layers": False,
+    "logging_steps": 1,
+    "save_steps": 2,
+    "save_total_limit": 2,
+    "eval_steps": 0,
+    "eval_pairs": 4,
+    "eval_answers": 2,
+    "max_new_tokens": 8,
+    "judge_exact_match": False,
+    "early_stopping_patience": 0,
+    "resume": True,
+    "report_to": "none",
+    "merge_base": "best",
+    "publish_to": "folder",
+    "hub_repository": "",
+    "rate_per_hour": 0.0,
+}
+
+
+def small_settings(folder: Path, base: Path | str, **changed):
+    """Finetuning settings that keep everything in `folder`."""
+    values = SMALL | {"drive_folder": str(folder), "work_folder": str(folder), "model_name": str(base)}
+    return settings.from_cell(settings.Finetuning, values | changed)
+
+
+def small_pairs(count: int = 24) -> list[dict]:
+    """Questions with answers of different lengths; every third has a turn before it."""
+    made = []
+    for i in range(count):
+        pair = {"prompt": f"What is {i} and {i + 1}?", "response": "It is " + "so " * (i % 7) + f"{2 * i + 1}."}
+        if i % 3 == 0:
+            turns = [{"role": "user", "content": f"Hello {i}"}, {"role": "assistant", "content": "Hi."}]
+            pair["history"] = turns
+        made.append(pair)
+    return made
+
+
+def save_base(folder: Path, model, tokenizer) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A folder with an untrained Phi (head_dim 80, two layers) and its tokenizer, as a base model."""
+    tokenizer = make_tokenizer()
+    model = make_model(rows=(len(tokenizer) // 64 + 1) * 64)
+    return save_base(tmp_path_factory.mktemp("base"), model, tokenizer)
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that the finetuning notebook has before it trains."""
+
+    settings: object
+    template: object
+    data: object
+    plan: object
+    held_out: list
+    model: object
+    trainer: object
+    steps: int
+
+
+def prepare(chosen, pairs: list[dict] | None = None) -> Run:
+    """The cells of the finetuning notebook up to the trainer."""
+    from transformers import AutoConfig
+
+    from llm_finetuning import hardware, models, prompts
+    from llm_finetuning.evaluation import scoreboard
+    from llm_finetuning.training import qlora
+    from llm_finetuning.training import trainer as training
+    from llm_finetuning.training.dataset import encode_pairs
+
+    pairs = pairs or small_pairs()
+    template = prompts.template_for(models.tokenizer(chosen.model_name), chosen.system_message)
+    data = encode_pairs(pairs, template, chosen.max_seq_length)
+    config = AutoConfig.from_pretrained(chosen.model_name)
+    plan = training.plan_run(chosen, hardware.detect(chosen.dtype), config, data.lengths)
+    held_out = scoreboard.held_out_set(pairs, template, chosen.max_seq_length, chosen.eval_pairs, chosen.seed)
+    model = qlora.add_adapters(qlora.load_base(chosen, plan, chosen.model_name), chosen)
+    trainer, steps = training.build(model, template, data, chosen, plan, held_out)
+    return Run(chosen, template, data, plan, held_out, model, trainer, steps)

@@ -1,0 +1,154 @@
+"""Several processes: the same run as one, and all of them stop together."""
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_fixtures import prepare, small_pairs, small_settings
+
+from llm_finetuning import settings
+from llm_finetuning.training import checkpoints, qlora
+from llm_finetuning.training import trainer as training
+
+pytestmark = pytest.mark.slow
+SUPPORT = Path(__file__).parents[1] / "support"
+WATCHED = {"tokens_per_step": 384, "eval_steps": 2, "early_stopping_patience": 3}
+
+
+def write_run(folder: Path, base: Path, **changed) -> Path:
+    """A folder with pairs and settings.json, as the notebooks leave it."""
+    chosen = small_settings(folder, base, lora_dropout=0.0, num_train_epochs=1.0, **changed)
+    chosen.folders.train_file.parent.mkdir(parents=True)
+    for file, count in ((chosen.folders.train_file, 24), (chosen.folders.val_file, 4)):
+        file.write_text("".join(json.dumps(pair) + "\n" for pair in small_pairs(count)))
+    return chosen.folders.settings if chosen.save(chosen.folders.settings) else None
+
+
+def launch(settings_file: Path, processes: int) -> subprocess.CompletedProcess:
+    where = ["--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", free_port()]
+    return run_module("torch.distributed.run", *where, "-m", "llm_finetuning.train", str(settings_file))
+
+
+def launch_sharded(settings_file: Path) -> subprocess.CompletedProcess:
+    """The README's command for FSDP, by way of train_sharded.py, for there is no GPU."""
+    where = ["--config_file", "profiles/accelerate/fsdp.yaml", "--main_process_port", free_port()]
+    return run_module("accelerate.commands.launch", *where, str(SUPPORT / "train_sharded.py"), str(settings_file))
+
+
+def run_module(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=SUPPORT.parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def losses(folder: Path, name: str = "loss") -> list:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [entry[name] for entry in map(json.loads, lines) if name in entry]
+
+
+def adapter(folder: Path) -> dict:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_two_processes_train_as_one_with_twice_the_accumulation(tiny_base, tmp_path):
+    for processes in (1, 2):
+        done = launch(write_run(tmp_path / str(processes), tiny_base, tokens_per_step=384), processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert len(one) == len(two) > 2
+    assert two == pytest.approx(one, abs=1e-3)
+    found = checkpoints.complete(tmp_path / "2" / "checkpoints")
+    assert checkpoints.step_of(found[-1]) == len(two)
+    assert (tmp_path / "2" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_every_process_stops_when_one_fails(tiny_base, tmp_path):
+    file = write_run(tmp_path, tiny_base, tokens_per_step=384, learning_rate=1e30, max_grad_norm=0.0)
+    done = launch(file, 2)
+    assert done.returncode != 0
+    assert "the loss is" in done.stderr
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny_base, tmp_path_factory):
+    """A folder with a run whose model two processes shared."""
+    folder = tmp_path_factory.mktemp("sharded")
+    done = launch_sharded(write_run(folder, tiny_base, **WATCHED))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the model is shared by" in done.stdout
+    assert "Excluding from FSDP2 sharding" not in done.stderr, "accelerate left the 4-bit weights whole"
+    return folder
+
+
+def test_a_shared_model_trains_as_a_whole_one(sharded, tiny_base, tmp_path):
+    done = launch(write_run(tmp_path, tiny_base, **WATCHED), 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("loss", "held_out_loss", "grad_norm"):
+        assert losses(sharded, name) == pytest.approx(losses(tmp_path, name), abs=1e-3)
+    assert losses(sharded, "answers") == losses(tmp_path, "answers")
+    here, there = adapter(sharded / "adapter"), adapter(tmp_path / "adapter")
+    assert here.keys() == there.keys()
+    for name, tensor in there.items():
+        assert torch.allclose(here[name], tensor, atol=1e-4), name
+
+
+def test_a_shared_model_goes_on_from_its_checkpoint(sharded, tiny_base, tmp_path):
+    before = adapter(sharded / "adapter")
+    folder = tmp_path / "again"
+    shutil.copytree(sharded, folder)
+    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(checkpoints.complete(folder / "checkpoints")[-1])
+    chosen = settings.from_file(settings.Finetuning, sharded / "settings.json")
+    moved = dataclasses.replace(chosen, drive_folder=str(folder), work_folder=str(folder))
+    moved.save(folder / "settings.json")
+    with pytest.raises(ValueError, match="not over at step 2: go on with the command that began it"):
+        small = prepare(moved)
+        training.train(small.trainer, moved)
+    done = launch_sharded(folder / "settings.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "went on from checkpoint-2, now at step 4 of 4" in done.stdout
+    after = adapter(folder / "adapter")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_the_notebook_takes_what_a_shared_model_learned(sharded):
+    chosen = settings.from_file(settings.Finetuning, sharded / "settings.json")
+    small = prepare(chosen)
+    assert "went on from checkpoint-4, now at step 4 of 4" in training.train(small.trainer, chosen)
+    learned = adapter(sharded / "adapter")
+    for name, tensor in qlora.gather_adapter(small.model).items():
+        assert torch.equal(tensor, learned[name.replace(".default", "")])
+    longer = prepare(dataclasses.replace(chosen, num_train_epochs=2.0))
+    with pytest.raises(ValueError, match="not over at step 4: go on with the command that began it"):
+        training.train(longer.trainer, longer.settings)
+
+
+def test_settings_come_back_from_their_file(tmp_path):
+    chosen = small_settings(tmp_path, "m")
+    chosen.save(tmp_path / "settings.json")
+    assert settings.from_file(settings.Finetuning, tmp_path / "settings.json") == chosen
+    with pytest.raises(FileNotFoundError, match="the finetuning notebook writes it"):
+        settings.from_file(settings.Finetuning, tmp_path / "other.json")
+    (tmp_path / "settings.json").write_text("{\n oops")
+    with pytest.raises(ValueError, match="settings.json:2: no JSON"):
+        settings.from_file(settings.Finetuning, tmp_path / "settings.json")

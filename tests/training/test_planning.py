@@ -1,0 +1,203 @@
+"""The plan: sizes from the configuration alone, and decisions that follow the machine."""
+
+import copy
+import dataclasses
+
+import dry_run
+import pytest
+import torch
+from training_fixtures import small_settings
+
+from llm_finetuning import hardware
+from llm_finetuning.hardware import GIB, Machine
+from llm_finetuning.training import model_size, planning
+from llm_finetuning.training.memory import StepMemory
+
+
+@pytest.fixture(scope="module")
+def phi2():
+    from transformers import PhiConfig
+
+    return PhiConfig(
+        vocab_size=51200,
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        partial_rotary_factor=0.4,
+        resid_pdrop=0.1,
+        hidden_act="gelu_new",
+    )
+
+
+def gpu(name: str, capability: tuple[int, int], gib: float) -> Machine:
+    return Machine(
+        "cuda:0", name, capability, int(gib * GIB), int(gib * GIB), 12 * GIB, 2, 250e12, capability >= (8, 0)
+    )
+
+
+@pytest.fixture
+def chosen(tmp_path):
+    return small_settings(
+        tmp_path,
+        "m",
+        lora_r=64,
+        lora_dropout=0.0,
+        max_seq_length=1024,
+        tokens_per_step=16384,
+        micro_batch_tokens=0,
+        gradient_checkpointing="auto",
+    )
+
+
+def test_phi2_is_counted_to_the_last_weight(chosen, phi2):
+    size = model_size.measure_size(chosen, phi2, torch.bfloat16, torch.bfloat16, True)
+    assert size.total == 2_779_683_840
+    assert size.adapter == 94_371_840
+    wider = model_size.measure_size(chosen, phi2, torch.bfloat16, torch.float32, True)
+    assert wider.activation_bytes > 1.5 * size.activation_bytes, "fp32 adapters keep fp32 copies of their inputs"
+
+
+CPU = Machine("cpu", "cpu", None, 24 * GIB, 24 * GIB, 24 * GIB, 2, 1e11)
+A100 = gpu("A100", (8, 0), 79)
+
+
+@pytest.mark.parametrize(
+    ("machine", "layers", "changed"),
+    [
+        (A100, 32, {}),
+        (A100, 32, {"gradient_checkpointing": "on"}),
+        (A100, 8, {"attention": "sdpa"}),
+        (A100, 8, {"lora_dropout": 0.1, "micro_batch_tokens": 4096}),
+        (A100, 8, {"lora_r": 16, "lora_target_modules": "q_proj, k_proj, v_proj, dense", "micro_batch_tokens": 2048}),
+        (CPU, 8, {}),
+        (CPU, 32, {"gradient_checkpointing": "on", "max_seq_length": 512}),
+    ],
+)
+def test_the_predicted_memory_is_what_a_step_of_phi2_keeps_alive(chosen, phi2, monkeypatch, machine, layers, changed):
+    config = copy.deepcopy(phi2)
+    config.num_hidden_layers = layers
+    settings = dataclasses.replace(chosen, **changed)
+    plan = planning.plan(settings, machine, config, [400] * 1000)
+    predicted = plan.peak_memory - plan.memory["process"]
+    assert predicted == pytest.approx(dry_run.peak_bytes(settings, plan, config, monkeypatch), rel=0.03)
+
+
+@pytest.mark.parametrize("changed", [{}, {"gradient_checkpointing": "on"}])
+def test_it_is_for_grouped_heads_and_gated_layers_too(chosen, monkeypatch, changed):
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    settings = dataclasses.replace(chosen, **changed)
+    plan = planning.plan(settings, A100, config, [400] * 1000)
+    predicted = plan.peak_memory - plan.memory["process"]
+    assert predicted == pytest.approx(dry_run.peak_bytes(settings, plan, config, monkeypatch), rel=0.03)
+
+
+def test_more_memory_means_larger_micro_batches(chosen, phi2):
+    lengths = [400] * 1000
+    micro = {}
+    for name, gib in {"A100 80": 79, "A100 40": 39, "L4": 22}.items():
+        plan = planning.plan(chosen, gpu(name, (8, 0), gib), phi2, lengths)
+        assert plan.peak_memory <= plan.machine.free_memory
+        assert plan.dtype == torch.bfloat16
+        micro[name] = plan.micro_batch_tokens
+    assert micro["A100 80"] > micro["A100 40"] > micro["L4"]
+
+
+def test_a_shared_mask_keeps_micro_batches_small_and_is_paid_for(chosen, phi2):
+    lengths = [400] * 1000
+    a100 = gpu("A100 80", (8, 0), 79)
+    apart = planning.plan(chosen, a100, phi2, lengths)
+    masked = planning.plan(dataclasses.replace(chosen, attention="sdpa"), a100, phi2, lengths)
+    assert (apart.attention, masked.attention) == ("varlen", "sdpa")
+    assert apart.micro_batch_tokens == 16_384 and masked.micro_batch_tokens <= 2048
+    assert masked.seconds > 1.1 * apart.seconds, "every token meets the whole micro-batch"
+
+
+def test_a_t4_gets_float16_and_recomputes_where_memory_asks_for_it(chosen, phi2):
+    roomy, narrow = (planning.plan(chosen, gpu("T4", (7, 5), gib), phi2, [400] * 1000) for gib in (14.6, 11.0))
+    for plan in (roomy, narrow):
+        assert (plan.dtype, plan.adapter_dtype, plan.attention) == (torch.float16, torch.float32, "sdpa")
+    assert not roomy.gradient_checkpointing and narrow.gradient_checkpointing
+
+
+def test_processes_that_share_a_model_keep_their_part_of_it(chosen, phi2, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    whole = planning.plan(chosen, gpu("L4", (8, 9), 22), phi2, [400] * 1000)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    shared = planning.plan(chosen, gpu("L4", (8, 9), 22), phi2, [400] * 1000)
+    assert (whole.shards, shared.shards) == (1, 4)
+    for part in ("base weights", "adapters", "gradients and moments"):
+        assert shared.memory[part] == pytest.approx(whole.memory[part] / 4)
+    assert shared.micro_batch_tokens >= whole.micro_batch_tokens
+    assert shared.peak_memory >= shared.memory["process"] + whole.memory["base weights"], "it is loaded whole"
+    assert shared.optimizer == "adamw_torch", "the paged one reads plain tensors"
+    with pytest.raises(ValueError, match="bitsandbytes cannot update a sharded model; set optim = 'auto'"):
+        planning.plan(dataclasses.replace(chosen, optim="paged_adamw_8bit"), gpu("L4", (8, 9), 22), phi2, [400])
+
+
+def test_bfloat16_on_a_t4_is_refused(chosen, phi2):
+    with pytest.raises(ValueError, match="only emulates it"):
+        planning.plan(dataclasses.replace(chosen, dtype="bfloat16"), gpu("T4", (7, 5), 14.6), phi2, [400])
+
+
+def test_what_cannot_fit_is_refused_with_the_parameter(chosen, phi2):
+    with pytest.raises(ValueError, match=r"Lower max_seq_length \(1024\) or lora_r"):
+        planning.plan(chosen, gpu("small", (8, 0), 3), phi2, [400])
+
+
+def test_step_arithmetic(chosen, phi2):
+    plan = planning.plan(chosen, gpu("A100", (8, 0), 39), phi2, [400] * 1000)
+    assert plan.accumulation * plan.micro_batch_tokens == pytest.approx(16384, rel=0.1)
+    assert plan.steps == 2 * -(-400_000 // 16384), "two epochs"
+    doubled = planning.plan(
+        dataclasses.replace(chosen, num_train_epochs=4.0), gpu("A100", (8, 0), 39), phi2, [400] * 1000
+    )
+    assert doubled.steps == 2 * plan.steps
+    assert doubled.seconds == pytest.approx(2 * plan.seconds)
+
+
+def test_cost_follows_the_rate(chosen, phi2):
+    plan = planning.plan(dataclasses.replace(chosen, rate_per_hour=2.0), gpu("A100", (8, 0), 39), phi2, [400] * 1000)
+    assert plan.cost == pytest.approx(plan.seconds / 3600 * 2)
+    assert "cost, predicted" in plan.table()["what"].to_list()
+
+
+def test_this_machine_is_looked_at():
+    machine = hardware.detect("float32")
+    assert machine.flops > 1e9
+    assert 0 < machine.free_memory <= machine.memory
+
+
+def test_peak_memory_on_a_gpu_counts_what_lies_beside_the_allocator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 50)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20, 100))
+    assert hardware.PeakMemory("cuda:0", free=90).start().read() == 50 + (90 - 20 - 60)
+    assert hardware.PeakMemory("cuda:0").start().read() == 50
+
+
+@pytest.mark.parametrize("recomputed", ["off", "on"])
+def test_the_predicted_operations_of_phi2_are_those_that_torch_counts(chosen, phi2, monkeypatch, recomputed):
+    settings = dataclasses.replace(chosen, gradient_checkpointing=recomputed, micro_batch_tokens=2048)
+    plan = planning.plan(settings, A100, phi2, [400] * 1000)
+    predicted = planning.flops_per_token(plan.size, 0, plan.gradient_checkpointing) * plan.micro_batch_tokens
+    assert predicted == pytest.approx(dry_run.matrix_operations(settings, plan, phi2, monkeypatch), rel=0.02)
+    assert planning.flops_per_token(plan.size, 512) == pytest.approx(11.4e9, rel=0.02), "with attention, as published"
+
+
+def test_packing_on_sdpa_counts_its_mask(chosen, phi2):
+    plain = planning.plan(chosen, gpu("A100", (8, 0), 39), phi2, [400] * 10)
+    assert plain.attention == "varlen"
+    given = (chosen, plain.machine, plain.size, plain.dtype, plain.adapter_dtype)
+    masked, apart = (StepMemory(*given, attention).parts(False, 8192) for attention in ("sdpa", "varlen"))
+    assert masked["activations"] > apart["activations"]

@@ -1,0 +1,433 @@
+"""Training: what is trained, in which steps, and that nothing is lost when the process dies."""
+
+import dataclasses
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from training_fixtures import prepare, small_pairs, small_settings
+from transformers import TrainerCallback
+
+from llm_finetuning.evaluation import mode, scoreboard
+from llm_finetuning.files import checksums
+from llm_finetuning.training import attention, callbacks, checkpoints, qlora, selfcheck
+from llm_finetuning.training import trainer as training
+from llm_finetuning.training.dataset import encode_pairs
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base, tmp_path_factory):
+    """A prepared run without dropout, not trained."""
+    return prepare(small_settings(tmp_path_factory.mktemp("run"), tiny_base, lora_dropout=0.0))
+
+
+def test_rows_say_what_became_of_every_pair(run):
+    pairs = [
+        *small_pairs(6),
+        {"prompt": "long", "response": "word " * 200},
+        {"prompt": "p", "response": "r", "history": [
+            {"role": "user", "content": "old " * 60}, {"role": "assistant", "content": "turn"}]},
+    ]  # fmt: skip
+    data = encode_pairs(pairs, run.template, 96)
+    assert (data.read, data.dropped, data.truncated) == (8, 1, 1)
+    assert len(data.examples) == 7
+    assert data.too_long == {512: 1 / 8, 1024: 0, 2048: 0}
+    assert max(data.lengths) <= 96
+
+
+def test_no_pair_that_fits_is_an_error(run):
+    with pytest.raises(ValueError, match="raise max_seq_length"):
+        encode_pairs([{"prompt": "p", "response": "word " * 200}], run.template, 64)
+
+
+def test_packing_keeps_every_pair_whole(run):
+    packed = training.dataset(run.data.examples, run.settings, run.plan)
+    documents = []
+    for row in packed:
+        at = 0
+        for length in row["seq_lengths"]:
+            documents.append(tuple(row["input_ids"][at : at + length]))
+            at += length
+        assert at == len(row["input_ids"]) <= run.plan.micro_batch_tokens
+    assert sorted(documents) == sorted(tuple(row["input_ids"]) for row in run.data.examples)
+
+
+def loss_and_gradients(run, batches: list[dict], tokens: int):
+    model = run.trainer.model.train()
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = run.trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(tokens))
+        loss.backward()
+        total += loss.item()
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return total, gradients.clone()
+
+
+def one_by_one(rows: list[dict]) -> list[dict]:
+    return [
+        {
+            "input_ids": torch.tensor([row["input_ids"]]),
+            "labels": torch.tensor([row["labels"]]),
+            "attention_mask": torch.ones(1, len(row["input_ids"]), dtype=torch.long),
+        }
+        for row in rows
+    ]
+
+
+def test_packed_loss_and_gradients_equal_unpacked(run):
+    rows = run.data.examples
+    for parameter in run.trainer.model.parameters():  # B starts at zero: give A's gradient something to see
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
+    for module in run.trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    tokens = run.data.tokens_in_loss
+    packed = training.dataset(rows, run.settings, run.plan)
+    batches = [run.trainer.data_collator([packed[i]]) for i in range(len(packed))]
+    assert len(batches) < len(rows)
+    packed_loss, packed_gradients = loss_and_gradients(run, batches, tokens)
+    plain_loss, plain_gradients = loss_and_gradients(run, one_by_one(rows), tokens)
+    assert packed_loss == pytest.approx(plain_loss, rel=1e-5)
+    assert (packed_gradients - plain_gradients).norm() <= 1e-4 * plain_gradients.norm()
+
+
+def test_loss_equals_the_one_of_sfttrainer(run):
+    from trl import SFTTrainer
+
+    run.trainer.model.eval()
+    batch = run.trainer.data_collator([run.trainer.train_dataset[0]])
+    tokens = torch.tensor(int((batch["labels"] != -100).sum()))
+    with torch.no_grad():
+        ours = run.trainer.compute_loss(run.trainer.model, dict(batch), num_items_in_batch=tokens)
+        theirs = SFTTrainer.compute_loss(run.trainer, run.trainer.model, dict(batch), num_items_in_batch=tokens)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_gelu_in_one_kernel_is_the_same_function():
+    from transformers.activations import ACT2FN
+
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    assert torch.allclose(ACT2FN["gelu_new"](x), ACT2FN["gelu_pytorch_tanh"](x), atol=1e-12)
+
+
+def test_only_adapters_are_trained_and_in_every_layer(run):
+    table = qlora.coverage(run.trainer.model)
+    assert table.adapted.sum() == 2 * 6
+    trained = [n for n, p in run.trainer.model.named_parameters() if p.requires_grad]
+    assert trained and all(".lora_" in name for name in trained)
+    assert {p.dtype for p in run.trainer.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_a_target_that_matches_nothing_stops(tiny_base):
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(ValueError, match="Wqkv match no linear module.*q_proj"):
+        qlora.target_names(AutoModelForCausalLM.from_pretrained(tiny_base), "Wqkv, fc1")
+
+
+def test_selfcheck_measures_and_leaves_no_trace(run):
+    before = torch.random.get_rng_state()
+    checks = selfcheck.run(run.trainer, run.data, run.template, run.settings, run.plan, run.steps)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert checks.seconds > 0 and checks.memory > 0
+    assert all(p.grad is None for p in run.trainer.model.parameters())
+    assert run.trainer.seen_tokens == 0
+
+
+def test_selfcheck_refuses_rows_without_an_end(run):
+    row = run.data.examples[0]
+    for broken in ({"input_ids": row["input_ids"], "labels": [-100] * len(row["labels"])},
+                   {"input_ids": row["input_ids"][:-1], "labels": row["labels"][:-1]}):  # fmt: skip
+        with pytest.raises(ValueError, match="row 1 has"):
+            selfcheck.check_ends([broken], run.template)
+
+
+def test_steps_are_counted_as_the_trainer_does(tiny_base, tmp_path):
+    for number, (epochs, packing) in enumerate([(1.0, True), (1.5, True), (2.0, False)]):
+        chosen = small_settings(tmp_path / str(number), tiny_base, num_train_epochs=epochs, packing=packing)
+        small = prepare(chosen, small_pairs(10))
+        training.train(small.trainer, chosen)
+        assert small.trainer.state.global_step == small.steps
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def command(folder: Path, base: Path, epochs: int = 3) -> list[str]:
+    return [sys.executable, str(SUPPORT / "train_small.py"), str(folder), str(base), str(epochs)]
+
+
+def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(tiny_base, tmp_path, request):
+    """SIGKILL at random moments, saving included; dropout is on and checkpoints fall in mid-epoch."""
+    kills = request.config.getoption("--kills")
+    epochs, chance, folder = 3 * kills, random.Random(11), tmp_path / "killed"
+    whole = subprocess.run(command(tmp_path / "whole", tiny_base, epochs), capture_output=True, cwd=SUPPORT.parents[1])
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(folder, tiny_base, epochs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=SUPPORT.parents[1]
+        )
+        for line in process.stdout:
+            if line.startswith(b"READY"):
+                break
+        time.sleep(chance.uniform(0.1, 2.0))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL and not (folder / "adapter").exists(), "over before it was killed"
+        assert all(checksums.verify_checksums(found) for found in (folder / "checkpoints").glob("checkpoint-*"))
+    finished = subprocess.run(
+        command(folder, tiny_base, epochs), capture_output=True, text=True, cwd=SUPPORT.parents[1]
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert digest(folder) == digest(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base, tmp_path_factory):
+    """A folder with a finished small run."""
+    folder = tmp_path_factory.mktemp("trained")
+    small = prepare(small_settings(folder, tiny_base, eval_steps=2))
+    training.train(small.trainer, small.settings)
+    return folder
+
+
+def test_checkpoints_are_kept_to_a_number_and_whole(trained):
+    found = checkpoints.complete(trained / "checkpoints")
+    assert len(found) == 2
+    assert not list((trained / "checkpoints").glob(".partial*"))
+
+
+def test_metrics_hold_every_step_and_evaluation(trained):
+    entries = callbacks.Metrics(trained / "metrics.jsonl").read()
+    steps = [entry["step"] for entry in entries if "loss" in entry]
+    assert steps == list(range(1, steps[-1] + 1))
+    losses = [entry["held_out_loss"] for entry in entries if "held_out_loss" in entry]
+    assert losses[-1] < losses[0], "it learned"
+    assert all(len(entry["answers"]) == 3 for entry in entries if "answers" in entry)
+
+
+def test_a_finished_run_is_not_trained_again(trained, tiny_base):
+    again = prepare(small_settings(trained, tiny_base, eval_steps=2))
+    said = training.train(again.trainer, again.settings)
+    assert f"now at step {again.steps} of {again.steps}" in said
+    assert "went on from checkpoint-" in said
+    assert again.trainer.seen_tokens == 0
+
+
+def test_other_settings_are_refused_by_name(trained, tiny_base):
+    other = prepare(small_settings(trained, tiny_base, eval_steps=2, learning_rate=1e-3, lora_alpha=16))
+    with pytest.raises(ValueError, match="(?s)lora_alpha: 8 in the checkpoint, 16 now.*learning_rate.*resume = False"):
+        training.train(other.trainer, other.settings)
+
+
+def test_a_damaged_checkpoint_is_passed_over(trained, tiny_base, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(trained / "checkpoints", folder / "checkpoints")
+    older, newer = checkpoints.complete(folder / "checkpoints")
+    weights = newer / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    assert checkpoints.newest(folder / "checkpoints", folder / "checkpoints") == older
+
+
+def test_resume_false_starts_afresh_without_deleting(trained, tiny_base, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    afresh = prepare(small_settings(folder, tiny_base, resume=False, max_steps=1))
+    said = training.train(afresh.trainer, afresh.settings)
+    assert said.startswith("started afresh")
+    assert len(checkpoints.complete(folder / "checkpoints-before-1")) == 2
+
+
+def test_a_fresh_start_moves_the_checkpoints_on_drive_aside_too(tiny_base, tmp_path):
+    chosen = small_settings(tmp_path / "drive", tiny_base, work_folder=str(tmp_path / "vm"), max_steps=4)
+    training.train(prepare(chosen).trainer, chosen)
+    afresh = dataclasses.replace(chosen, resume=False, max_steps=2)
+    said = training.train(prepare(afresh).trainer, afresh)
+    assert said.startswith("started afresh")
+    for place in ("drive", "vm"):
+        assert [p.name for p in checkpoints.complete(tmp_path / place / "checkpoints")] == ["checkpoint-2"]
+        assert checkpoints.complete(tmp_path / place / "checkpoints-before-1")[-1].name == "checkpoint-4"
+
+
+def test_sigterm_saves_first(tiny_base, tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, tiny_base), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=SUPPORT.parents[1], text=True
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert "stopped by SIGTERM" in errors
+    last = checkpoints.complete(tmp_path / "checkpoints")[-1]
+    assert json.loads((last / "trainer_state.json").read_text())["global_step"] == checkpoints.step_of(last)
+    assert f"{last.name} is saved" in errors
+
+
+def test_checkpoints_reach_drive_and_come_back(tiny_base, tmp_path):
+    chosen = small_settings(tmp_path / "drive", tiny_base, work_folder=str(tmp_path / "vm"))
+    small = prepare(chosen)
+    training.train(small.trainer, chosen)
+    there = checkpoints.complete(tmp_path / "drive" / "checkpoints")
+    assert there[-1].name == f"checkpoint-{small.steps}"
+    fresh_vm = dataclasses.replace(chosen, work_folder=str(tmp_path / "another vm"))
+    start = training.starting_point(prepare(fresh_vm).trainer, fresh_vm)
+    assert start.parent == tmp_path / "another vm" / "checkpoints"
+    assert checksums.verify_checksums(start)
+
+
+def test_a_lost_drive_does_not_end_training(tiny_base, tmp_path):
+    (tmp_path / "drive").mkdir()
+    (tmp_path / "drive" / "checkpoints").write_text("not a folder")
+    chosen = small_settings(tmp_path / "drive", tiny_base, work_folder=str(tmp_path / "vm"))
+    small = prepare(chosen)
+    said = training.train(small.trainer, chosen)
+    assert f"now at step {small.steps} of {small.steps}" in said
+    assert "is not on Drive yet" in said
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(tiny_base, tmp_path):
+    chosen = small_settings(tmp_path, tiny_base, learning_rate=1e30, max_grad_norm=0.0, warmup_ratio=0.0)
+    small = prepare(chosen)
+    with pytest.raises(FloatingPointError, match=r"at step \d+.*learning rate \(1e\+30\) may be too high"):
+        training.train(small.trainer, chosen)
+
+
+def test_a_step_that_the_gradient_scaler_leaves_out_does_not_end_training(run):
+    state = SimpleNamespace(global_step=3)
+    watch = SimpleNamespace(trainer=SimpleNamespace(newest_inputs={"input_ids": torch.ones(1, 4, dtype=torch.long)}))
+    watch.settings, watch.plan, watch.template = run.settings, run.plan, run.template
+    overflow, broken = {"loss": 1.0, "grad_norm": float("inf")}, {"loss": float("nan"), "grad_norm": 1.0}
+    watch.skipped = 1
+    callbacks.Monitor._check_finite(watch, state, overflow)
+    for skipped, logs in [(0, overflow), (callbacks.MOST_SKIPPED + 1, overflow), (1, broken)]:
+        watch.skipped = skipped
+        with pytest.raises(FloatingPointError, match="at step 3"):
+            callbacks.Monitor._check_finite(watch, state, logs)
+
+
+def test_an_interrupted_training_goes_on_in_the_same_kernel(tiny_base, tmp_path):
+    """With adapters in bf16, as on a GPU: the parameters that the optimizer knows stay, and so does their dtype."""
+    chosen = small_settings(tmp_path, tiny_base, save_steps=1)
+    small = prepare(chosen)
+    qlora.cast_trainable(small.trainer.model, torch.bfloat16)
+    handler = signal.getsignal(signal.SIGTERM)
+    small.trainer.add_callback(InterruptOnce(2))
+    with pytest.raises(KeyboardInterrupt):
+        training.train(small.trainer, chosen)
+    assert signal.getsignal(signal.SIGTERM) is handler, "it would keep the model in memory"
+    kept = {n: p.detach().clone() for n, p in small.trainer.model.named_parameters() if p.requires_grad}
+    assert "went on from checkpoint-1" in training.train(small.trainer, chosen)
+    trained = {n: p for n, p in small.trainer.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.bfloat16}
+    assert not any(torch.equal(kept[n], p) for n, p in trained.items() if "lora_B" in n)
+
+
+class InterruptOnce(TrainerCallback):
+    """Ctrl-C at the end of a step, before it is saved."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.step = 0
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("recomputed", "cure"), [(False, "gradient_checkpointing = 'on'"), (True, "resume = False")])
+def test_out_of_memory_advises_what_the_run_accepts(run, recomputed, cure):
+    trainer = SimpleNamespace(newest_inputs=None, state=SimpleNamespace(global_step=4))
+    trainer.args = SimpleNamespace(gradient_checkpointing=recomputed)
+    assert cure in training._out_of_memory(trainer, run.settings)
+
+
+def test_variable_length_attention_is_computed_in_16_bits_under_autocast(monkeypatch):
+    seen = []
+    monkeypatch.setattr(attention, "causal_varlen", lambda q, k, v, *others: seen.extend([q, k, v]) or q)
+    query, key, value = torch.randn(3, 1, 2, 5, 8)
+    borders = torch.tensor([0, 5], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention.packed_attention(None, query, key, value, None, cu_seq_lens_q=borders, max_length_q=5)
+    assert [x.dtype for x in seen] == [torch.bfloat16] * 3
+
+
+def test_compiled_layers_run_as_they_are_between_training_steps():
+    class Layer(torch.nn.Module):
+        def forward(self, values):
+            return values * 2 + 1
+
+    calls, layer = [], Layer()
+    layer.compile(backend=lambda graph, inputs: calls.append(1) or graph.forward)
+    with mode._uncompiled(layer):
+        layer(torch.ones(2))
+    assert not calls
+    layer(torch.ones(2))
+    assert calls
+
+
+def test_early_stopping_keeps_the_best(tiny_base, tmp_path):
+    chosen = small_settings(
+        tmp_path, tiny_base, learning_rate=0.3, num_train_epochs=20.0, eval_steps=2, early_stopping_patience=2
+    )
+    small = prepare(chosen)
+    said = training.train(small.trainer, chosen)
+    assert small.trainer.state.global_step < small.steps
+    best = min(e["held_out_loss"] for e in callbacks.Metrics(tmp_path / "metrics.jsonl").read() if "held_out_loss" in e)
+    assert f"the best held-out loss, {best:.4f}" in said
+    found = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
+    assert found == pytest.approx(best, rel=1e-4)
+
+
+def test_the_best_adapter_comes_back_with_the_checkpoint(tiny_base, tmp_path):
+    """The machine is lost after the best evaluation: what was best then is best on the next machine too."""
+    chosen = small_settings(
+        tmp_path / "drive",
+        tiny_base,
+        work_folder=str(tmp_path / "vm"),
+        learning_rate=1.0,
+        eval_steps=1,
+        save_steps=1,
+        early_stopping_patience=2,
+    )
+    first = prepare(chosen)
+    training.train(first.trainer, chosen)
+    stopped = first.trainer.state.global_step
+    assert 2 <= stopped < first.steps
+    best = min(e["held_out_loss"] for e in callbacks.Metrics(chosen.folders.metrics).read() if "held_out_loss" in e)
+    another_vm = dataclasses.replace(chosen, work_folder=str(tmp_path / "another vm"))
+    again = prepare(another_vm)
+    said = training.train(again.trainer, another_vm)
+    assert f"went on from checkpoint-{stopped}, now at step {stopped} of {first.steps}" in said
+    assert again.trainer.seen_tokens == 0, "early stopping had ended this run"
+    assert f"the best held-out loss, {best:.4f}" in said
+    found = scoreboard.held_out_loss(again.trainer.model, again.held_out, again.template)
+    assert found == pytest.approx(best, rel=1e-4)
+
+
+def test_tensorboard_gets_the_loss(tiny_base, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    small = prepare(small_settings(tmp_path, tiny_base, report_to="tensorboard", max_steps=2))
+    training.train(small.trainer, small.settings)
+    (events,) = tmp_path.rglob("events.out.tfevents*")
+    board = EventAccumulator(str(events.parent)).Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [1, 2]
