@@ -1,13 +1,16 @@
-"""Copy a folder file by file so that it survives a lost connection, a full disk and a killed process."""
+"""Verified copies of folders, which survive a lost connection, a full disk and a killed process."""
 
 import errno
+import functools
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
-from llm_finetuning.files.checksums import hash_file
+from llm_finetuning.files import checksums
+from llm_finetuning.files.atomic import partial_name, replace_folder
 
 CHUNK = 8 * 2**20  # bytes read and written at a time
 PAUSES = (1, 2, 4, 8, 16, 32, 64)  # seconds before each further try after a transport error
@@ -25,7 +28,7 @@ TRANSPORT = {
 
 
 def check_space(path: str | Path, needed_bytes: int, what: str) -> int:
-    """Free bytes where `path` lies or will lie; OSError (ENOSPC) with the numbers if fewer than needed."""
+    """Returns the free bytes where `path` lies or will lie. Raises OSError (ENOSPC) if they are fewer than needed."""
     there = Path(path).absolute()
     while not there.exists():
         there = there.parent
@@ -41,7 +44,7 @@ def check_space(path: str | Path, needed_bytes: int, what: str) -> int:
 
 
 def gigabytes(count: int) -> str:
-    """Bytes for people: GB (10^9 bytes) from 0.1 GB on, MB below."""
+    """Formats a number of bytes: in GB (10^9 bytes) from 0.1 GB on, in MB below."""
     return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.3f} MB"
 
 
@@ -52,9 +55,9 @@ def retrying(
     pauses: Iterable[float] = PAUSES,
     sleep: Callable[[float], None] = time.sleep,
 ) -> object:
-    """`step()`, tried again after each of `pauses` (seconds) as long as it fails with a transport error.
+    """Calls `step`, and again after each of `pauses` (seconds) as long as it fails with a transport error.
 
-    Between two tries a lost mount is mounted again. Other errors, a full disk among them, pass at once.
+    Between two tries a lost mount is mounted again. Other errors, a full disk among them, are raised at once.
     """
     for pause in pauses:
         try:
@@ -70,23 +73,63 @@ def retrying(
     return step()
 
 
-def copy_file(source: Path, target: Path, report: Callable[[int], None] = lambda count: None) -> None:
-    """Copy `source`, going on behind the bytes that a shorter `target` already has; written to the disk.
+class VerifiedCopy:
+    """Copies the files that `source` lists in its SHA256SUMS until each reads back from `partial` as listed.
 
-    Nothing is compared here: what is read back decides (`is_same`). `report` gets the bytes of each chunk.
+    What an interrupted copy left in `partial` is continued.
     """
+
+    def __init__(self, source: Path, partial: Path):
+        self.source, self.partial = source, partial
+        listed = checksums.read_checksums(source)
+        self.hashes = listed | {checksums.NAME: checksums.hash_file(source / checksums.NAME)}  # the list goes last
+        self.sizes = {name: (source / name).stat().st_size for name in self.hashes}
+
+    def fill(self) -> None:
+        """Copies what differs: continued at first, then afresh, then once more. Raises ValueError if it still does."""
+        for _ in range(3):
+            if not (names := self.retry(self.differing, f"Checking {self.partial.name}")):
+                return
+            self.copy(names)
+        if names := self.retry(self.differing, f"Checking {self.partial.name}"):
+            raise ValueError(
+                f"{', '.join(names)} did not read back from {self.partial} as written, copied three "
+                "times. The version before is untouched. Publish to another disk, or check this one."
+            )
+
+    def differing(self) -> list[str]:
+        """Names of the files that `partial` does not hold with their size and hash."""
+        return [name for name in self.hashes if not self.is_same(self.partial, name)]
+
+    def is_same(self, folder: Path, name: str) -> bool:
+        """Whether `folder` holds the file with its size and hash, read from the disk and not from memory."""
+        path = folder / name
+        return path.is_file() and path.stat().st_size == self.sizes[name] and hash_from_disk(path) == self.hashes[name]
+
+    def copy(self, names: list[str], report: Callable[[int], None] = lambda count: None) -> None:
+        """Copies files once, without a comparison; `report` gets the number of bytes of each chunk."""
+        for name in names:
+            step = functools.partial(copy_file, self.source / name, self.partial / name, report)
+            self.retry(step, f"Copying {name}")
+
+    def retry(self, step: Callable[[], object], what: str) -> object:
+        return retrying(step, what)
+
+
+def copy_folder(source: Path, target: Path) -> Path:
+    """Copies a folder with its SHA256SUMS atomically: under `target` it is complete, as read back from the disk."""
+    copy = VerifiedCopy(source, partial_name(target))
+    check_space(target.parent, sum(copy.sizes.values()), target.name)
+    shutil.rmtree(copy.partial, ignore_errors=True)  # of a killed process; it may be a copy of another folder
+    copy.fill()
+    replace_folder(copy.partial, target)
+    return target
+
+
+def copy_file(source: Path, target: Path, report: Callable[[int], None]) -> None:
+    """Copies `source` to the disk, continuing behind the bytes that a shorter `target` already has."""
     have = target.stat().st_size if target.exists() else 0
-    _append(source, target, have if have < source.stat().st_size else 0, report)
-
-
-def is_same(path: Path, size: int, sha256: str) -> bool:
-    """Whether the file has `size` bytes with that hash, read from the disk and not from memory."""
-    if not path.is_file() or path.stat().st_size != size:
-        return False
-    return hash_from_disk(path) == sha256
-
-
-def _append(source: Path, target: Path, start: int, report: Callable[[int], None]) -> None:
+    start = have if have < source.stat().st_size else 0
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(source, "rb") as reading, open(target, "r+b" if target.exists() else "xb") as writing:
         reading.seek(start)
@@ -99,21 +142,21 @@ def _append(source: Path, target: Path, start: int, report: Callable[[int], None
         os.fsync(writing.fileno())
 
 
-def write_chunk(file, chunk: bytes) -> None:
-    """One write; a function of its own so that tests can make it fail."""
+def write_chunk(file: BinaryIO, chunk: bytes) -> None:
+    """Writes once; a function of its own so that tests can make it fail."""
     file.write(chunk)
 
 
 def hash_from_disk(path: Path) -> str:
-    """SHA-256 of the file after what memory remembers of it was dropped."""
+    """Returns the SHA-256 of a file as it lies on the disk: its pages are dropped from memory first."""
     if hasattr(os, "posix_fadvise"):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return hash_file(path)
+    return checksums.hash_file(path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the folder's own entries (names, renames) written to the disk; some mounts cannot, and say EINVAL."""
+    """Writes the entries of a folder (names, renames) to the disk; some mounts cannot, and answer EINVAL."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

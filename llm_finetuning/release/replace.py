@@ -13,20 +13,18 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from llm_finetuning.files import checksums
-from llm_finetuning.files.checksums import verify_checksums
+from llm_finetuning.files.checksums import is_complete, verify_checksums
 from llm_finetuning.files.copying import (
     FULL,
     TRANSPORT,
+    VerifiedCopy,
     check_space,
-    copy_file,
     gigabytes,
-    is_same,
     retrying,
     sync_folder,
 )
@@ -54,39 +52,38 @@ def replace_folder(
     else; OSError when the disk is full or the connection stays lost, with what to do.
     """
     source, target = Path(source), Path(target)
-    copied = verify_checksums(source)
+    verify_checksums(source)
     check_no_pickles(source)
     check_no_tokens(source)
     drive = drive or drive_below(target)
-    job = _Job(source, target, copied, drive, sleep)
+    job = _Job(source, target, drive, sleep)
     try:
         job.retry(lambda: target.parent.mkdir(parents=True, exist_ok=True), "Making the folder")
-        lock = Lock(target.parent / f".{target.name}.lock", sleep)
-        with job.retry(lock.take, "Locking the folder"):
-            job.run(lock)
+        with job.retry(job.lock.take, "Locking the folder"):
+            job.run()
     except OSError as error:
         raise _explained(error, job) from error
     return target
 
 
-class _Job:
+class _Job(VerifiedCopy):
     """One publication; the steps of `run` read from top to bottom."""
 
-    def __init__(self, source: Path, target: Path, copied: dict[str, str], drive: Drive | None, sleep: Callable):
-        self.source, self.target, self.drive, self.sleep = source, target, drive, sleep
-        self.sums = copied | {checksums.NAME: checksums.hash_file(source / checksums.NAME)}  # the list itself goes last
-        self.sizes = {name: (source / name).stat().st_size for name in self.sums}
-        self.partial = target.parent / f".{target.name}.partial-{self.sums[checksums.NAME][:12]}"
+    def __init__(self, source: Path, target: Path, drive: Drive | None, sleep: Callable[[float], None]):
+        digits = checksums.hash_file(source / checksums.NAME)[:12]
+        super().__init__(source, target.parent / f".{target.name}.partial-{digits}")
+        self.target, self.drive, self.sleep = target, drive, sleep
+        self.lock = Lock(target.parent / f".{target.name}.lock", sleep)
         self.previous = target.parent / f".{target.name}.previous"
 
-    def run(self, lock: Lock) -> None:
+    def run(self) -> None:
         self.retry(self.recover, "Looking at what is there")
         self.retry(self.check_target, "Looking at what is there")
         if self.retry(self.is_published, "Looking at what is there"):
             return
         self.retry(self.remove_other_partials, "Clearing up")
-        self.fill(lock)
-        self.retry(lock.confirm, "Looking at the lock")
+        self.fill()
+        self.retry(self.lock.confirm, "Looking at the lock")
         self.retry(self.swap, "Putting the new version in its place")
         self.prove_in_place()
         self.retry(self.drop_previous, "Removing the version before")
@@ -107,56 +104,35 @@ class _Job:
         """Finish or undo what a killed run left between its two renames."""
         if not self.previous.exists():
             return
-        if not _is_whole(self.target) and _is_whole(self.previous):
+        if not is_complete(self.target) and is_complete(self.previous):
             if self.target.exists():
                 shutil.rmtree(self.target)
             os.rename(self.previous, self.target)
         self.drop_previous()
 
     def is_published(self) -> bool:
-        there = self.target / checksums.NAME
-        if not is_same(there, self.sizes[checksums.NAME], self.sums[checksums.NAME]):
+        if not self.is_same(self.target, checksums.NAME):
             return False
         self.flush()
-        return _is_whole(self.target)
+        return is_complete(self.target)
 
     def remove_other_partials(self) -> None:
         for folder in self.target.parent.glob(f".{self.target.name}.partial-*"):
             if folder != self.partial:
                 shutil.rmtree(folder)
 
-    def fill(self, lock: Lock) -> None:
-        """Copy until every file reads back with its size and hash: go on, then afresh, then once more."""
-        for _ in range(3):
-            open_names = self.retry(self.not_the_same, f"Checking {self.partial.name}")
-            if not open_names:
-                return
-            self.check_room()
-            self.copy(open_names, lock)
-            self.flush()
-        if open_names := self.retry(self.not_the_same, f"Checking {self.partial.name}"):
-            raise ValueError(
-                f"{', '.join(open_names)} did not read back from {self.partial} as written, copied three "
-                "times. The version before is untouched. Publish to another disk, or check this one."
-            )
-
-    def not_the_same(self) -> list[str]:
-        return [name for name in self.sums if not is_same(self.partial / name, self.sizes[name], self.sums[name])]
-
-    def copy(self, names: list[str], lock: Lock) -> None:
+    def copy(self, names: list[str]) -> None:
+        self.check_room()
         total = sum(self.sizes[name] for name in names)
         look = {"unit": "B", "unit_scale": True, "delay": 2, "mininterval": 2, "file": sys.stdout}
         with tqdm(total=total, desc=f"Publishing {self.target.name}", **look) as bar:
-            for name in names:
-                step = partial(self.copy_one, name, lock, bar)
-                self.retry(step, f"Copying {name}")
 
-    def copy_one(self, name: str, lock: Lock, bar: tqdm) -> None:
-        def report(count: int) -> None:
-            lock.beat()
-            bar.update(count)
+            def report(count: int) -> None:
+                self.lock.beat()
+                bar.update(count)
 
-        copy_file(self.source / name, self.partial / name, report)
+            super().copy(names, report)
+        self.flush()
 
     def flush(self) -> None:
         if self.drive:
@@ -164,7 +140,7 @@ class _Job:
 
     def check_room(self) -> None:
         """Room for what is still to be copied, at the target and on the disk that it passes to Drive by."""
-        there = sum((self.partial / name).stat().st_size for name in self.sums if (self.partial / name).exists())
+        there = sum((self.partial / name).stat().st_size for name in self.sizes if (self.partial / name).exists())
         needed = max(0, sum(self.sizes.values()) - there) + SPARE
         for place in [self.target.parent, *([self.drive.cache] if self.drive else [])]:
             check_space(place, needed, f"Publishing {self.source.name}")
@@ -209,14 +185,6 @@ class _Job:
             print(f"The version before held files that were not published from here; they are in {kept}.")
         else:
             shutil.rmtree(self.previous)
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        verify_checksums(folder)
-    except (ValueError, FileNotFoundError):
-        return False
-    return True
 
 
 def _listed(folder: Path) -> dict[str, str]:
