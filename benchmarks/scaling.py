@@ -1,4 +1,4 @@
-"""docs/scaling.md: what no machine here can show, predicted by `llm_finetuning/planning.py`, and those predictions
+"""docs/scaling.md: what no machine here can show, predicted by the plan of the finetuning notebook, and those predictions
 beside every point that was measured."""
 
 import inspect
@@ -50,7 +50,7 @@ BASES = (PHI2, *LLAMA)
 HEAD = """# What no machine here can show
 
 Written by `make tables`. **Every number below is a prediction** by the formulas in
-[`planning.py`](../llm_finetuning/planning.py), the ones that the finetuning notebook prints before it starts. Where
+[`planning.py`](../llm_finetuning/training/planning.py), the ones that the finetuning notebook prints before it starts. Where
 something was measured, the last section holds the formulas against it.
 
 ## The formulas
@@ -178,7 +178,7 @@ def one_gpu() -> str:
 
 def flops(plan: planning.Plan) -> float:
     """Operations of an epoch: recomputation, and under a mask all of its square, included."""
-    attended = planning.attended_length(plan, notebook_settings())
+    attended = plan.attended_length
     per_token = planning.flops_per_token(plan.size, attended, plan.gradient_checkpointing)
     return plan.tokens * per_token
 
@@ -220,7 +220,7 @@ def byte_counts() -> str:
     heads = ["base", "parameters", "of the adapters", "base in 4 bits", "adapters with gradients and moments"]
     heads += ["activations a token", "disk while it runs", "disk for the results"]
     text = (
-        "Predicted from the configurations alone (`sizing.measure_size`, `memory.StepMemory`, `planning.with_costs`),"
+        "Predicted from the configurations alone (`model_size.measure_size`, `memory.StepMemory`, `planning.Plan`),"
         " in bf16."
     )
     return section("Bytes", text, heads, rows)
@@ -262,7 +262,7 @@ def checked(reports: list[dict]) -> str:
     if not rows:
         return ""
     text = (
-        "Predicted by today's formulas from the matrix rate that was measured at the start of the run. A plan is made"
+        "Predicted by today's formulas from the peak matmul throughput that was measured at the start of the run. A plan is made"
         " for a model that keeps the machine busy: a small one also pays for everything that is no matrix product."
     )
     return section(

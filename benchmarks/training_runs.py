@@ -136,11 +136,12 @@ class Run:
 
         changed: settings for this time. Raises FloatingPointError for a loss that is not finite.
         """
-        from llm_finetuning.training import trainer as training
+        from llm_finetuning.training.dataset import RunInputs
+        from llm_finetuning.training.trainer import AssistantTrainer
 
         chosen = settings_for(self.base, self.folder, self.changes | changed)
         plan = self.planned(chosen, rows)
-        trainer, _ = training.build(self.model, self.template, rows, chosen, plan, [])
+        trainer = AssistantTrainer(self.model, chosen, plan, RunInputs(self.template, rows, []))
         if self.changes.get("autocast"):
             trainer.compute_loss_context_manager = lambda: torch.autocast(plan.device.split(":")[0], torch.bfloat16)
         clock = Clock(trainer, plan.device, seconds, warm_up)
@@ -160,7 +161,7 @@ class Run:
 
 
 def load(chosen: settings.Finetuning, plan: planning.Plan, base: Path, changes: dict):
-    model = qlora.load_base(chosen, plan, base)
+    model = qlora.load_base(chosen, dataclasses.replace(plan, model_path=base))
     if changes.get("gelu"):
         from transformers.activations import ACT2FN
 
@@ -172,7 +173,7 @@ def load(chosen: settings.Finetuning, plan: planning.Plan, base: Path, changes: 
 def summary(clock: Clock, plan: planning.Plan, peak: int) -> dict:
     """Speed, memory, measured and planned, and MFU of a run; MFU over the matrix rate measured at its start."""
     speed = clock.tokens / clock.elapsed
-    flops = planning.flops_per_token(plan.size, plan.tokens / plan.rows)
+    flops = planning.flops_per_token(plan.size, plan.tokens / plan.examples)
     return {
         "tokens_per_second": speed,
         "step_seconds": clock.elapsed / clock.steps,
@@ -189,7 +190,7 @@ def inputs(plan: planning.Plan, chosen: settings.Finetuning, base: Path) -> dict
         "machine": dataclasses.asdict(plan.machine),
         "config": {name: value for name, value in config.items() if name not in ("architectures", "dtype")},
         "settings": {name: getattr(chosen, name) for name in PLANNED},
-        "rows": plan.rows,
+        "rows": plan.examples,
         "tokens": plan.tokens,
     }
 

@@ -1,33 +1,39 @@
-"""What a notebook shows besides tables and figures: trained tokens in colour, and a figure that grows."""
+"""What a notebook shows besides tables and figures: the loss mask in colour, and a figure that is updated."""
 
 import html
+from typing import TYPE_CHECKING
 
 from llm_finetuning import prompts
 
-TRAINED_STYLE = "background:#cfe8cf;color:#103010;border-radius:3px;padding:1px 0"
-IGNORED_STYLE = "background:#ececec;color:#555"
+if TYPE_CHECKING:
+    from IPython.display import HTML
+    from matplotlib.figure import Figure
+    from transformers import PreTrainedTokenizerBase
+
+IN_LOSS_STYLE = "background:#cfe8cf;color:#103010;border-radius:3px;padding:1px 0"
+MASKED_STYLE = "background:#ececec;color:#555"
 
 
-def loss_mask(row: dict, tokenizer):
-    """An encoded row as HTML: every token by itself, those that are trained in green, the others in grey."""
+def loss_mask(example: dict, tokenizer: "PreTrainedTokenizerBase") -> "HTML":
+    """Shows the loss mask of an example as HTML: tokens in the loss in green, those that are masked out in grey."""
     from IPython.display import HTML
 
     spans = [
         _span(tokenizer.decode([token]), label != prompts.IGNORE_INDEX)
-        for token, label in zip(row["input_ids"], row["labels"], strict=True)
+        for token, label in zip(example["input_ids"], example["labels"], strict=True)
     ]
-    key = f"{_span(' trained ', True)} {_span(' not trained ', False)}"
+    key = f"{_span(' in the loss ', True)} {_span(' masked ', False)}"
     return HTML(
         f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.7">{key}\n\n{"".join(spans)}</div>'
     )
 
 
-def _span(text: str, trained: bool) -> str:
+def _span(text: str, in_loss: bool) -> str:
     shown = html.escape(text).replace("\n", "⏎\n")
-    return f'<span style="{TRAINED_STYLE if trained else IGNORED_STYLE}; border-right:1px solid #fff">{shown}</span>'
+    return f'<span style="{IN_LOSS_STYLE if in_loss else MASKED_STYLE}; border-right:1px solid #fff">{shown}</span>'
 
 
-def live_figure(figure, name: str) -> None:
+def live_figure(figure: "Figure", name: str) -> None:
     """Shows a figure in the notebook; a later call with the same name replaces it. Nothing outside a notebook."""
     from IPython import get_ipython
     from IPython.display import Image, display

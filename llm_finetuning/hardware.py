@@ -8,9 +8,11 @@ import resource
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -142,7 +144,7 @@ class PeakMemory:
     def __enter__(self) -> "PeakMemory":
         return self.start()
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -169,7 +171,7 @@ class PeakMemory:
 
 
 @contextmanager
-def timed(what: str):
+def timed(what: str) -> Iterator[None]:
     """Prints how long the block took, and the peak of host memory in it."""
     begun = time.perf_counter()
     with PeakMemory("cpu") as peak:
@@ -202,7 +204,7 @@ def return_large_blocks() -> None:
 
 
 @contextmanager
-def kept_apart():
+def kept_apart() -> Iterator[None]:
     """Large blocks that the code inside allocates are mapped by themselves: kept, they cut no holes into the heap.
 
     Afterwards blocks of up to 32 MiB come from the heap, which is quicker than to map them.

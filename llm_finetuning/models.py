@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from llm_finetuning.sample.phi import Recipe
 
 SAMPLE, REHEARSAL = "sample", "rehearsal"
 MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
 
 
-def tokenizer(model_name: str, tokenizer_folder: str = "", revision: str = "main"):
+def tokenizer(model_name: str, tokenizer_folder: str = "", revision: str = "main") -> "PreTrainedTokenizerBase":
     """The tokenizer that `model_name` is used with; the one in `tokenizer_folder`, if given.
 
     revision: branch, tag or commit of a hub id.
@@ -41,7 +43,7 @@ def _tokenizer_folder(folder: str) -> str:
     return folder
 
 
-def _sample_tokenizer():
+def _sample_tokenizer() -> "PreTrainedTokenizerBase":
     from transformers import PreTrainedTokenizerFast
 
     from llm_finetuning.sample import phi
@@ -53,7 +55,7 @@ def _sample_tokenizer():
 
 
 @lru_cache
-def _sample_tokenizer_files(recipe) -> dict[str, bytes]:
+def _sample_tokenizer_files(recipe: "Recipe") -> dict[str, bytes]:
     from llm_finetuning.sample import phi
 
     with tempfile.TemporaryDirectory() as folder:

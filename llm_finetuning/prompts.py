@@ -7,6 +7,10 @@ else: a special token's name inside a message is encoded as its characters.
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
 """Label of a token that is masked out of the loss (torch.nn.CrossEntropyLoss's default ignore_index)."""
@@ -38,10 +42,10 @@ DEFAULT_SYSTEM = """\
 class Template:
     """A tokenizer whose chat template holds the system message that is trained with."""
 
-    tokenizer: object
+    tokenizer: "PreTrainedTokenizerBase"
     special_tokens: list[str] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.tokenizer.eos_token_id is None:
             raise ValueError("this tokenizer has no end-of-text token: an answer could never end")
         special = {t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special}
@@ -57,7 +61,7 @@ class Template:
         return {self.tokenizer.eos_token_id} | set(tail[start:]) & special
 
 
-def template_for(tokenizer, system_message: str = "") -> Template:
+def template_for(tokenizer: "PreTrainedTokenizerBase", system_message: str = "") -> Template:
     """The tokenizer's own chat template, or Phi-2's format if it has none; with `system_message` as the default.
 
     The default becomes part of `tokenizer.chat_template`, so it travels with the saved tokenizer. Raises
@@ -112,7 +116,7 @@ def render(messages: list[dict], template: Template, add_generation_prompt: bool
     return _render_all([messages], template, add_generation_prompt)[0]
 
 
-def _render_all(conversations: list[list[dict]], template: Template, add_generation_prompt: bool):
+def _render_all(conversations: list[list[dict]], template: Template, add_generation_prompt: bool) -> list[list[int]]:
     """`render` of many conversations with one call of the tokenizer."""
     pieces = [_pieces(messages, template, add_generation_prompt) for messages in conversations]
     texts = [text for piece in pieces for is_special, text in piece if not is_special]
@@ -128,7 +132,7 @@ def _render_all(conversations: list[list[dict]], template: Template, add_generat
     ]
 
 
-def _pieces(messages, template, add_generation_prompt) -> list[tuple[bool, str]]:
+def _pieces(messages: list[dict], template: Template, add_generation_prompt: bool) -> list[tuple[bool, str]]:
     """The rendered conversation cut at the template's own special tokens: [(is special token, text), …]."""
     check_messages(messages)
     mark = _unused_character(messages)
@@ -159,7 +163,7 @@ def _unused_character(messages: list[dict]) -> str:
     return next(chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in used)
 
 
-def _text(messages, template, add_generation_prompt) -> str:
+def _text(messages: list[dict], template: Template, add_generation_prompt: bool) -> str:
     from jinja2.exceptions import TemplateError
 
     try:

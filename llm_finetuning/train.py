@@ -12,41 +12,36 @@ import argparse
 import os
 
 import torch
-from transformers import AutoConfig
 
-from llm_finetuning import hardware, models, prompts, settings
-from llm_finetuning.data import pairs
-from llm_finetuning.evaluation import scoreboard
-from llm_finetuning.training import qlora
-from llm_finetuning.training import trainer as training
-from llm_finetuning.training.dataset import encode_pairs
+from llm_finetuning import settings
+from llm_finetuning.training import selfcheck
+from llm_finetuning.training.dataset import read_inputs
+from llm_finetuning.training.planning import plan_run
+from llm_finetuning.training.qlora import add_adapters, load_base
+from llm_finetuning.training.trainer import AssistantTrainer, save_adapter, train
 
 
 def main() -> None:
-    """Trains to the end and saves the adapter; only the first process writes."""
+    """Trains to the end and saves the adapter, as the notebook does; only the first process prints and writes."""
     parser = argparse.ArgumentParser(prog="llm_finetuning.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("settings", help="settings.json in the run's drive_folder")
-    chosen = settings.from_file(settings.Finetuning, parser.parse_args().settings)
+    config = settings.from_file(settings.Finetuning, parser.parse_args().settings)
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    model_path = models.locate(chosen.model_name, chosen.folders.base, chosen.tokenizer_folder, chosen.model_revision)
-    tokenizer = models.tokenizer(chosen.model_name, chosen.tokenizer_folder, chosen.model_revision)
-    template = prompts.template_for(tokenizer, chosen.system_message)
-    train_pairs, val_pairs = (
-        pairs.to_records(pairs.read_jsonl(file)) for file in (chosen.folders.train_file, chosen.folders.val_file)
-    )
-    data = encode_pairs(train_pairs, template, chosen.max_seq_length)
-    config = AutoConfig.from_pretrained(model_path)
-    plan = training.plan_run(chosen, hardware.detect(chosen.dtype), config, data.lengths)
-    held_out = scoreboard.held_out_set(val_pairs, template, chosen.max_seq_length, chosen.eval_pairs, chosen.seed)
-    model = qlora.add_adapters(qlora.load_base(chosen, plan, model_path), chosen)
-    trainer, _ = training.build(model, template, data, chosen, plan, held_out)
-    if trainer.is_world_process_zero():
-        print(plan.table().to_string(index=False))
-    said = training.train(trainer, chosen)
-    training.save_adapter(trainer, template, chosen)
-    if trainer.is_world_process_zero():
-        print(said)
+        torch.cuda.set_device(rank)
+    say = print if os.environ.get("RANK", "0") == "0" else lambda *_: None
+
+    inputs = read_inputs(config)
+    say(inputs.data.table().to_string(index=False))
+    plan = plan_run(config, inputs.data.lengths)
+    say(plan.table().to_string(index=False))
+    model = add_adapters(load_base(config, plan), config)
+    trainer = AssistantTrainer(model, config, plan, inputs)
+    say(selfcheck.run(trainer).table.to_string(index=False))
+    outcome = train(trainer)
+    save_adapter(trainer)
+    say(outcome)
+    trainer.accelerator.end_training()  # ends the process group's threads, which would abort a busy machine's exit
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_history_is_cut_from_the_oldest_turn(template):
     whole = len(prompts.encode(pair, template)["input_ids"])
     (fit,) = prompts.truncate_histories([pair], template, whole - 1)
     short = fit.pair
-    assert fit.shortened and fit.whole == whole and fit.row == prompts.encode(short, template)
+    assert fit.truncated and fit.full_length == whole and fit.example == prompts.encode(short, template)
     assert short["history"] == [pair["history"][0], *turns[2:]]
     assert (short["prompt"], short["response"]) == ("last", "end")
     assert len(pair["history"]) == 13, "the pair that came in is not changed"

@@ -1,13 +1,14 @@
 """Puts a model into evaluation and back."""
 
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 
 @contextmanager
-def evaluating(model):
-    """Evaluation mode with sdpa attention and the cache allowed; training mode is restored."""
+def evaluating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Runs the block in evaluation mode, with sdpa attention and the cache allowed; the mode before is restored."""
     was_training = model.training
     model.eval()
     try:
@@ -18,7 +19,7 @@ def evaluating(model):
 
 
 @contextmanager
-def attention_for(model, implementation: str):
+def attention_for(model: torch.nn.Module, implementation: str) -> Iterator[torch.nn.Module]:
     """Runs the block with another attention, such as sdpa for padded batches and generation."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = base.config._attn_implementation
@@ -29,7 +30,7 @@ def attention_for(model, implementation: str):
         base.set_attn_implementation(before)
 
 
-def _uncompiled(model):
-    """Compiled layers run as they are: each length of an answer would take one of the few graphs that they may have."""
+def _uncompiled(model: torch.nn.Module) -> AbstractContextManager:
+    """Runs compiled layers eagerly: each length of an answer would be compiled anew, until torch's limit is reached."""
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -1,11 +1,12 @@
 """Before, after, merged: the same measures on one fixed held-out set.
 
-The held-out set is a list of `prompts.encode` rows with the pair beside them: `{"input_ids", "labels", "pair"}`.
+The held-out set is a list of examples (`prompts.encode`) with the pair beside them: `{"input_ids", "labels", "pair"}`.
 """
 
 import json
 import math
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,11 @@ import torch
 from llm_finetuning import models, prompts
 from llm_finetuning.evaluation import mode
 from llm_finetuning.files import checksums
+from llm_finetuning.files.atomic import write_json
 from llm_finetuning.inference.chat import Answer, Chat
 from llm_finetuning.inference.generation import END, SamplingParameters
 from llm_finetuning.prompts import Template
+from llm_finetuning.settings import Finetuning
 
 BATCH_TOKENS = 4096
 GRAMS = 4
@@ -27,54 +30,57 @@ def held_out_set(pairs: list[dict], template: Template, max_seq_length: int, cou
 
     Raises ValueError when none fits.
     """
-    fitted = [fit for fit in prompts.truncate_histories(pairs, template, max_seq_length) if fit.example]
-    if not fitted:
+    candidates = prompts.truncate_histories(pairs, template, max_seq_length)
+    fitting = [pair for pair in candidates if pair.example]
+    if not fitting:
         raise ValueError(f"no validation pair fits in max_seq_length = {max_seq_length}: raise it")
-    chosen = random.Random(seed).sample(fitted, min(count, len(fitted)))
-    return [fit.example | {"pair": fit.pair} for fit in chosen]
+    drawn = random.Random(seed).sample(fitting, min(count, len(fitting)))
+    return [pair.example | {"pair": pair.pair} for pair in drawn]
 
 
-def held_out_loss(model, held_out: list[dict], template: Template) -> float:
-    """Mean negative log-likelihood per trained token (answers and their EOS), in nats, over all rows together."""
+def held_out_loss(model: torch.nn.Module, held_out: list[dict], template: Template) -> float:
+    """Mean negative log-likelihood per token in the loss (responses and their EOS), in nats, over all examples."""
     total, tokens = 0.0, 0
-    rows = sorted(held_out, key=lambda row: -len(row["input_ids"]))
+    longest_first = sorted(held_out, key=lambda example: -len(example["input_ids"]))
     with mode.evaluating(model):
-        for batch in _batches(rows):
+        for batch in _batches(longest_first):
             loss, count = _batch_loss(model, batch, template)
             total, tokens = total + loss, tokens + count
     return total / tokens
 
 
-def _batches(rows: list[dict]):
-    """Rows, longest first, in batches of at most BATCH_TOKENS tokens with their padding."""
-    while rows:
-        count = max(1, BATCH_TOKENS // len(rows[0]["input_ids"]))
-        yield rows[:count]
-        rows = rows[count:]
+def _batches(examples: list[dict]) -> Iterator[list[dict]]:
+    """Examples, longest first, in batches of at most BATCH_TOKENS tokens with their padding."""
+    while examples:
+        count = max(1, BATCH_TOKENS // len(examples[0]["input_ids"]))
+        yield examples[:count]
+        examples = examples[count:]
 
 
-def _batch_loss(model, batch: list[dict], template: Template) -> tuple[float, int]:
+def _batch_loss(model: torch.nn.Module, batch: list[dict], template: Template) -> tuple[float, int]:
+    """(summed negative log-likelihood, tokens in the loss) of a batch, padded on the right."""
     length = len(batch[0]["input_ids"])
     pad = template.tokenizer.eos_token_id
-    ids = torch.tensor([row["input_ids"] + [pad] * (length - len(row["input_ids"])) for row in batch])
-    labels = torch.tensor([row["labels"] + [prompts.IGNORE_INDEX] * (length - len(row["labels"])) for row in batch])
-    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in batch])
+    missing = [length - len(example["input_ids"]) for example in batch]
+    ids = torch.tensor([e["input_ids"] + [pad] * n for e, n in zip(batch, missing, strict=True)])
+    labels = torch.tensor([e["labels"] + [prompts.IGNORE_INDEX] * n for e, n in zip(batch, missing, strict=True)])
+    mask = torch.tensor([[1] * (length - n) + [0] * n for n in missing])
     device = next(model.parameters()).device
     logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits[:, :-1]
-    wanted = labels[:, 1:].to(device)
-    trained = wanted != prompts.IGNORE_INDEX
-    loss = torch.nn.functional.cross_entropy(logits[trained].float(), wanted[trained], reduction="sum")
-    return loss.item(), int(trained.sum())
+    targets = labels[:, 1:].to(device)
+    in_loss = targets != prompts.IGNORE_INDEX
+    loss = torch.nn.functional.cross_entropy(logits[in_loss].float(), targets[in_loss], reduction="sum")
+    return loss.item(), int(in_loss.sum())
 
 
-def answers(model, held_out: list[dict], template: Template, max_new_tokens: int) -> list[Answer]:
+def answers(model: torch.nn.Module, held_out: list[dict], template: Template, max_new_tokens: int) -> list[Answer]:
     """Greedy answers of a model in memory to the prompts of held-out rows, in their order."""
     asked = [prompts.conversation(row["pair"])[:-1] for row in held_out]
     with mode.evaluating(model):
         return Chat.of(model, template).generate_batch(asked, SamplingParameters(max_new_tokens=max_new_tokens))
 
 
-def measure(model, held_out: list[dict], template: Template, settings) -> dict:
+def measure(model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning) -> dict:
     """One column of the scoreboard: loss, perplexity, stop_rate, repetition_rate, samples, maybe exact_match."""
     loss = held_out_loss(model, held_out, template)
     asked = held_out[: settings.eval_answers]
@@ -107,25 +113,27 @@ def repetition(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def before(model, held_out: list[dict], template: Template, settings) -> dict:
+def before(model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning) -> dict:
     """Measures the base without its adapters; returns the scoreboard."""
     with model.disable_adapter():
         return record(settings.folders.scoreboard, before=measure(model, held_out, template, settings))
 
 
-def after(model, held_out: list[dict], template: Template, settings) -> dict:
+def after(model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning) -> dict:
     """Measures the base with its trained adapters; returns the scoreboard."""
     return record(settings.folders.scoreboard, after=measure(model, held_out, template, settings))
 
 
-def published(folder: Path, held_out: list[dict], template: Template, settings, plan) -> dict:
-    """Measures the published folder as read back, its sums checked first; returns the scoreboard."""
+def published(
+    folder: Path, held_out: list[dict], template: Template, settings: Finetuning, dtype: torch.dtype, device: str
+) -> dict:
+    """Measures the published folder as read back, its checksums verified first; returns the scoreboard."""
     checksums.verify_checksums(folder)
-    model = models.load_strict(folder, plan.save_dtype, plan.device)
+    model = models.load_strict(folder, dtype, device)
     return record(settings.folders.scoreboard, merged=measure(model, held_out, template, settings))
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     values = [float(v) for v in values]
     return sum(values) / len(values) if values else 0.0
 
@@ -143,12 +151,12 @@ def side_by_side(board: dict, count: int = 5) -> pd.DataFrame:
     rows = []
     for i in range(min(count, min(len(scores["samples"]) for scores in board.values()))):
         first = next(iter(board.values()))["samples"][i]
-        told = {name: _shown(scores["samples"][i]) for name, scores in board.items()}
+        told = {name: _with_ending(scores["samples"][i]) for name, scores in board.items()}
         rows.append({"prompt": first["prompt"], "reference": first["reference"], **told})
     return pd.DataFrame(rows)
 
 
-def _shown(sample: dict) -> str:
+def _with_ending(sample: dict) -> str:
     return sample["text"] + ("" if sample["stopped"] else " … (did not stop)")
 
 
@@ -157,11 +165,8 @@ def read(path: Path) -> dict:
 
 
 def record(path: Path, **columns: dict) -> dict:
-    """Adds or replaces columns of scoreboard.json, written beside and renamed; returns all of it in order."""
+    """Adds or replaces columns of scoreboard.json, written atomically; returns all of it in order."""
     board = read(path) | columns
     board = {name: board[name] for name in ("before", "after", "merged") if name in board}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(board, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, board)
     return board

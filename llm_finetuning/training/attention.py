@@ -5,6 +5,8 @@ where each begins, and no token attends across a border. Needs a GPU of capabili
 elsewhere, and for padded batches and generation, sdpa does the work.
 """
 
+from typing import Any
+
 import torch
 
 from llm_finetuning.hardware import Machine
@@ -24,21 +26,21 @@ def register() -> str:
     return NAME
 
 
-def _no_mask(*args, **kwargs) -> None:
+def _no_mask(*args: Any, **kwargs: Any) -> None:
     """The kernel takes document borders, not a mask."""
 
 
 def packed_attention(
-    module,
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask,
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each packed document.
 
@@ -61,13 +63,20 @@ def packed_attention(
     return out.unsqueeze(0), None
 
 
-def for_every_head(query, key, value) -> tuple[torch.Tensor, torch.Tensor]:
+def for_every_head(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values (1, Hkv, T, D) repeated to the query's number of heads: (1, H, T, D)."""
     heads = query.shape[1] // key.shape[1]
     return (key, value) if heads == 1 else tuple(x.repeat_interleave(heads, dim=1) for x in (key, value))
 
 
-def causal_varlen(q, k, v, cu_seq_lens: torch.Tensor, max_length: int, scale: float | None = None) -> torch.Tensor:
+def causal_varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seq_lens: torch.Tensor,
+    max_length: int,
+    scale: float | None = None,
+) -> torch.Tensor:
     """q, k, v: (T, H, D) → (T, H, D), over documents that end at `cu_seq_lens[1:]`."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -1,4 +1,4 @@
-"""Watching a run: progress, metrics.jsonl, held-out loss and sample answers, a figure that grows, and when to stop."""
+"""What happens beside the optimizer steps: progress, metrics.jsonl, evaluations, the live figure, early stopping."""
 
 import json
 import math
@@ -8,15 +8,23 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm_finetuning import display, hardware
 from llm_finetuning.evaluation import scoreboard
+from llm_finetuning.files.atomic import write_text
+from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import checkpoints, figures, planning, qlora
+
+if TYPE_CHECKING:
+    from llm_finetuning.training.selfcheck import Checks
+    from llm_finetuning.training.trainer import AssistantTrainer
 
 SAMPLES = 3
 MOST_SKIPPED = 16
@@ -24,22 +32,24 @@ MOST_SKIPPED = 16
 
 
 class Monitor(TrainerCallback):
-    """What happens beside the optimizer steps. One line of metrics.jsonl an entry, kept in step with checkpoints."""
+    """Logs, evaluates and stops a run; metrics.jsonl, a line an entry, is kept in step with the checkpoints."""
 
-    def __init__(self, trainer, template, settings, plan, held_out: list[dict], steps: int):
-        self.trainer, self.template, self.settings, self.plan = trainer, template, settings, plan
-        self.held_out, self.steps = held_out, steps
+    def __init__(self, trainer: "AssistantTrainer"):
+        self.trainer, self.settings, self.plan = trainer, trainer.settings, trainer.plan
+        self.template, self.held_out = trainer.run_inputs.template, trainer.run_inputs.held_out
         self.main = trainer.is_world_process_zero()
-        self.metrics = Metrics(settings.folders.metrics)
+        self.metrics = Metrics(self.settings.folders.metrics)
         self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
-        self.terminated = self.listening = False
+        self.terminated = self.listening = self.stopped_early = False
         self.skipped = 0
         """Steps in a row that float16's gradient scaler left out."""
         self.bar = None
-        self.peak = hardware.PeakMemory(plan.device, plan.machine.free_memory)
+        self.peak = hardware.PeakMemory(self.plan.device, self.plan.machine.free_memory)
         self.watched = 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.main:
             self.metrics.cut_after(state.global_step)
         self.trainer.accelerator.wait_for_everyone()
@@ -58,7 +68,7 @@ class Monitor(TrainerCallback):
             self.old_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
             self.listening = True
 
-    def _on_sigterm(self, number, frame) -> None:
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         self.terminated = True
 
     def _anyone_terminated(self) -> bool:
@@ -69,7 +79,7 @@ class Monitor(TrainerCallback):
             self.terminated = bool(flag.item())
         return self.terminated
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.update(1)
         self.skipped = self.skipped + 1 if self.trainer.accelerator.optimizer_step_was_skipped else 0
         if self._anyone_terminated():
@@ -77,8 +87,15 @@ class Monitor(TrainerCallback):
         if self.settings.eval_steps and state.global_step % self.settings.eval_steps == 0:
             self.evaluate(state, control)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if "loss" not in (logs or {}):
             return
         self._check_finite(state, logs)
         if not self.main:
@@ -93,12 +110,12 @@ class Monitor(TrainerCallback):
         )
 
     def _speed(self) -> dict:
-        """Speed since the entry before; MFU counts 4N + attention per token over the measured matrix rate."""
+        """Speed since the entry before; MFU counts 4N + attention per token over the peak matmul throughput."""
         now, seen = time.perf_counter(), self.trainer.seen_tokens * self.plan.processes
         seconds, tokens = now - self.since - self.watched, seen - self.seen
         self.since, self.seen, self.watched = now, seen, 0.0
         rate = tokens / max(seconds, 1e-9)
-        length = self.plan.tokens / max(1, self.plan.rows)
+        length = self.plan.tokens / max(1, self.plan.examples)
         flops = planning.flops_per_token(self.plan.size, length)
         return {
             "tokens": seen,
@@ -108,7 +125,8 @@ class Monitor(TrainerCallback):
             "memory_bytes": self.peak.read(),
         }
 
-    def _check_finite(self, state, logs: dict) -> None:
+    def _check_finite(self, state: TrainerState, logs: dict) -> None:
+        """Raises FloatingPointError for a loss that is not finite, or too many overflows of float16 in a row."""
         overflowed = not math.isfinite(logs.get("grad_norm", 0.0))
         if math.isfinite(logs["loss"]) and (not overflowed or 0 < self.skipped <= MOST_SKIPPED):
             return
@@ -124,7 +142,7 @@ class Monitor(TrainerCallback):
             " checkpoint is from before it; change the setting and run again"
         )
 
-    def evaluate(self, state, control) -> None:
+    def evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         """Held-out loss and three sample answers; a new best is kept when early stopping is on.
 
         Every process measures, so that all come to the same decision; one writes.
@@ -142,7 +160,7 @@ class Monitor(TrainerCallback):
             self._stop_early(state, control)
         self.watched += time.perf_counter() - begun
 
-    def _stop_early(self, state, control) -> None:
+    def _stop_early(self, state: TrainerState, control: TrainerControl) -> None:
         best_loss, best_step = min(self.losses)
         if best_step == state.global_step:
             trained = qlora.gather_adapter(self.trainer.model)
@@ -152,10 +170,10 @@ class Monitor(TrainerCallback):
         if is_over(self.losses, self.settings):
             waited = self.settings.early_stopping_patience
             print(f"no better held-out loss than {best_loss:.4f} at step {best_step} in {waited} evaluations: stopping")
-            control.should_training_stop = control.should_save = True
+            self.stopped_early = control.should_training_stop = control.should_save = True
 
     def close(self) -> None:
-        """Lets go of the bar and of SIGTERM, whose handler would keep the model in memory. Idempotent."""
+        """Closes the bar and gives SIGTERM its handler back: ours would keep the model in memory. Idempotent."""
         self.peak.stop()
         if self.bar is not None:
             self.bar.close()
@@ -163,13 +181,15 @@ class Monitor(TrainerCallback):
             signal.signal(signal.SIGTERM, self.old_handler)
             self.listening = False
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.close()
         if self.terminated:
             raise KeyboardInterrupt(f"stopped by SIGTERM; checkpoint-{state.global_step} is saved, run again to go on")
 
 
-def is_over(losses: list[tuple[float, int]], settings) -> bool:
+def is_over(losses: list[tuple[float, int]], settings: Finetuning) -> bool:
     """Whether early stopping ends the run: no better (held-out loss, step) for as many evaluations as it waits."""
     if not settings.early_stopping_patience or not losses:
         return False
@@ -177,7 +197,7 @@ def is_over(losses: list[tuple[float, int]], settings) -> bool:
     return sum(step > best_step for _, step in losses) >= settings.early_stopping_patience
 
 
-def restore_best(model, settings) -> float | None:
+def restore_best(model: torch.nn.Module, settings: Finetuning) -> float | None:
     """Loads the adapter with the lowest held-out loss of the run, if early stopping kept one; returns that loss."""
     best = settings.folders.checkpoints / checkpoints.BEST
     if not settings.early_stopping_patience or not best.exists():
@@ -186,7 +206,7 @@ def restore_best(model, settings) -> float | None:
     return min(Metrics(settings.folders.metrics).held_out_losses())[0]
 
 
-def predicted_and_measured(plan, checks, entries: list[dict]) -> pd.DataFrame:
+def predicted_and_measured(plan: planning.Plan, checks: "Checks", entries: list[dict]) -> pd.DataFrame:
     """Memory and time of the run: planned before the start, predicted after the self-check, measured."""
     trained = [entry for entry in entries if "tokens_per_second" in entry]
     seconds = sum(entry["seconds"] for entry in trained)
@@ -236,6 +256,4 @@ class Metrics:
         """Forgets what came after the checkpoint that a run goes on from; all of it for a fresh start."""
         kept = [entry for entry in self.read() if entry["step"] <= step and step > 0]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))

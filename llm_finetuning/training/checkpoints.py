@@ -1,11 +1,10 @@
-"""Checkpoints that are complete or absent, kept to a number, mirrored to Drive, and found again.
+"""Checkpoints: written atomically, kept to a number, mirrored to Drive, and found again.
 
-A checkpoint is written beside its final name, closed with SHA256SUMS and renamed: a folder called
-`checkpoint-<step>` is whole. `run.json` inside says what it was trained with.
+A folder called `checkpoint-<step>` is complete: it is written under another name, closed with SHA256SUMS and renamed.
+`run.json` inside says what it was trained with.
 """
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -13,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llm_finetuning.files import checksums
-from llm_finetuning.files.copying import check_space, copy_file, retrying
+from llm_finetuning.files.atomic import building, remove_folder, replace_folder
+from llm_finetuning.files.copying import copy_folder
 
 RUN_FILE = "run.json"
 BEST = "best"
@@ -23,10 +23,10 @@ BEST_INSIDE = Path("best", "adapter")
 
 
 def finalize(partial: Path, final: Path, run: dict) -> Path:
-    """Closes a written checkpoint with what it was trained with and its sums, and gives it its final name."""
+    """Completes a written checkpoint with what it was trained with and its checksums, and gives it its final name."""
     (partial / RUN_FILE).write_text(json.dumps(run, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     checksums.write_checksums(partial)
-    _replace(partial, final)
+    replace_folder(partial, final)
     return final
 
 
@@ -36,18 +36,14 @@ def step_of(folder: Path) -> int:
     return int(found.group(1)) if found else -1
 
 
+def found(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first, nothing compared."""
+    return sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
+
+
 def complete(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` whose every file is what its sums say, oldest first."""
-    candidates = sorted((p for p in folder.glob("checkpoint-*") if step_of(p) >= 0), key=step_of)
-    return [candidate for candidate in candidates if _is_whole(candidate)]
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        checksums.verify_checksums(folder)
-    except (ValueError, FileNotFoundError):
-        return False
-    return True
+    """The checkpoints in `folder` whose files are all as their checksums say, oldest first."""
+    return [checkpoint for checkpoint in found(folder) if checksums.is_complete(checkpoint)]
 
 
 def newest(work: Path, drive: Path) -> Path | None:
@@ -56,35 +52,21 @@ def newest(work: Path, drive: Path) -> Path | None:
     there = complete(drive) if drive != work and drive.exists() else []
     if there and (not here or step_of(there[-1]) > step_of(here[-1])):
         work.mkdir(parents=True, exist_ok=True)
-        return copy_whole(there[-1], work / there[-1].name)
+        return copy_folder(there[-1], work / there[-1].name)
     return here[-1] if here else None
 
 
-def copy_whole(source: Path, target: Path) -> Path:
-    """Copies a complete checkpoint: written beside `target`, checked as read back, then renamed."""
-    files = [*checksums.read_checksums(source), checksums.NAME]
-    check_space(target.parent, sum((source / name).stat().st_size for name in files), target.name)
-    partial = target.with_name(f".partial-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in files:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        retrying(lambda name=name: copy_file(source / name, partial / name), f"Copying {name}")
-    checksums.verify_checksums(partial)
-    _replace(partial, target)
-    return target
+def newest_run(work: Path, drive: Path) -> dict | None:
+    """What the newest checkpoint, here or on Drive, was trained with; None where there is none."""
+    files = [checkpoint / RUN_FILE for folder in (work, drive) for checkpoint in found(folder)]
+    runs = [file for file in files if file.is_file()]
+    return json.loads(runs[-1].read_text(encoding="utf-8")) if runs else None
 
 
 def keep_newest(folder: Path, limit: int) -> None:
-    """Removes all but the `limit` newest checkpoints, and what an interrupted save left behind."""
-    kept = sorted((p for p in folder.glob("checkpoint-*") if step_of(p) >= 0), key=step_of)
-    for old in kept[:-limit]:
-        _remove(old)
-
-
-def clear_partial(folder: Path) -> None:
-    """Removes what a save that was cut off left behind; call it when no save is under way."""
-    for partial in folder.glob(".partial-*"):
-        shutil.rmtree(partial, ignore_errors=True)
+    """Removes all but the `limit` newest checkpoints."""
+    for old in found(folder)[:-limit]:
+        remove_folder(old)
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -98,43 +80,24 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def keep_best(write: Callable[[Path], None], folder: Path) -> None:
-    """Has an adapter written to `folder`/best, whole or not at all."""
-    partial = folder / f".partial-{BEST}"
-    shutil.rmtree(partial, ignore_errors=True)
-    write(partial)
-    _replace(partial, folder / BEST)
+    """Has an adapter written to `folder`/best, atomically."""
+    with building(folder / BEST) as partial:
+        write(partial)
 
 
 def store_best(partial: Path, folder: Path) -> None:
-    """The best adapter so far goes into a checkpoint that is being written: it comes back with it."""
+    """Copies the best adapter so far into a checkpoint that is being written: it comes back with it."""
     if (folder / BEST).exists():
         shutil.copytree(folder / BEST, partial / BEST_INSIDE)
 
 
 def restore_best(start: Path | None, folder: Path) -> None:
-    """Makes `folder`/best what it was when the checkpoint `start` was written; none for a fresh start.
-
-    Call it after `clear_partial`.
-    """
+    """Makes `folder`/best what it was when the checkpoint `start` was written; none for a fresh start."""
     if (folder / BEST).exists():
-        _remove(folder / BEST)
+        remove_folder(folder / BEST)
     if start is not None and (start / BEST_INSIDE).exists():
-        shutil.copytree(start / BEST_INSIDE, folder / f".partial-{BEST}")
-        os.replace(folder / f".partial-{BEST}", folder / BEST)
-
-
-def _replace(partial: Path, final: Path) -> None:
-    if final.exists():
-        _remove(final)
-    os.replace(partial, final)
-
-
-def _remove(folder: Path) -> None:
-    """Takes the final name away first: a removal that is cut off leaves nothing half there under it."""
-    going = folder.with_name(f".partial-removed-{folder.name}")
-    shutil.rmtree(going, ignore_errors=True)
-    os.replace(folder, going)
-    shutil.rmtree(going, ignore_errors=True)
+        with building(folder / BEST) as partial:
+            shutil.copytree(start / BEST_INSIDE, partial, dirs_exist_ok=True)
 
 
 def check_same_run(checkpoint: Path, run: dict) -> None:
@@ -182,7 +145,7 @@ class Mirror:
                     return
             try:
                 self.drive.mkdir(parents=True, exist_ok=True)
-                copy_whole(checkpoint, self.drive / checkpoint.name)
+                copy_folder(checkpoint, self.drive / checkpoint.name)
                 keep_newest(self.drive, self.limit)
                 self.problem = None
             except (OSError, ValueError) as error:

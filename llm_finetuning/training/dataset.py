@@ -1,11 +1,15 @@
-"""From pairs to examples for training, with an account of what became of every pair."""
+"""What a run reads: pairs encoded as examples, with an account of what became of each, and the held-out set."""
 
 from dataclasses import dataclass
 
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
-from llm_finetuning import prompts
+from llm_finetuning import models, prompts
+from llm_finetuning.data import pairs
+from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.prompts import Template
+from llm_finetuning.settings import Finetuning
 
 COMMON_LENGTHS = (512, 1024, 2048)
 
@@ -67,4 +71,34 @@ def encode_pairs(pairs: list[dict], template: Template, max_seq_length: int) -> 
         truncated=sum(pair.truncated for pair in truncated),
         dropped=len(pairs) - len(examples),
         too_long={length: sum(n > length for n in full) / len(full) for length in COMMON_LENGTHS},
+    )
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run reads before it plans: its prompt format, its training data and its held-out set."""
+
+    template: Template
+    data: TrainingData
+    held_out: list[dict]
+    """Examples with the pair beside them: {"input_ids", "labels", "pair"} (`scoreboard.held_out_set`)."""
+
+
+def read_inputs(settings: Finetuning) -> RunInputs:
+    """The inputs of a run from the files that the data preparation wrote. Raises FileNotFoundError or ValueError."""
+    folders = settings.folders
+    train, held_out = (pairs.to_records(pairs.read_jsonl(file)) for file in (folders.train_file, folders.val_file))
+    tokenizer = models.tokenizer(settings.model_name, settings.tokenizer_folder, settings.model_revision)
+    return encode_inputs(settings, tokenizer, train, held_out)
+
+
+def encode_inputs(
+    settings: Finetuning, tokenizer: PreTrainedTokenizerBase, train: list[dict], held_out: list[dict]
+) -> RunInputs:
+    """The inputs of a run from pair records in memory."""
+    template, length = prompts.template_for(tokenizer, settings.system_message), settings.max_seq_length
+    return RunInputs(
+        template,
+        encode_pairs(train, template, length),
+        scoreboard.held_out_set(held_out, template, length, settings.eval_pairs, settings.seed),
     )

@@ -38,7 +38,7 @@ class StepMemory:
     attention: str
     shards: int = 1
 
-    def fit(self) -> tuple[bool, int]:
+    def choose_micro_batch(self) -> tuple[bool, int]:
         """(gradient checkpointing, tokens per micro-batch): the fastest that fits.
 
         Large micro-batches amortise 4-bit dequantisation; recomputation costs half as much again. So: no

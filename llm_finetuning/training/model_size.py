@@ -1,11 +1,14 @@
 """Counts a model's weights and saved activations on torch's meta device: shapes without memory."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from transformers import PretrainedConfig, PreTrainedModel
 
 from llm_finetuning import models
 from llm_finetuning.settings import Finetuning
@@ -39,7 +42,9 @@ class ModelSize:
         return self.linear + self.other
 
 
-def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype, on_gpu: bool) -> ModelSize:
+def measure_size(
+    settings: Finetuning, model_config: PretrainedConfig, dtype: torch.dtype, adapter_dtype: torch.dtype, on_gpu: bool
+) -> ModelSize:
     """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used."""
     model = build_on_meta(model_config, dtype)
     adapters, linears, head = adapter_weights(model, settings)
@@ -60,7 +65,7 @@ def measure_size(settings: Finetuning, model_config, dtype, adapter_dtype, on_gp
     )
 
 
-def build_on_meta(model_config, dtype: torch.dtype, attention: str = "eager"):
+def build_on_meta(model_config: PretrainedConfig, dtype: torch.dtype, attention: str = "eager") -> PreTrainedModel:
     """The model of a configuration with no storage behind its weights."""
     from transformers import AutoModelForCausalLM
 
@@ -68,7 +73,7 @@ def build_on_meta(model_config, dtype: torch.dtype, attention: str = "eager"):
         return AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=attention)
 
 
-def adapter_weights(model, settings: Finetuning) -> tuple[int, list[int], int]:
+def adapter_weights(model: torch.nn.Module, settings: Finetuning) -> tuple[int, list[int], int]:
     """(adapter weights, weights of each linear module, weights of the head). A·B has r·(in + out) weights."""
     targets = qlora.target_names(model, settings.lora_target_modules)
     modules = qlora.linear_modules(model)
@@ -81,7 +86,9 @@ def adapter_weights(model, settings: Finetuning) -> tuple[int, list[int], int]:
     )
 
 
-def layer_activation_bytes(model_config, settings: Finetuning, dtype, adapter_dtype, on_gpu: bool) -> float:
+def layer_activation_bytes(
+    model_config: PretrainedConfig, settings: Finetuning, dtype: torch.dtype, adapter_dtype: torch.dtype, on_gpu: bool
+) -> float:
     """Bytes that one decoder layer with adapters keeps for the backward pass, per token.
 
     Counted as the difference between two layers and one in a training forward pass on the meta device, each
@@ -95,19 +102,26 @@ def layer_activation_bytes(model_config, settings: Finetuning, dtype, adapter_dt
 class _FusedDropout(TorchFunctionMode):
     """Dropout as on a GPU, whose kernel keeps a byte per value; elsewhere the mask is of the values' dtype."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is torch.nn.functional.dropout:
             return fused_dropout(*args, **kwargs)
         return function(*args, **kwargs)
 
 
-def fused_dropout(values, p: float = 0.5, training: bool = True, inplace: bool = False):
+def fused_dropout(values: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     """`torch.nn.functional.dropout` through the operator that a GPU uses."""
     return torch.native_dropout(values, p, True)[0] if training and p else values
 
 
-def _saved_bytes(model_config, layers: int, settings, dtype, adapter_dtype, on_gpu: bool) -> int:
+def _saved_bytes(
+    model_config: PretrainedConfig,
+    layers: int,
+    settings: Finetuning,
+    dtype: torch.dtype,
+    adapter_dtype: torch.dtype,
+    on_gpu: bool,
+) -> int:
     config = copy.deepcopy(model_config)
     config.get_text_config().num_hidden_layers = layers
     if getattr(config.get_text_config(), "layer_types", None):
@@ -118,7 +132,7 @@ def _saved_bytes(model_config, layers: int, settings, dtype, adapter_dtype, on_g
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: list[torch.Tensor] = []
 
-    def keep(tensor):
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept.append(tensor)
         return tensor
 
@@ -137,21 +151,28 @@ class _ProbeAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, on_gpu: bool):
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, on_gpu: bool) -> torch.Tensor:
         shape = query.transpose(1, 2).shape
         out = query.new_empty(shape).transpose(1, 2) if on_gpu else query.new_empty(query.shape)
         ctx.save_for_backward(query, key, value, out)
         return out
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         return gradient, gradient, gradient, None
 
 
 def _register_probe(on_gpu: bool) -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    def probe(module, query, key, value, mask, **kwargs):
+    def probe(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
         key, value = attention.for_every_head(query, key, value)
         return _ProbeAttention.apply(query, key, value, on_gpu).transpose(1, 2), None
 

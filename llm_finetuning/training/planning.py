@@ -1,35 +1,41 @@
 """What a run will cost on this machine, before it starts: micro-batch, steps, memory, time and disk.
 
-Everything comes from arithmetic on the model's configuration and one measured matrix rate, never from a list of
-GPUs, and stands beside what was measured when the run is over.
+Everything comes from arithmetic on the model's configuration and the peak matmul throughput, which is measured, never
+from a list of GPUs, and stands beside what was measured when the run is over.
 """
 
 import math
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 import torch
+from transformers import AutoConfig, PretrainedConfig
 
-from llm_finetuning import hardware
+from llm_finetuning import hardware, models
+from llm_finetuning.files.copying import check_space
 from llm_finetuning.hardware import Machine, as_gib, readable_seconds
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import attention, model_size
+from llm_finetuning.training import attention, checkpoints, model_size
 from llm_finetuning.training.memory import StepMemory, shares_a_mask
 from llm_finetuning.training.model_size import ModelSize
 
 EFFICIENCY = 0.55
-"""Share of the measured matrix rate that a whole training step is expected to reach."""
+"""Share of the peak matmul throughput that a whole training step is expected to reach."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions for one run. Bytes, seconds and tokens; `dtype` of computation, `adapter_dtype` of training."""
+    """The decisions for one run, and what they will cost."""
 
+    settings: Finetuning
     machine: Machine
     size: ModelSize
     dtype: torch.dtype
+    """Of the computation."""
     adapter_dtype: torch.dtype
+    """Of the parameters that are trained."""
     attention: str
     gradient_checkpointing: bool
     micro_batch_tokens: int
@@ -38,16 +44,17 @@ class Plan:
     processes: int
     """Processes that train together, each on a device of its own; WORLD_SIZE as torchrun sets it."""
     shards: int
-    """Processes that share one copy of the model: all of them under FSDP, as accelerate launch sets it, else 1."""
+    """Ranks that the model is sharded across: all of them under FSDP, as accelerate launch sets it, else 1."""
     optimizer: str
-    rows: int
+    examples: int
     tokens: int
+    """Of all examples together: of an epoch."""
     steps: int
+    """Optimizer steps of the whole run."""
     memory: dict[str, float]
-    seconds: float
-    disk_work: int
-    disk_drive: int
-    cost: float | None
+    """Bytes at the peak of a step, by what takes them."""
+    model_path: Path | None = None
+    """The local folder of the base; None in a prediction from a configuration alone."""
 
     @property
     def device(self) -> str:
@@ -65,26 +72,64 @@ class Plan:
 
     @property
     def peak_memory(self) -> float:
+        """In bytes."""
         return sum(self.memory.values())
+
+    @property
+    def seconds(self) -> float:
+        """Of training, predicted."""
+        flops = flops_per_token(self.size, self.attended_length, self.gradient_checkpointing)
+        tokens = self.steps * min(self.step_tokens, self.tokens)
+        return tokens * flops / (self.machine.flops * EFFICIENCY * self.processes)
+
+    @property
+    def attended_length(self) -> float:
+        """The `length` of `flops_per_token` that attention is computed over: an example's, or a whole shared mask's.
+
+        Under a mask nothing is skipped: twice the micro-batch, for `flops_per_token` counts half the square.
+        """
+        if shares_a_mask(self.settings.packing, self.attention):
+            return 2 * self.micro_batch_tokens
+        return self.tokens / max(1, self.examples)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """A checkpoint: the adapter and its two moments in 32 bits."""
+        return self.size.adapter * (self.adapter_dtype.itemsize + 8)
+
+    @property
+    def disk_work(self) -> int:
+        """Bytes on the local disk: checkpoints, one of them being written, and both merged models."""
+        return self.checkpoint_bytes * (self.settings.save_total_limit + 1) + 4 * self.size.total
+
+    @property
+    def disk_drive(self) -> int:
+        """Bytes where the results go: checkpoints and the merged model."""
+        return self.checkpoint_bytes * self.settings.save_total_limit + 2 * self.size.total
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of rate_per_hour; None where that is not known."""
+        return self.seconds / 3600 * self.settings.rate_per_hour if self.settings.rate_per_hour else None
 
     def table(self) -> pd.DataFrame:
         """What was decided and what it will cost, one line each of at most 50 characters."""
         m = self.machine
-        per_row = self.tokens / max(1, self.rows)
+        per_example = self.tokens / max(1, self.examples)
         lines = [
             ("machine", m.name),
-            ("memory, measured matrix rate", f"{as_gib(m.memory)}, {m.flops / 1e12:.2g} TFLOP/s"),
+            ("memory, peak matmul throughput", f"{as_gib(m.memory)}, {m.flops / 1e12:.2g} TFLOP/s"),
             ("computes in", f"{_name(self.dtype)}; adapters trained in {_name(self.adapter_dtype)}"),
             ("attention", self.attention),
             ("optimizer", self.optimizer),
             ("gradient checkpointing", "on" if self.gradient_checkpointing else "off"),
-            ("an epoch", f"{self.rows:,} pairs × {per_row:,.0f} tokens on average = {self.tokens:,}"),
+            ("an epoch", f"{self.examples:,} pairs × {per_example:,.0f} tokens on average = {self.tokens:,}"),
             (
                 "optimizer step",
                 f"{self.accumulation * self.processes} × {self.micro_batch_tokens:,} tokens ="
                 f" {self.step_tokens:,} tokens" + (f", {self.processes} processes" * (self.processes > 1)),
             ),
-            *[("the model is shared by", f"{self.shards} processes")] * (self.shards > 1),
+            *[("the model is sharded across", f"{self.shards} ranks")] * (self.shards > 1),
             ("steps", f"{self.steps:,}"),
             *[(f"memory: {part}", as_gib(count)) for part, count in self.memory.items()],
             ("memory: peak, predicted", f"{as_gib(self.peak_memory)} of {as_gib(m.free_memory)} free"),
@@ -101,61 +146,58 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def plan(settings: Finetuning, machine: Machine, model_config, lengths: list[int]) -> Plan:
-    """Decides how to train rows of `lengths` tokens on `machine`, and predicts what it costs.
+def plan_run(settings: Finetuning, lengths: list[int]) -> Plan:
+    """Plans a run on this machine: fetches or makes the base, looks at the machine, and checks the disks.
+
+    A run that is to be continued keeps its micro-batch and its optimizer, whatever is free today. Raises what
+    `models.locate` and `plan` raise, and OSError when a disk has too little room.
+    """
+    folders = settings.folders
+    path = models.locate(settings.model_name, folders.base, settings.tokenizer_folder, settings.model_revision)
+    before = checkpoints.newest_run(folders.checkpoints, folders.drive / "checkpoints") if settings.resume else None
+    kept = {}
+    if before:
+        kept["micro_batch_tokens"] = settings.micro_batch_tokens or before["micro_batch_tokens"]
+        kept["optim"] = before["optimizer"] if settings.optim == "auto" else settings.optim
+    config = AutoConfig.from_pretrained(path)
+    made = plan(replace(settings, **kept), hardware.detect(settings.dtype), config, lengths)
+    check_space(folders.work, made.disk_work, "checkpoints and the merged model")
+    check_space(folders.drive, made.disk_drive, "the results")
+    return replace(made, settings=settings, model_path=path)
+
+
+def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig, lengths: list[int]) -> Plan:
+    """Decides how to train examples of `lengths` tokens on `machine`, and predicts what it costs.
 
     Raises ValueError when the model cannot be trained in the memory there is, with the parameter to change.
     """
     dtype = hardware.choose_dtype(settings.dtype, machine.capability)
     adapter_dtype = torch.bfloat16 if machine.on_gpu and dtype == torch.bfloat16 else torch.float32
-    chosen = attention.choose_attention(settings.attention, machine, dtype, settings.packing)
+    implementation = attention.choose_attention(settings.attention, machine, dtype, settings.packing)
     size = model_size.measure_size(settings, model_config, dtype, adapter_dtype, machine.on_gpu)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
-    memory = StepMemory(settings, machine, size, dtype, adapter_dtype, chosen, shards)
-    checkpointing, micro = memory.fit()
+    memory = StepMemory(settings, machine, size, dtype, adapter_dtype, implementation, shards)
+    checkpointing, micro = memory.choose_micro_batch()
     accumulation = max(1, round(settings.tokens_per_step / micro / processes))
-    tokens = sum(lengths)
-    batches = math.ceil(tokens / micro)
-    epoch_steps = math.ceil(batches / (accumulation * processes))
-    steps = settings.max_steps if settings.max_steps > 0 else math.ceil(epoch_steps * settings.num_train_epochs)
-    draft = Plan(
+    epoch_steps = math.ceil(math.ceil(sum(lengths) / micro) / (accumulation * processes))
+    return Plan(
+        settings=settings,
         machine=machine,
         size=size,
         dtype=dtype,
         adapter_dtype=adapter_dtype,
-        attention=chosen,
+        attention=implementation,
         gradient_checkpointing=checkpointing,
         micro_batch_tokens=micro,
         accumulation=accumulation,
         processes=processes,
         shards=shards,
         optimizer=choose_optimizer(settings, machine, shards),
-        rows=len(lengths),
-        tokens=tokens,
-        steps=steps,
+        examples=len(lengths),
+        tokens=sum(lengths),
+        steps=settings.max_steps if settings.max_steps > 0 else math.ceil(epoch_steps * settings.num_train_epochs),
         memory=memory.parts(checkpointing, micro),
-        seconds=0.0,
-        disk_work=0,
-        disk_drive=0,
-        cost=None,
-    )
-    return with_costs(draft, settings)
-
-
-def with_costs(draft: Plan, settings: Finetuning) -> Plan:
-    """The plan with time, disk and cost for its number of steps."""
-    trained = draft.steps * min(draft.step_tokens, draft.tokens)
-    flops = trained * flops_per_token(draft.size, attended_length(draft, settings), draft.gradient_checkpointing)
-    seconds = flops / (draft.machine.flops * EFFICIENCY * draft.processes)
-    checkpoint = draft.size.adapter * (draft.adapter_dtype.itemsize + 8)
-    merged = draft.size.total * 2
-    return replace(
-        draft,
-        seconds=seconds,
-        disk_work=int(checkpoint * (settings.save_total_limit + 1) + 2 * merged),
-        disk_drive=int(checkpoint * settings.save_total_limit + merged),
-        cost=seconds / 3600 * settings.rate_per_hour if settings.rate_per_hour else None,
     )
 
 
@@ -170,16 +212,6 @@ def choose_optimizer(settings: Finetuning, machine: Machine, shards: int) -> str
     if shards > 1 and by_bitsandbytes and "torch" not in settings.optim:
         raise ValueError(f"optim = {settings.optim!r}: bitsandbytes cannot update a sharded model; set optim = 'auto'")
     return settings.optim
-
-
-def attended_length(draft: Plan, settings: Finetuning) -> float:
-    """The `length` of `flops_per_token` that attention is computed over: a row's, or the whole of a shared mask.
-
-    Under a mask nothing is skipped: twice the micro-batch, for `flops_per_token` counts half the square.
-    """
-    if shares_a_mask(settings.packing, draft.attention):
-        return 2 * draft.micro_batch_tokens
-    return draft.tokens / max(1, draft.rows)
 
 
 def flops_per_token(size: ModelSize, length: float, checkpointing: bool = False) -> float:

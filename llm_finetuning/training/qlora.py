@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -10,13 +11,17 @@ from llm_finetuning import hardware, models
 from llm_finetuning.settings import Finetuning, split_names
 from llm_finetuning.training import attention
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
-def load_base(settings: Finetuning, plan, model_path: Path):
-    """The frozen base on the plan's device, in 4 bits where the settings ask for it; its cache is off.
+    from llm_finetuning.training.planning import Plan
+
+
+def load_base(settings: Finetuning, plan: "Plan") -> "PreTrainedModel":
+    """Loads the frozen base to the plan's device, in 4 bits where the settings ask for it; its cache is off.
 
     On a CPU it also sets the threads that suit the model's size.
-
-    `model_path` is what `bases.locate` gave; `plan` a `planning.Plan`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -24,11 +29,11 @@ def load_base(settings: Finetuning, plan, model_path: Path):
         torch.set_num_threads(hardware.threads_for(plan.size.total, plan.machine.cores))
         if plan.size.total >= hardware.LARGE:
             hardware.return_large_blocks()
-    config = models.one_kernel_gelu(AutoConfig.from_pretrained(model_path))
+    config = models.one_kernel_gelu(AutoConfig.from_pretrained(plan.model_path))
     if plan.attention == attention.NAME:
         attention.register()
     model = AutoModelForCausalLM.from_pretrained(
-        model_path,
+        plan.model_path,
         config=config,
         dtype=plan.dtype,
         attn_implementation=plan.attention,
@@ -40,8 +45,8 @@ def load_base(settings: Finetuning, plan, model_path: Path):
     return prepare_cpu_kernels(unmap_weights(model)) if plan.device == "cpu" else model
 
 
-def unmap_weights(model):
-    """Copies weights that still lie in the mapped checkpoint file, so that the file can be let go."""
+def unmap_weights(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Copies weights that still lie in the mapped checkpoint file, so that the file can be closed."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.clone()
@@ -49,7 +54,7 @@ def unmap_weights(model):
     return model
 
 
-def quantization(settings: Finetuning, plan):
+def quantization(settings: Finetuning, plan: "Plan") -> "BitsAndBytesConfig":
     """The 4-bit configuration of a run.
 
     FSDP shards floating tensors alone: for shards the 4-bit weights are stored under the name of the plan's dtype.
@@ -62,7 +67,7 @@ def quantization(settings: Finetuning, plan):
     )
 
 
-def prepare_cpu_kernels(model):
+def prepare_cpu_kernels(model: "PreTrainedModel") -> "PreTrainedModel":
     """Keeps bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
 
     The repacked form serves inference only: after it a training step fails and `dequantize()` returns garbage
@@ -76,8 +81,8 @@ def prepare_cpu_kernels(model):
     return model
 
 
-def add_adapters(model, settings: Finetuning):
-    """LoRA adapters on the intended modules of every layer; the base stays frozen.
+def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
+    """Adds LoRA adapters to the intended modules of every layer; the base stays frozen.
 
     Raises ValueError when a target name matches no module.
     """
@@ -96,13 +101,13 @@ def add_adapters(model, settings: Finetuning):
     return get_peft_model(model, config)
 
 
-def linear_modules(model) -> dict[str, torch.nn.Module]:
+def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Every linear module by its full name, the output embedding left out."""
     head = model.get_output_embeddings()
     return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
 
 
-def target_names(model, wanted: str) -> list[str]:
+def target_names(model: torch.nn.Module, wanted: str) -> list[str]:
     """'all-linear' or 'q_proj, v_proj' → the sorted last names of the modules that get an adapter."""
     known = Counter(name.rsplit(".", 1)[-1] for name in linear_modules(model))
     if wanted.strip() == "all-linear":
@@ -117,7 +122,7 @@ def target_names(model, wanted: str) -> list[str]:
     return sorted(set(names))
 
 
-def coverage(model) -> pd.DataFrame:
+def coverage(model: "PeftModel") -> pd.DataFrame:
     """One row per target name: modules with an adapter, modules of that name, layers, trained parameters.
 
     Raises ValueError when a target is missing in some layer.
@@ -140,8 +145,8 @@ def coverage(model) -> pd.DataFrame:
     return table
 
 
-def cast_trainable(model, dtype: torch.dtype):
-    """Casts what is trained to `dtype`.
+def cast_trainable(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Casts the parameters that are trained to `dtype`.
 
     Exact resume needs fp32 on a CPU and on fp16 GPUs: SFTTrainer leaves the adapters of a 4-bit model in bf16,
     where a checkpoint's optimizer state no longer matches to the bit and fp16's gradient scaler fails.
@@ -152,21 +157,21 @@ def cast_trainable(model, dtype: torch.dtype):
     return model
 
 
-def gather_adapter(model) -> dict[str, torch.Tensor]:
-    """What is trained, by name; gathered where the model is sharded (FSDP), so every process must call it together."""
+def gather_adapter(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The trained parameters by name, gathered where the model is sharded (FSDP): every rank must call it together."""
     from torch.distributed.tensor import DTensor
 
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained.items()}
 
 
-def save_adapter_weights(model, whole: dict[str, torch.Tensor], folder: Path) -> None:
+def save_adapter_weights(model: "PeftModel", whole: dict[str, torch.Tensor], folder: Path) -> None:
     """Writes what `gather_adapter` gave as PEFT does; the base is not looked for on the Hub."""
     model.save_pretrained(folder, state_dict=whole, save_embedding_layers=False)
 
 
-def set_adapter(model, folder: Path) -> None:
-    """Puts the adapter that PEFT saved in `folder` in place of the model's, which may be sharded.
+def set_adapter(model: torch.nn.Module, folder: Path) -> None:
+    """Copies the adapter that PEFT saved in `folder` into the model's, which may be sharded.
 
     Raises ValueError when a tensor is missing there.
     """
@@ -185,13 +190,13 @@ def set_adapter(model, folder: Path) -> None:
             parameter.data.copy_(whole)
 
 
-def count_parameters(model) -> tuple[int, int]:
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(trained, all) parameters; a 4-bit tensor counts the weights it holds, not its bytes."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(_numel(p) for p in model.parameters())
     return trained, every
 
 
-def _numel(parameter) -> int:
+def _numel(parameter: torch.nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()

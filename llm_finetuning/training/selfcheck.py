@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from peft import PeftModel
 
 from llm_finetuning import hardware, prompts
 from llm_finetuning.hardware import readable_seconds
+from llm_finetuning.prompts import Template
 from llm_finetuning.training import qlora
+from llm_finetuning.training.trainer import AssistantTrainer
 
 TIMED_BATCHES = 3
 
@@ -28,42 +31,57 @@ class Checks:
     memory: int
 
 
-def run(trainer, data, template, settings, plan, steps: int) -> Checks:
-    """Runs every check. Raises ValueError with what is wrong; FloatingPointError for a loss that is not finite."""
+def run(trainer: AssistantTrainer) -> Checks:
+    """Runs every check. Raises ValueError with what is wrong; FloatingPointError for a loss that is not finite.
+
+    A model that is to be sharded is still whole here and may not leave room for a step: then none is tried, and the
+    plan's predictions stand in for the measured ones.
+    """
+    plan, inputs = trainer.plan, trainer.run_inputs
     found = [
-        ("EOS ends every answer", check_ends(data.examples, template)),
+        ("EOS ends every response", check_ends(inputs.data.examples, inputs.template)),
         ("adapters", check_adapters(trainer.model)),
+        ("a checkpoint written and read back", check_checkpoint(trainer.model)),
     ]
+    seconds, memory = plan.seconds, int(plan.peak_memory)
+    if plan.shards == 1:
+        found[2:2], seconds, memory = check_steps(trainer)
+    return Checks(pd.DataFrame(found, columns=["check", "found"]), seconds, memory)
+
+
+def check_steps(trainer: AssistantTrainer) -> tuple[list[tuple[str, str]], float, int]:
+    """(lines of the table, predicted seconds of the run, peak bytes) from steps that leave no trace."""
+    plan = trainer.plan
     with torch.random.fork_rng(), hardware.PeakMemory(plan.device, plan.machine.free_memory) as peak:
         loss, norm = check_longest(trainer)
-        found.append(("longest batch, forward and backward", f"loss {loss:.3f}, gradient norm {norm:.3f}, finite"))
         per_token = seconds_per_token(trainer)
-    found.append(("a checkpoint written and read back", check_checkpoint(trainer.model)))
-    seconds = per_token * steps * min(plan.step_tokens, plan.tokens) / plan.processes
-    found += [
+    trainer.model.zero_grad(set_to_none=True)
+    trainer.seen_tokens = 0
+    seconds = per_token * trainer.steps * min(plan.step_tokens, plan.tokens) / plan.processes
+    lines = [
+        ("longest batch, forward and backward", f"loss {loss:.3f}, gradient norm {norm:.3f}, finite"),
         ("speed", f"{1 / per_token:,.0f} tokens/s over {TIMED_BATCHES} micro-batches"),
         ("time for the run, from these", readable_seconds(seconds)),
         ("memory, peak", f"{hardware.as_gib(peak.read())}; planned {hardware.as_gib(plan.peak_memory)}"),
     ]
-    trainer.model.zero_grad(set_to_none=True)
-    trainer.seen_tokens = 0
-    return Checks(pd.DataFrame(found, columns=["check", "found"]), seconds, peak.read())
+    return lines, seconds, peak.read()
 
 
-def check_ends(rows: list[dict], template) -> str:
-    """Every row has trained labels, and the last of them ends an answer; raises ValueError where one has not."""
-    for number, row in enumerate(rows, 1):
-        trained = [label for label in row["labels"] if label != prompts.IGNORE_INDEX]
-        if not trained or trained[-1] not in template.stop_token_ids:
-            shown = template.tokenizer.decode(row["input_ids"][-20:])
+def check_ends(examples: list[dict], template: Template) -> str:
+    """Every example has tokens in the loss, and the last of them is a stop token; raises ValueError otherwise."""
+    for number, example in enumerate(examples, 1):
+        in_loss = [label for label in example["labels"] if label != prompts.IGNORE_INDEX]
+        if not in_loss or in_loss[-1] not in template.stop_token_ids:
+            tail = template.tokenizer.decode(example["input_ids"][-20:])
             raise ValueError(
-                f"row {number} has {len(trained)} trained tokens and does not end with an end-of-text token:"
-                f" …{shown!r}. Check the tokenizer's chat template"
+                f"row {number} has {len(in_loss)} trained tokens and does not end with an end-of-text token:"
+                f" …{tail!r}. Check the tokenizer's chat template"
             )
-    return f"in all {len(rows):,} rows"
+    return f"in all {len(examples):,} examples"
 
 
-def check_adapters(model) -> str:
+def check_adapters(model: PeftModel) -> str:
+    """Every target has an adapter, and nothing else is trained; raises ValueError otherwise."""
     table = qlora.coverage(model)
     others = [n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n]
     if others:
@@ -71,7 +89,7 @@ def check_adapters(model) -> str:
     return f"on {table.adapted.sum()} of {table['of'].sum()} modules, nothing else is trained"
 
 
-def check_longest(trainer) -> tuple[float, float]:
+def check_longest(trainer: AssistantTrainer) -> tuple[float, float]:
     """(loss, gradient norm) of the micro-batch with the most tokens; raises FloatingPointError unless finite."""
     data = trainer.train_dataset
     longest = max(range(len(data)), key=lambda i: len(data[i]["input_ids"]))
@@ -86,7 +104,7 @@ def check_longest(trainer) -> tuple[float, float]:
     return loss, norm
 
 
-def _forward_backward(trainer, indices: list[int]) -> float:
+def _forward_backward(trainer: AssistantTrainer, indices: list[int]) -> float:
     if trainer.args.gradient_checkpointing:
         trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     trainer.model.train()
@@ -98,7 +116,7 @@ def _forward_backward(trainer, indices: list[int]) -> float:
     return loss.item()
 
 
-def seconds_per_token(trainer) -> float:
+def seconds_per_token(trainer: AssistantTrainer) -> float:
     """Forward and backward over a few micro-batches from the start of the data, per token."""
     count = min(TIMED_BATCHES * trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
     size = trainer.args.per_device_train_batch_size
@@ -108,7 +126,7 @@ def seconds_per_token(trainer) -> float:
     return (time.perf_counter() - begun) / (trainer.seen_tokens - seen)
 
 
-def check_checkpoint(model) -> str:
+def check_checkpoint(model: PeftModel) -> str:
     """Saves the adapter and reads it back bit for bit."""
     from peft import load_peft_weights
 

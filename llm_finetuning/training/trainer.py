@@ -1,21 +1,23 @@
-"""Training: the trainer, its whole-or-absent checkpoints, and going on from the newest one."""
+"""Training: the trainer, its atomic checkpoints, and how a run is resumed from the newest one."""
 
-import dataclasses
 import hashlib
 import json
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from llm_finetuning.prompts import Template
+from llm_finetuning.files.atomic import partial_name, remove_partials
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import callbacks, checkpoints, planning, qlora
-from llm_finetuning.training.dataset import TrainingData
+from llm_finetuning.training import callbacks, checkpoints, qlora
+from llm_finetuning.training.dataset import RunInputs, TrainingData
 from llm_finetuning.training.planning import Plan
 
 SAME_RUN = (
@@ -38,23 +40,23 @@ SAME_RUN = (
     "seed",
     "tokens_per_step",
 )
-"""Settings that a checkpoint cannot be continued without."""
+"""Settings that two runs must share for one to resume the checkpoints of the other."""
 SHARDED = "pytorch_model_fsdp.bin"
 """What FSDP puts into a checkpoint beside the adapter, by its name in accelerate."""
 
 
-def dataset(rows: list[dict], settings: Finetuning, plan: Plan) -> Dataset:
-    """Rows as SFTTrainer takes them; packed, one row holds up to `plan.micro_batch_tokens` tokens of whole pairs.
+def pack(examples: list[dict], settings: Finetuning, plan: Plan) -> Dataset:
+    """Examples as SFTTrainer takes them; packed, a sequence holds up to `plan.micro_batch_tokens` tokens.
 
-    Packing is best-fit decreasing (arXiv 2404.10830) over rows shuffled with the seed, and never splits a pair.
+    Packing is best-fit decreasing (arXiv 2404.10830) over examples shuffled with the seed, and never splits one.
     """
-    columns = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
+    columns = [{"input_ids": example["input_ids"], "labels": example["labels"]} for example in examples]
     data = Dataset.from_list(columns).shuffle(seed=settings.seed)
     return pack_dataset(data, plan.micro_batch_tokens, "bfd") if settings.packing else data
 
 
 def batch_size(settings: Finetuning, plan: Plan) -> int:
-    """Rows per micro-batch: one packed row, or as many of the longest as the tokens allow."""
+    """Sequences per micro-batch: one that is packed, or as many of the longest examples as the tokens allow."""
     return 1 if settings.packing else max(1, plan.micro_batch_tokens // settings.max_seq_length)
 
 
@@ -101,17 +103,45 @@ def arguments(settings: Finetuning, plan: Plan, steps: int) -> SFTConfig:
 
 
 class AssistantTrainer(SFTTrainer):
-    """SFTTrainer without its per-step host synchronisations, with checkpoints that are whole or absent."""
+    """SFTTrainer without its per-step host synchronisations, with checkpoints that are written atomically.
 
-    run: dict
-    mirror: checkpoints.Mirror
-    save_limit: int
-    monitor: callbacks.Monitor
+    steps: optimizer steps of the whole run, counted over the packed data. identity: what another run must share to
+    resume its checkpoints. seen_tokens: tokens that this process has trained on, since it was built.
+    """
+
     seen_tokens = 0
     newest_inputs: dict | None = None
+    _partial_dir: Path | None = None
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean negative log-likelihood of the step's trained tokens, through TRL's fused head.
+    def __init__(self, model: PeftModel, settings: Finetuning, plan: Plan, inputs: RunInputs):
+        packed = pack(inputs.data.examples, settings, plan)
+        self.settings, self.plan, self.run_inputs = settings, plan, inputs
+        self.steps = count_steps(len(packed), settings, plan)
+        self.identity = identity(settings, plan, inputs.data)
+        super().__init__(
+            model=model,
+            args=arguments(settings, plan, self.steps),
+            train_dataset=packed,
+            processing_class=inputs.template.tokenizer,
+        )
+        qlora.cast_trainable(self.model, plan.adapter_dtype)
+        folders = settings.folders
+        self.mirror = checkpoints.Mirror(folders.checkpoints, folders.drive / "checkpoints", settings.save_total_limit)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        if settings.compile_layers:
+            compile_layers(self.model)
+        self.monitor = callbacks.Monitor(self)
+        self.add_callback(self.monitor)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple:
+        """Mean negative log-likelihood of the step's tokens in the loss, through TRL's fused head.
 
         Equal to SFTTrainer's own; its entropy and accuracy, three reads from the GPU a step, are left out.
         """
@@ -130,28 +160,26 @@ class AssistantTrainer(SFTTrainer):
             return super().save_model(output_dir, _internal_call)
         return self._save(output_dir, state_dict=qlora.gather_adapter(self.model))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module = None) -> None:
         """The adapter, into the trained parameters and in their dtype; PEFT would put float32 ones in their place."""
         qlora.set_adapter(self.model, Path(resume_from_checkpoint))
 
-    def _get_output_dir(self, trial) -> str:
+    def _get_output_dir(self, trial: Any) -> str:
         return str(self._partial_dir) if self._partial_dir else super()._get_output_dir(trial)
 
-    _partial_dir: Path | None = None
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Written beside, closed with its sums, renamed; then older ones go and the copy to Drive starts."""
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Writes a checkpoint atomically; then older ones go, and its copy to Drive starts."""
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
-        self._partial_dir = folder / f".partial-{name}"
+        self._partial_dir = partial_name(folder / name)
         try:
             Trainer._save_checkpoint(self, model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 checkpoints.store_best(self._partial_dir / name, folder)
-                done = checkpoints.finalize(self._partial_dir / name, folder / name, self.run)
-                checkpoints.clear_partial(folder)
-                checkpoints.keep_newest(folder, self.save_limit)
+                done = checkpoints.finalize(self._partial_dir / name, folder / name, self.identity)
+                remove_partials(folder)
+                checkpoints.keep_newest(folder, self.settings.save_total_limit)
                 self.mirror.send(done)
         finally:
             self._partial_dir = None
@@ -161,39 +189,15 @@ class AssistantTrainer(SFTTrainer):
         Trainer.log(self, logs | {"tokens": self.seen_tokens * self.args.world_size}, start_time)
 
 
-def build(model, template: Template, data: TrainingData, settings: Finetuning, plan: Plan, held_out: list[dict]):
-    """The trainer, ready to run, and the exact number of optimizer steps it will take."""
-    packed = dataset(data.examples, settings, plan)
-    steps = count_steps(len(packed), settings, plan)
-    trainer = AssistantTrainer(
-        model=model,
-        args=arguments(settings, plan, steps),
-        train_dataset=packed,
-        processing_class=template.tokenizer,
-    )
-    qlora.cast_trainable(trainer.model, plan.adapter_dtype)
-    trainer.run = identity(settings, plan, data)
-    folders = settings.folders
-    trainer.save_limit = settings.save_total_limit
-    trainer.mirror = checkpoints.Mirror(folders.checkpoints, folders.drive / "checkpoints", settings.save_total_limit)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    if settings.compile_layers:
-        compile_layers(trainer.model)
-    trainer.monitor = callbacks.Monitor(trainer, template, settings, plan, held_out, steps)
-    trainer.add_callback(trainer.monitor)
-    return trainer, steps
-
-
-def count_steps(micro_batches: int, settings: Finetuning, plan: Plan) -> int:
-    """Optimizer steps of the whole run: rows of one epoch over batch and accumulation, rounded up."""
+def count_steps(sequences: int, settings: Finetuning, plan: Plan) -> int:
+    """Optimizer steps of the whole run: sequences of one epoch over batch and accumulation, rounded up."""
     if settings.max_steps > 0:
         return settings.max_steps
-    batches = -(-micro_batches // batch_size(settings, plan))
+    batches = -(-sequences // batch_size(settings, plan))
     return math.ceil(-(-batches // (plan.accumulation * plan.processes)) * settings.num_train_epochs)
 
 
-def compile_layers(model) -> None:
+def compile_layers(model: torch.nn.Module) -> None:
     """Compiles each decoder layer by itself: quick to build, and adapters and 4-bit layers trace whole."""
     for module in model.get_base_model().modules():
         if isinstance(module, torch.nn.ModuleList):
@@ -202,13 +206,13 @@ def compile_layers(model) -> None:
 
 
 def identity(settings: Finetuning, plan: Plan, data: TrainingData) -> dict:
-    """What two runs must share for one to continue the other's checkpoints."""
+    """What two runs must share for one to resume the other's checkpoints; written to run.json in each of them."""
     names = list(SAME_RUN)
     if settings.lr_scheduler_type not in ("constant", "constant_with_warmup"):
         names += ["num_train_epochs", "max_steps"]
     digest = hashlib.sha256()
-    for row in data.examples:
-        digest.update(json.dumps(row["input_ids"]).encode())
+    for example in data.examples:
+        digest.update(json.dumps(example["input_ids"]).encode())
     return {
         **{name: getattr(settings, name) for name in names},
         "dtype": str(plan.dtype),
@@ -219,45 +223,72 @@ def identity(settings: Finetuning, plan: Plan, data: TrainingData) -> dict:
     }
 
 
-def train(trainer: AssistantTrainer, settings: Finetuning) -> str:
-    """Trains to the end, from the newest complete checkpoint if there is one; says in one line what it did.
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `train` did; as text, the sentence that the notebook prints."""
+
+    resumed_from: str | None
+    """Name of the checkpoint, None for a run that began afresh."""
+    step: int
+    of: int
+    """Optimizer steps of the whole run."""
+    ended_by: str
+    """ "finished", "early stopping", or "finished before": there was nothing left to train."""
+    best_loss: float | None
+    """Held-out loss of the adapter that is loaded now, where early stopping kept the best one."""
+    mirror_problem: str | None
+    """Why the newest checkpoint is not on Drive."""
+
+    def __str__(self) -> str:
+        begun = f"went on from {self.resumed_from}" if self.resumed_from else "started afresh"
+        best = f"kept the adapter with the best held-out loss, {self.best_loss:.4f}" if self.best_loss else None
+        said = [f"{begun}, now at step {self.step} of {self.of}", best, self.mirror_problem]
+        return "; ".join(filter(None, said))
+
+
+def train(trainer: AssistantTrainer) -> Outcome:
+    """Trains to the end, from the newest complete checkpoint if there is one.
 
     Raises ValueError for a checkpoint of another run, FloatingPointError for a loss that is not finite, and
     MemoryError when the GPU ran out of memory.
     """
     with trainer.accelerator.main_process_first():  # one moves or fetches checkpoints, the others find them
-        start = starting_point(trainer, settings)
-    folder = settings.folders.checkpoints
+        start = starting_point(trainer)
+    folder = trainer.settings.folders.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():
-        checkpoints.clear_partial(folder)
+        remove_partials(folder)
         checkpoints.restore_best(start, folder)
     trainer.accelerator.wait_for_everyone()
     try:
-        if start and ended_early(start, settings):
-            trainer.state = TrainerState.load_from_json(str(start / "trainer_state.json"))
-        elif start and (start / SHARDED).exists() and not trainer.is_fsdp_enabled:
-            take_finished(trainer, start, settings)
-        else:
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        ended_by = _train_from(trainer, start)
     except torch.OutOfMemoryError as error:
-        raise MemoryError(_out_of_memory(trainer, settings)) from error
+        raise MemoryError(_out_of_memory(trainer)) from error
     finally:
         trainer.monitor.close()
         trainer.mirror.wait()
-    begun = f"went on from {start.name}" if start else "started afresh"
-    best = callbacks.restore_best(trainer.model, settings)
-    notes = [
-        f"kept the adapter with the best held-out loss, {best:.4f}" if best is not None else "",
-        trainer.mirror.problem or "",
-    ]
-    said = f"{begun}, now at step {trainer.state.global_step} of {trainer.state.max_steps}"
-    return "; ".join([said, *filter(None, notes)])
+    best = callbacks.restore_best(trainer.model, trainer.settings)
+    state, resumed_from = trainer.state, start.name if start else None
+    return Outcome(resumed_from, state.global_step, state.max_steps, ended_by, best, trainer.mirror.problem)
 
 
-def take_finished(trainer: AssistantTrainer, start: Path, settings: Finetuning) -> None:
-    """Takes the adapter of a run that was finished with a sharded model; raises ValueError when it was not."""
-    state = TrainerState.load_from_json(str(start / "trainer_state.json"))
+def _train_from(trainer: AssistantTrainer, start: Path | None) -> str:
+    """Trains from the checkpoint `start`, unless the run had ended there; returns by what the run ended."""
+    if start and ended_early(start, trainer.settings):
+        trainer.state = TrainerState.load_from_json(str(start / "trainer_state.json"))
+        return "finished before"
+    if start and (start / SHARDED).exists() and not trainer.is_fsdp_enabled:
+        load_sharded_result(trainer, start)
+        return "finished before"
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if trainer.monitor.stopped_early:
+        return "early stopping"
+    return "finished" if trainer.seen_tokens else "finished before"
+
+
+def load_sharded_result(trainer: AssistantTrainer, start: Path) -> None:
+    """Loads the adapter of a run that was finished with a sharded model; raises ValueError when it was not."""
+    settings, state = trainer.settings, TrainerState.load_from_json(str(start / "trainer_state.json"))
     longer = settings.max_steps <= 0 and state.num_train_epochs < settings.num_train_epochs
     if longer or state.global_step < max(state.max_steps, settings.max_steps):
         raise ValueError(
@@ -269,34 +300,17 @@ def take_finished(trainer: AssistantTrainer, start: Path, settings: Finetuning) 
     trainer.state = state
 
 
-def plan_run(settings: Finetuning, machine, model_config, lengths: list[int]) -> Plan:
-    """`planning.plan`, with micro-batch and optimizer of the run that is to be continued, whatever is free today."""
-    folders = settings.folders
-    runs = [
-        json.loads((folder / checkpoints.RUN_FILE).read_text(encoding="utf-8"))
-        for root in (folders.checkpoints, folders.drive / "checkpoints")
-        for folder in sorted(root.glob("checkpoint-*"), key=checkpoints.step_of)
-        if (folder / checkpoints.RUN_FILE).is_file()
-    ]
-    if settings.resume and runs:
-        same = {"micro_batch_tokens": settings.micro_batch_tokens or runs[-1]["micro_batch_tokens"]}
-        if settings.optim == "auto":
-            same["optim"] = runs[-1]["optimizer"]
-        settings = dataclasses.replace(settings, **same)
-    return planning.plan(settings, machine, model_config, lengths)
-
-
-def starting_point(trainer: AssistantTrainer, settings: Finetuning) -> Path | None:
-    """The checkpoint to go on from: the newest complete one, here or on Drive, of this very run."""
-    folders = settings.folders
-    if not settings.resume:
-        for folder in (folders.checkpoints, folders.drive / "checkpoints"):  # where both are one, the second is gone
+def starting_point(trainer: AssistantTrainer) -> Path | None:
+    """The checkpoint to resume from: the newest complete one, here or on Drive, of this very run."""
+    folders = trainer.settings.folders
+    if not trainer.settings.resume:
+        for folder in (folders.checkpoints, folders.drive / "checkpoints"):  # without a Drive both are one folder
             if aside := checkpoints.set_aside(folder):
                 print(f"resume = False: earlier checkpoints are in {aside}")
         return None
     start = checkpoints.newest(folders.checkpoints, folders.drive / "checkpoints")
     if start:
-        checkpoints.check_same_run(start, trainer.run)
+        checkpoints.check_same_run(start, trainer.identity)
         print(f"going on from {start}")
     return start
 
@@ -308,10 +322,10 @@ def ended_early(start: Path, settings: Finetuning) -> bool:
     return (start / checkpoints.BEST_INSIDE).exists() and callbacks.is_over(so_far, settings)
 
 
-def _out_of_memory(trainer: AssistantTrainer, settings: Finetuning) -> str:
-    """What was asked for and what would fit: recomputation, which the run can go on with, or smaller micro-batches."""
+def _out_of_memory(trainer: AssistantTrainer) -> str:
+    """What was asked for and what would fit: activation checkpointing, with which the run can be resumed, or less."""
     tokens = trainer.newest_inputs["input_ids"].numel() if trainer.newest_inputs else 0
-    half = max(settings.max_seq_length, tokens // 2)
+    half = max(trainer.settings.max_seq_length, tokens // 2)
     cure = (
         f"micro_batch_tokens = {half} and resume = False, for it is another run then"
         if trainer.args.gradient_checkpointing
@@ -323,19 +337,19 @@ def _out_of_memory(trainer: AssistantTrainer, settings: Finetuning) -> str:
     )
 
 
-def save_adapter(trainer: AssistantTrainer, template: Template, settings: Finetuning) -> Path:
-    """The trained adapter, its tokenizer with the chat template and settings.json, in `folders.adapter`.
+def save_adapter(trainer: AssistantTrainer) -> Path:
+    """Writes the trained adapter, its tokenizer with the chat template and settings.json to `folders.adapter`.
 
     Every process calls it, the first one writes.
     """
-    folder = settings.folders.adapter
+    settings, folder = trainer.settings, trainer.settings.folders.adapter
     trained = qlora.gather_adapter(trainer.model)
     if not trainer.is_world_process_zero():
         return folder
-    partial = folder.with_name(f".{folder.name}-partial")
+    partial = partial_name(folder)
     shutil.rmtree(partial, ignore_errors=True)
     trainer.model.peft_config["default"].base_model_name_or_path = settings.model_name
     qlora.save_adapter_weights(trainer.model, trained, partial)
-    template.tokenizer.save_pretrained(partial)
+    trainer.run_inputs.template.tokenizer.save_pretrained(partial)
     settings.save(partial / "settings.json")
-    return checkpoints.finalize(partial, folder, trainer.run)
+    return checkpoints.finalize(partial, folder, trainer.identity)

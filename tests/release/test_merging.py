@@ -20,8 +20,8 @@ from llm_finetuning.training import trainer as training
 def trained(tiny_base, tmp_path_factory):
     """A trained small run with its adapter saved, and the trained model's held-out loss."""
     small = prepare(small_settings(tmp_path_factory.mktemp("run"), tiny_base, num_train_epochs=4.0))
-    training.train(small.trainer, small.settings)
-    training.save_adapter(small.trainer, small.template, small.settings)
+    training.train(small.trainer)
+    training.save_adapter(small.trainer)
     small.after = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
     small.quantised = merging.quantised_names(small.trainer.model)
     return small
@@ -219,8 +219,8 @@ def test_another_model_family_trains_and_merges(family, tmp_path):
     base = save_base(tmp_path / "base", AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)
     small = prepare(small_settings(tmp_path / "run", base, max_steps=3))
     assert "[user] What" in tokenizer.decode(small.data.examples[1]["input_ids"])
-    training.train(small.trainer, small.settings)
-    training.save_adapter(small.trainer, small.template, small.settings)
+    training.train(small.trainer)
+    training.save_adapter(small.trainer)
     after = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
     quantised = merging.quantised_names(small.trainer.model)
     made = verify.merge_and_verify(

@@ -5,11 +5,11 @@ import sys
 import torch
 from training_fixtures import prepare, small_settings
 
-from llm_finetuning.training import trainer as training
+from llm_finetuning.training.trainer import save_adapter, train
 
 torch.set_num_threads(1)
 folder, base, *rest = sys.argv[1:]
 run = prepare(small_settings(folder, base, num_train_epochs=float(rest[0]) if rest else 3.0))
 print("READY", flush=True)
-print(training.train(run.trainer, run.settings))
-training.save_adapter(run.trainer, run.template, run.settings)
+print(train(run.trainer))
+save_adapter(run.trainer)

@@ -89,34 +89,29 @@ def tiny_base(tmp_path_factory) -> Path:
 
 @dataclasses.dataclass
 class Run:
-    """Everything that the finetuning notebook has before it trains."""
+    """What the finetuning notebook has before it trains."""
 
-    settings: object
-    template: object
-    data: object
-    plan: object
-    held_out: list
-    model: object
     trainer: object
-    steps: int
+
+    settings = property(lambda self: self.trainer.settings)
+    plan = property(lambda self: self.trainer.plan)
+    model = property(lambda self: self.trainer.model)
+    steps = property(lambda self: self.trainer.steps)
+    template = property(lambda self: self.trainer.run_inputs.template)
+    data = property(lambda self: self.trainer.run_inputs.data)
+    held_out = property(lambda self: self.trainer.run_inputs.held_out)
 
 
 def prepare(chosen, pairs: list[dict] | None = None) -> Run:
     """The cells of the finetuning notebook up to the trainer."""
-    from transformers import AutoConfig
-
-    from llm_finetuning import hardware, models, prompts
-    from llm_finetuning.evaluation import scoreboard
-    from llm_finetuning.training import qlora
-    from llm_finetuning.training import trainer as training
-    from llm_finetuning.training.dataset import encode_pairs
+    from llm_finetuning import models
+    from llm_finetuning.training.dataset import encode_inputs
+    from llm_finetuning.training.planning import plan_run
+    from llm_finetuning.training.qlora import add_adapters, load_base
+    from llm_finetuning.training.trainer import AssistantTrainer
 
     pairs = pairs or small_pairs()
-    template = prompts.template_for(models.tokenizer(chosen.model_name), chosen.system_message)
-    data = encode_pairs(pairs, template, chosen.max_seq_length)
-    config = AutoConfig.from_pretrained(chosen.model_name)
-    plan = training.plan_run(chosen, hardware.detect(chosen.dtype), config, data.lengths)
-    held_out = scoreboard.held_out_set(pairs, template, chosen.max_seq_length, chosen.eval_pairs, chosen.seed)
-    model = qlora.add_adapters(qlora.load_base(chosen, plan, chosen.model_name), chosen)
-    trainer, steps = training.build(model, template, data, chosen, plan, held_out)
-    return Run(chosen, template, data, plan, held_out, model, trainer, steps)
+    inputs = encode_inputs(chosen, models.tokenizer(chosen.model_name), pairs, pairs)
+    plan = plan_run(chosen, inputs.data.lengths)
+    model = add_adapters(load_base(chosen, plan), chosen)
+    return Run(AssistantTrainer(model, chosen, plan, inputs))

@@ -95,7 +95,7 @@ def sharded(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     done = launch_sharded(write_run(folder, tiny_base, **WATCHED))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "the model is shared by" in done.stdout
+    assert "the model is sharded across" in done.stdout
     assert "Excluding from FSDP2 sharding" not in done.stderr, "accelerate left the 4-bit weights whole"
     return folder
 
@@ -123,7 +123,7 @@ def test_a_shared_model_goes_on_from_its_checkpoint(sharded, tiny_base, tmp_path
     moved.save(folder / "settings.json")
     with pytest.raises(ValueError, match="not over at step 2: go on with the command that began it"):
         small = prepare(moved)
-        training.train(small.trainer, moved)
+        training.train(small.trainer)
     done = launch_sharded(folder / "settings.json")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "went on from checkpoint-2, now at step 4 of 4" in done.stdout
@@ -134,13 +134,14 @@ def test_a_shared_model_goes_on_from_its_checkpoint(sharded, tiny_base, tmp_path
 def test_the_notebook_takes_what_a_shared_model_learned(sharded):
     chosen = settings.from_file(settings.Finetuning, sharded / "settings.json")
     small = prepare(chosen)
-    assert "went on from checkpoint-4, now at step 4 of 4" in training.train(small.trainer, chosen)
+    outcome = training.train(small.trainer)
+    assert (outcome.resumed_from, outcome.step, outcome.of) == ("checkpoint-4", 4, 4)
     learned = adapter(sharded / "adapter")
     for name, tensor in qlora.gather_adapter(small.model).items():
         assert torch.equal(tensor, learned[name.replace(".default", "")])
     longer = prepare(dataclasses.replace(chosen, num_train_epochs=2.0))
     with pytest.raises(ValueError, match="not over at step 4: go on with the command that began it"):
-        training.train(longer.trainer, longer.settings)
+        training.train(longer.trainer)
 
 
 def test_settings_come_back_from_their_file(tmp_path):

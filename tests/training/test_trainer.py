@@ -51,7 +51,7 @@ def test_no_pair_that_fits_is_an_error(run):
 
 
 def test_packing_keeps_every_pair_whole(run):
-    packed = training.dataset(run.data.examples, run.settings, run.plan)
+    packed = training.pack(run.data.examples, run.settings, run.plan)
     documents = []
     for row in packed:
         at = 0
@@ -95,7 +95,7 @@ def test_packed_loss_and_gradients_equal_unpacked(run):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     tokens = run.data.tokens_in_loss
-    packed = training.dataset(rows, run.settings, run.plan)
+    packed = training.pack(rows, run.settings, run.plan)
     batches = [run.trainer.data_collator([packed[i]]) for i in range(len(packed))]
     assert len(batches) < len(rows)
     packed_loss, packed_gradients = loss_and_gradients(run, batches, tokens)
@@ -140,7 +140,7 @@ def test_a_target_that_matches_nothing_stops(tiny_base):
 
 def test_selfcheck_measures_and_leaves_no_trace(run):
     before = torch.random.get_rng_state()
-    checks = selfcheck.run(run.trainer, run.data, run.template, run.settings, run.plan, run.steps)
+    checks = selfcheck.run(run.trainer)
     assert torch.equal(before, torch.random.get_rng_state())
     assert checks.seconds > 0 and checks.memory > 0
     assert all(p.grad is None for p in run.trainer.model.parameters())
@@ -159,7 +159,7 @@ def test_steps_are_counted_as_the_trainer_does(tiny_base, tmp_path):
     for number, (epochs, packing) in enumerate([(1.0, True), (1.5, True), (2.0, False)]):
         chosen = small_settings(tmp_path / str(number), tiny_base, num_train_epochs=epochs, packing=packing)
         small = prepare(chosen, small_pairs(10))
-        training.train(small.trainer, chosen)
+        training.train(small.trainer)
         assert small.trainer.state.global_step == small.steps
 
 
@@ -201,14 +201,14 @@ def trained(tiny_base, tmp_path_factory):
     """A folder with a finished small run."""
     folder = tmp_path_factory.mktemp("trained")
     small = prepare(small_settings(folder, tiny_base, eval_steps=2))
-    training.train(small.trainer, small.settings)
+    training.train(small.trainer)
     return folder
 
 
 def test_checkpoints_are_kept_to_a_number_and_whole(trained):
     found = checkpoints.complete(trained / "checkpoints")
     assert len(found) == 2
-    assert not list((trained / "checkpoints").glob(".partial*"))
+    assert not list((trained / "checkpoints").glob(".*.partial"))
 
 
 def test_metrics_hold_every_step_and_evaluation(trained):
@@ -222,16 +222,16 @@ def test_metrics_hold_every_step_and_evaluation(trained):
 
 def test_a_finished_run_is_not_trained_again(trained, tiny_base):
     again = prepare(small_settings(trained, tiny_base, eval_steps=2))
-    said = training.train(again.trainer, again.settings)
-    assert f"now at step {again.steps} of {again.steps}" in said
-    assert "went on from checkpoint-" in said
+    outcome = training.train(again.trainer)
+    assert (outcome.step, outcome.of, outcome.ended_by) == (again.steps, again.steps, "finished before")
+    assert outcome.resumed_from == f"checkpoint-{again.steps}"
     assert again.trainer.seen_tokens == 0
 
 
 def test_other_settings_are_refused_by_name(trained, tiny_base):
     other = prepare(small_settings(trained, tiny_base, eval_steps=2, learning_rate=1e-3, lora_alpha=16))
     with pytest.raises(ValueError, match="(?s)lora_alpha: 8 in the checkpoint, 16 now.*learning_rate.*resume = False"):
-        training.train(other.trainer, other.settings)
+        training.train(other.trainer)
 
 
 def test_a_damaged_checkpoint_is_passed_over(trained, tiny_base, tmp_path):
@@ -251,17 +251,16 @@ def test_resume_false_starts_afresh_without_deleting(trained, tiny_base, tmp_pat
     folder = tmp_path / "copy"
     shutil.copytree(trained, folder)
     afresh = prepare(small_settings(folder, tiny_base, resume=False, max_steps=1))
-    said = training.train(afresh.trainer, afresh.settings)
-    assert said.startswith("started afresh")
+    outcome = training.train(afresh.trainer)
+    assert (outcome.resumed_from, outcome.step, outcome.ended_by) == (None, 1, "finished")
     assert len(checkpoints.complete(folder / "checkpoints-before-1")) == 2
 
 
 def test_a_fresh_start_moves_the_checkpoints_on_drive_aside_too(tiny_base, tmp_path):
     chosen = small_settings(tmp_path / "drive", tiny_base, work_folder=str(tmp_path / "vm"), max_steps=4)
-    training.train(prepare(chosen).trainer, chosen)
+    training.train(prepare(chosen).trainer)
     afresh = dataclasses.replace(chosen, resume=False, max_steps=2)
-    said = training.train(prepare(afresh).trainer, afresh)
-    assert said.startswith("started afresh")
+    assert training.train(prepare(afresh).trainer).resumed_from is None
     for place in ("drive", "vm"):
         assert [p.name for p in checkpoints.complete(tmp_path / place / "checkpoints")] == ["checkpoint-2"]
         assert checkpoints.complete(tmp_path / place / "checkpoints-before-1")[-1].name == "checkpoint-4"
@@ -285,11 +284,11 @@ def test_sigterm_saves_first(tiny_base, tmp_path):
 def test_checkpoints_reach_drive_and_come_back(tiny_base, tmp_path):
     chosen = small_settings(tmp_path / "drive", tiny_base, work_folder=str(tmp_path / "vm"))
     small = prepare(chosen)
-    training.train(small.trainer, chosen)
+    training.train(small.trainer)
     there = checkpoints.complete(tmp_path / "drive" / "checkpoints")
     assert there[-1].name == f"checkpoint-{small.steps}"
     fresh_vm = dataclasses.replace(chosen, work_folder=str(tmp_path / "another vm"))
-    start = training.starting_point(prepare(fresh_vm).trainer, fresh_vm)
+    start = training.starting_point(prepare(fresh_vm).trainer)
     assert start.parent == tmp_path / "another vm" / "checkpoints"
     assert checksums.verify_checksums(start)
 
@@ -299,16 +298,16 @@ def test_a_lost_drive_does_not_end_training(tiny_base, tmp_path):
     (tmp_path / "drive" / "checkpoints").write_text("not a folder")
     chosen = small_settings(tmp_path / "drive", tiny_base, work_folder=str(tmp_path / "vm"))
     small = prepare(chosen)
-    said = training.train(small.trainer, chosen)
-    assert f"now at step {small.steps} of {small.steps}" in said
-    assert "is not on Drive yet" in said
+    outcome = training.train(small.trainer)
+    assert outcome.step == outcome.of == small.steps
+    assert "is not on Drive yet" in outcome.mirror_problem
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(tiny_base, tmp_path):
     chosen = small_settings(tmp_path, tiny_base, learning_rate=1e30, max_grad_norm=0.0, warmup_ratio=0.0)
     small = prepare(chosen)
     with pytest.raises(FloatingPointError, match=r"at step \d+.*learning rate \(1e\+30\) may be too high"):
-        training.train(small.trainer, chosen)
+        training.train(small.trainer)
 
 
 def test_a_step_that_the_gradient_scaler_leaves_out_does_not_end_training(run):
@@ -332,10 +331,10 @@ def test_an_interrupted_training_goes_on_in_the_same_kernel(tiny_base, tmp_path)
     handler = signal.getsignal(signal.SIGTERM)
     small.trainer.add_callback(InterruptOnce(2))
     with pytest.raises(KeyboardInterrupt):
-        training.train(small.trainer, chosen)
+        training.train(small.trainer)
     assert signal.getsignal(signal.SIGTERM) is handler, "it would keep the model in memory"
     kept = {n: p.detach().clone() for n, p in small.trainer.model.named_parameters() if p.requires_grad}
-    assert "went on from checkpoint-1" in training.train(small.trainer, chosen)
+    assert training.train(small.trainer).resumed_from == "checkpoint-1"
     trained = {n: p for n, p in small.trainer.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.bfloat16}
     assert not any(torch.equal(kept[n], p) for n, p in trained.items() if "lora_B" in n)
@@ -355,9 +354,9 @@ class InterruptOnce(TrainerCallback):
 
 @pytest.mark.parametrize(("recomputed", "cure"), [(False, "gradient_checkpointing = 'on'"), (True, "resume = False")])
 def test_out_of_memory_advises_what_the_run_accepts(run, recomputed, cure):
-    trainer = SimpleNamespace(newest_inputs=None, state=SimpleNamespace(global_step=4))
+    trainer = SimpleNamespace(newest_inputs=None, state=SimpleNamespace(global_step=4), settings=run.settings)
     trainer.args = SimpleNamespace(gradient_checkpointing=recomputed)
-    assert cure in training._out_of_memory(trainer, run.settings)
+    assert cure in training._out_of_memory(trainer)
 
 
 def test_variable_length_attention_is_computed_in_16_bits_under_autocast(monkeypatch):
@@ -389,10 +388,10 @@ def test_early_stopping_keeps_the_best(tiny_base, tmp_path):
         tmp_path, tiny_base, learning_rate=0.3, num_train_epochs=20.0, eval_steps=2, early_stopping_patience=2
     )
     small = prepare(chosen)
-    said = training.train(small.trainer, chosen)
-    assert small.trainer.state.global_step < small.steps
+    outcome = training.train(small.trainer)
+    assert outcome.step < outcome.of == small.steps and outcome.ended_by == "early stopping"
     best = min(e["held_out_loss"] for e in callbacks.Metrics(tmp_path / "metrics.jsonl").read() if "held_out_loss" in e)
-    assert f"the best held-out loss, {best:.4f}" in said
+    assert outcome.best_loss == best
     found = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
     assert found == pytest.approx(best, rel=1e-4)
 
@@ -409,16 +408,17 @@ def test_the_best_adapter_comes_back_with_the_checkpoint(tiny_base, tmp_path):
         early_stopping_patience=2,
     )
     first = prepare(chosen)
-    training.train(first.trainer, chosen)
+    training.train(first.trainer)
     stopped = first.trainer.state.global_step
     assert 2 <= stopped < first.steps
     best = min(e["held_out_loss"] for e in callbacks.Metrics(chosen.folders.metrics).read() if "held_out_loss" in e)
     another_vm = dataclasses.replace(chosen, work_folder=str(tmp_path / "another vm"))
     again = prepare(another_vm)
-    said = training.train(again.trainer, another_vm)
-    assert f"went on from checkpoint-{stopped}, now at step {stopped} of {first.steps}" in said
+    outcome = training.train(again.trainer)
+    assert (outcome.resumed_from, outcome.step, outcome.of) == (f"checkpoint-{stopped}", stopped, first.steps)
+    assert outcome.ended_by == "finished before"
     assert again.trainer.seen_tokens == 0, "early stopping had ended this run"
-    assert f"the best held-out loss, {best:.4f}" in said
+    assert outcome.best_loss == best
     found = scoreboard.held_out_loss(again.trainer.model, again.held_out, again.template)
     assert found == pytest.approx(best, rel=1e-4)
 
@@ -427,7 +427,7 @@ def test_tensorboard_gets_the_loss(tiny_base, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     small = prepare(small_settings(tmp_path, tiny_base, report_to="tensorboard", max_steps=2))
-    training.train(small.trainer, small.settings)
+    training.train(small.trainer)
     (events,) = tmp_path.rglob("events.out.tfevents*")
     board = EventAccumulator(str(events.parent)).Reload()
     assert [event.step for event in board.Scalars("train/loss")] == [1, 2]
