@@ -1,35 +1,105 @@
-"""The settings behind the notebooks' parameters cells: one dataclass a notebook, validated as a whole.
+"""The settings behind the notebooks' parameters cells: one class a notebook, validated as a whole.
 
-A parameters cell holds literals; the cell after it calls `from_cell(Finetuning, globals())`. Nothing of the
-package and no heavy library is imported here, so a typing mistake is answered at once.
+Default, type, check and sentence of a setting stand together at its field. A parameters cell holds literals; the cell
+after it calls `from_cell(Finetuning, globals())`. Nothing heavy is imported here, so a typing mistake is answered at
+once.
 """
 
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
+
+import pydantic.dataclasses
+from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, field_validator
+from pydantic_core import CoreSchema, core_schema
+
+from llm_finetuning.files.atomic import write_json
 
 AUTO = "auto"
+DRIVE_FOLDER = "/content/drive/MyDrive/llm_finetuning"
+SYSTEM_MESSAGE = "You are a helpful assistant."
+Settings = TypeVar("Settings")
 
 
-def from_cell(settings_class: type, namespace: dict):
-    """The settings of a notebook from the names its parameters cell defined.
+@dataclasses.dataclass(frozen=True)
+class Must:
+    """A check at a field: what has to hold of its value, and what an error says where it does not."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+    def check(self, value: Any) -> Any:
+        """Returns the value as it is. Raises ValueError that says what was expected."""
+        if not self.holds(value):
+            raise ValueError(f"is empty: {self.expected}" if value == "" else f"= {value!r}: {self.expected}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+
+Count = Annotated[int, Must(lambda value: value >= 1, "at least 1")]
+CountOrZero = Annotated[int, Must(lambda value: value >= 0, "0 or more")]
+NotNegative = Annotated[float, Must(lambda value: value >= 0, "0 or more")]
+Positive = Annotated[float, Must(lambda value: value > 0, "above 0")]
+Fraction = Annotated[float, Must(lambda value: 0 <= value < 1, "from 0 to below 1")]
+Threshold = Annotated[float, Must(lambda value: value == -1 or 0 <= value <= 1, "0 to 1, or -1 for auto")]
+Length = Annotated[int, Must(lambda value: value >= 16, "at least 16 tokens")]
+Switch = Literal["auto", "yes", "no"]
+Folder = Annotated[str, Must(str.strip, "name the folder for the results")]
+Model = Annotated[str, Must(str.strip, "a hub id, a folder, or sample")]
+Texts = Annotated[list, Must(lambda value: all(type(t) is str and t.strip() for t in value), "texts, none empty")]
+
+
+@dataclass_transform(frozen_default=True)
+def _validated(settings_class: type[Settings]) -> type[Settings]:
+    """Makes a frozen dataclass whose constructor raises one ValueError that lists all problems of its values."""
+    config = ConfigDict(strict=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    made = pydantic.dataclasses.dataclass(frozen=True, config=config)(settings_class)
+    validate = made.__init__
+
+    def __init__(self: Settings, *values: Any, **named: Any) -> None:
+        try:
+            validate(self, *values, **named)
+        except ValidationError as error:
+            problems = [_sentence(made, problem) for problem in error.errors()]
+            raise ValueError(f"{made.__name__} settings:\n" + "\n".join(problems)) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def _sentence(settings_class: type, problem: dict) -> str:
+    """One problem that pydantic found, as `name = value: what was expected`."""
+    name, value, kind = problem["loc"][0], problem["input"], problem["type"]
+    field_type = get_type_hints(settings_class).get(name)
+    if kind == "value_error":
+        return f"{name} {problem['ctx']['error']}"
+    if kind == "literal_error":
+        return f"{name} = {value!r}: one of {', '.join(get_args(field_type))}"
+    if kind.endswith("_type"):
+        return f"{name} = {value!r}: expected {field_type.__name__}, found {type(value).__name__}"
+    return f"{name}: {problem['msg']}"
+
+
+def from_cell(settings_class: type[Settings], namespace: dict) -> Settings:
+    """Returns the settings of a notebook from the names its parameters cell defined.
 
     Every field of `settings_class` must be a name in `namespace`. Whole numbers are accepted for floats.
-    Raises ValueError that lists every missing name, wrong type and impossible value at once.
+    Raises ValueError that lists every missing name, or else every wrong type and impossible value at once.
     """
-    fields = {field.name: field.type for field in dataclasses.fields(settings_class)}
-    missing = [name for name in fields if name not in namespace]
+    names = [field.name for field in dataclasses.fields(settings_class)]
+    missing = [name for name in names if name not in namespace]
     if missing:
         raise ValueError("\n".join(f"{name} is missing: the parameters cell has to define it" for name in missing))
-    values = {name: namespace[name] for name in fields}
-    values |= {name: float(v) for name, v in values.items() if fields[name] is float and type(v) is int}
-    return settings_class(**values)
+    return settings_class(**{name: namespace[name] for name in names})
 
 
-def from_file(settings_class: type, path: str | Path):
-    """The settings that `save` wrote. Raises FileNotFoundError, or ValueError like `from_cell`."""
+def from_file(settings_class: type[Settings], path: str | Path) -> Settings:
+    """Returns the settings that `save` wrote. Raises FileNotFoundError, or ValueError like `from_cell`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: the finetuning notebook writes it as settings.json to drive_folder")
@@ -42,36 +112,15 @@ def from_file(settings_class: type, path: str | Path):
     return from_cell(settings_class, values)
 
 
-def _wrong_types(settings) -> list[str]:
-    return [
-        f"{field.name} = {value!r}: expected {field.type.__name__}, found {type(value).__name__}"
-        for field in dataclasses.fields(settings)
-        if type(value := getattr(settings, field.name)) is not field.type
-    ]
-
-
-def _raise_all(settings, rules: list[tuple[bool, str]]) -> None:
-    """Raises one ValueError with all problems; `rules` pairs what must hold with what to say when it does not."""
-    problems = [message for holds, message in rules if not holds]
-    if problems:
-        raise ValueError(f"{type(settings).__name__} settings:\n" + "\n".join(problems))
-
-
-def sampling_rules(options) -> list[tuple[bool, str]]:
-    """The ranges of the sampling parameters, as (holds, what to say when it does not)."""
-    return [
-        (options.max_new_tokens >= 1, f"max_new_tokens = {options.max_new_tokens}: at least 1"),
-        (options.max_seconds >= 0, f"max_seconds = {options.max_seconds}: 0 (no limit) or more"),
-        (0 <= options.temperature <= 5, f"temperature = {options.temperature}: from 0 (greedy) to 5"),
-        (0 < options.top_p <= 1, f"top_p = {options.top_p}: above 0, at most 1"),
-        (options.top_k >= 0, f"top_k = {options.top_k}: 0 (all) or more"),
-        (options.repetition_penalty > 0, f"repetition_penalty = {options.repetition_penalty}: above 0"),
-        (options.seed >= -1, f"seed = {options.seed}: -1 (another each time), 0 or more"),
-    ]
+def sampling_rules(options: Any) -> list[tuple[bool, str]]:
+    """Returns the checks of `Inference` on sampling parameters, as (holds, what to say when it does not)."""
+    hints = get_type_hints(Inference, include_extras=True)
+    checks = [(name, value, hints[name].__metadata__[0]) for name, value in vars(options).items()]
+    return [(check.holds(value), f"{name} = {value}: {check.expected}") for name, value, check in checks]
 
 
 def split_names(text: str) -> list[str]:
-    """'en, de' → ['en', 'de']; an empty text → []."""
+    """Splits a text at its commas and spaces: 'en, de' → ['en', 'de'], an empty text → []."""
     return [name for name in re.split(r"[,\s]+", text) if name]
 
 
@@ -108,102 +157,62 @@ NO_FILTERS = {
 """What "auto" (-1 for a number) means with "joined"."""
 
 
-@dataclass(frozen=True)
+@_validated
 class DataPrep:
     """Parameters of both data preparation notebooks. A filter at "auto" (-1 for a number) follows `replies`."""
 
-    drive_folder: str
+    drive_folder: Folder = DRIVE_FOLDER
     """Where the results live: the pairs and their report go to data/, the plots to figures/."""
-    source: str
+    source: Annotated[str, Must(str.strip, "a dataset id, a file, or sample")] = "OpenAssistant/oasst1"
     """Dataset id on the Hub, "sample", or a file of message trees, of messages, or of pairs of your own."""
-    source_revision: str
+    source_revision: Annotated[str, Must(str.strip, "a branch such as main, a tag or a commit")] = "main"
     """Branch, tag or commit of the dataset on the Hub; resolved to a commit and recorded."""
-    model_name: str
-    """Its tokenizer counts the tokens."""
-    tokenizer_folder: str
+    model_name: Model = "microsoft/phi-2"
+    """Base model whose tokenizer counts the tokens."""
+    tokenizer_folder: str = ""
     """Local folder with the tokenizer; "" = that of model_name."""
-    system_message: str
+    system_message: str = SYSTEM_MESSAGE
     """Stands before every conversation that has none of its own, and counts in its length; "" = none."""
-    replies: str
+    replies: Literal["best", "all", "joined"] = "best"
     """"best" reply to each prompt, "all" replies, or "joined" as in the original notebooks."""
-    max_seq_length: int
+    max_seq_length: Length = 1024
     """Longest conversation in tokens, as in the finetuning notebook."""
-    validation_share: float
+    validation_share: Annotated[float, Must(lambda value: 0 < value < 1, "between 0 and 1")] = 0.1
     """Share of the trees that are validation, for a source without splits of its own."""
-    on_error: str
+    on_error: Literal["raise", "skip"] = "raise"
     """"raise": a broken tree stops the run; "skip": it is left out, counted and named."""
-    languages: str
+    languages: str = AUTO
     """Codes separated by commas; "" = all."""
-    tree_states: str
+    tree_states: str = AUTO
     """States separated by commas; "" = all."""
-    drop_deleted: str
+    drop_deleted: Switch = AUTO
     """"yes" | "no" | "auto"; a deleted message takes along what was said after it."""
-    drop_unreviewed: str
+    drop_unreviewed: Switch = AUTO
     """"yes" | "no" | "auto"; a message rejected in review (review_result false) does so too."""
-    drop_synthetic: str
+    drop_synthetic: Switch = AUTO
     """"yes" | "no" | "auto"; replies written by a model."""
-    min_quality: float
+    min_quality: Threshold = -1.0
     """Lowest quality label of a reply, 0 to 1; 0 = off."""
-    max_toxicity: float
+    max_toxicity: Threshold = -1.0
     """Highest toxicity label of a reply, 0 to 1; 1 = off."""
-    max_detoxify: float
+    max_detoxify: Threshold = -1.0
     """Highest toxicity of a reply by the detoxify model, 0 to 1; 1 = off."""
-    min_response_chars: int
+    min_response_chars: Annotated[int, Must(lambda value: value >= -1, "-1 or more")] = -1
     """Shortest reply in characters; 0 = off."""
-    drop_too_long: str
+    drop_too_long: Switch = AUTO
     """"yes" | "no" | "auto"; cut the oldest turns to max_seq_length, leave out what is longer without any."""
-    drop_duplicates: str
+    drop_duplicates: Switch = AUTO
     """"yes" | "no" | "auto"; of equal prompts with equal history the first stays."""
-    near_duplicates: float
+    near_duplicates: Threshold = -1.0
     """Similarity from which on two prompts count as equal, 0 to 1; 0 = off."""
-    remove_leaks: bool
+    remove_leaks: bool = True
     """Take out of the training file what also stands in the validation file."""
-    leak_similarity: float
+    leak_similarity: Annotated[float, Must(lambda value: 0 <= value <= 1, "0 to 1")] = 0.9
     """Similarity from which on a prompt in both files is a leak, 0 to 1; 0 = equal prompts only."""
-
-    def __post_init__(self):
-        problems = _wrong_types(self)
-        if problems:
-            raise ValueError("DataPrep settings:\n" + "\n".join(problems))
-        shares = ("min_quality", "max_toxicity", "max_detoxify", "near_duplicates")
-        switches = [name for name, off in NO_FILTERS.items() if off == "no"]
-        choices = {"replies": ("best", "all", "joined"), "on_error": ("raise", "skip")}
-        choices |= dict.fromkeys(switches, (AUTO, "yes", "no"))
-        values = vars(self)
-        _raise_all(
-            self,
-            [
-                *[
-                    (values[name].strip() != "", f"{name} is empty")
-                    for name in ("drive_folder", "source", "source_revision", "model_name")
-                ],
-                *[
-                    (values[name] in allowed, f"{name} = {values[name]!r}: one of {', '.join(allowed)}")
-                    for name, allowed in choices.items()
-                ],
-                *[
-                    (
-                        values[name] == -1 or 0 <= values[name] <= 1,
-                        f"{name} = {values[name]}: 0 to 1, or -1 for auto",
-                    )
-                    for name in shares
-                ],
-                (self.max_seq_length >= 16, f"max_seq_length = {self.max_seq_length}: at least 16 tokens"),
-                (
-                    0 < self.validation_share < 1,
-                    f"validation_share = {self.validation_share}: between 0 and 1",
-                ),
-                (
-                    self.min_response_chars >= -1,
-                    f"min_response_chars = {self.min_response_chars}: -1 or more",
-                ),
-                (0 <= self.leak_similarity <= 1, f"leak_similarity = {self.leak_similarity}: 0 to 1"),
-            ],
-        )
 
     @property
     def filters(self) -> dict:
-        """The filters as they act, "auto" and -1 replaced."""
+        """The filters that act, with "auto" and -1 replaced by what they mean."""
         defaults = NO_FILTERS if self.replies == "joined" else PHI2_FILTERS
         return {
             name: default if getattr(self, name) in (AUTO, -1) else getattr(self, name)
@@ -212,183 +221,144 @@ class DataPrep:
 
     @property
     def folders(self) -> "Folders":
+        """The layout of `drive_folder`; data preparation needs no fast disk of its own."""
         return Folders(Path(self.drive_folder), Path(self.drive_folder))
 
 
-@dataclass(frozen=True)
+@_validated
 class Finetuning:
     """Parameters of the finetuning notebook. Lengths are in tokens, rates per optimizer step."""
 
-    drive_folder: str
+    drive_folder: Folder = DRIVE_FOLDER
     """Where the run's results live: data/ is read from it; checkpoints, adapter and merged model go to it."""
-    work_folder: str
+    work_folder: Annotated[str, Must(str.strip, "name a folder on the local disk")] = "/content/llm_finetuning_work"
     """Fast local disk that is written first; the same as drive_folder when there is no Drive."""
-    model_name: str
+    model_name: Model = "microsoft/phi-2"
     """Hub id, local folder, or "sample" / "rehearsal" (made on the spot)."""
-    model_revision: str
+    model_revision: str = "main"
     """Branch, tag or commit of the base on the Hub; resolved to a commit and recorded."""
-    tokenizer_folder: str
+    tokenizer_folder: str = ""
     """Tokenizer for model_name = "rehearsal"; "" = the sample's."""
-    system_message: str
+    system_message: str = SYSTEM_MESSAGE
     """Stands before every conversation that has none of its own; "" = none."""
-    max_seq_length: int
+    max_seq_length: Length = 1024
     """Longest conversation in tokens; older turns are cut first, then the pair is left out and counted."""
-    packing: bool
-    """Fill each row of a micro-batch with several conversations, isolated from one another."""
-    use_4bit: bool
+    packing: bool = True
+    """Fill each sequence of a micro-batch with several conversations, isolated from one another."""
+    use_4bit: bool = True
     """Load the base in 4 bits (QLoRA); False trains LoRA on the 16-bit base."""
-    bnb_4bit_quant_type: str
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     """"nf4" (arXiv 2305.14314) or "fp4"."""
-    bnb_4bit_use_double_quant: bool
+    bnb_4bit_use_double_quant: bool = True
     """Quantise the quantisation constants too: 0.37 bits per weight less (arXiv 2305.14314, section 3)."""
-    dtype: str
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = AUTO
     """"auto" | "bfloat16" | "float16" | "float32": what the computation runs in."""
-    lora_r: int
+    lora_r: Count = 64
     """Rank of the adapters."""
-    lora_alpha: int
+    lora_alpha: Count = 16
     """The adapters' product is scaled by lora_alpha / lora_r (arXiv 2106.09685, section 4.1)."""
-    lora_dropout: float
+    lora_dropout: Fraction = 0.0
     """Dropout before the adapters; 0 saves a fifth of the elementwise traffic."""
-    lora_target_modules: str
+    lora_target_modules: Annotated[str, Must(str.strip, "all-linear")] = "all-linear"
     """"all-linear" or names separated by commas; a name that matches nothing stops the run."""
-    num_train_epochs: float
-    """Passes over the pairs; max_steps > 0 overrides it."""
-    max_steps: int
+    max_steps: Annotated[int, Must(lambda value: value == -1 or value > 0, "-1 or above 0")] = -1
     """Number of optimizer steps; -1 = num_train_epochs decides."""
-    learning_rate: float
+    num_train_epochs: float = 1.0
+    """Passes over the pairs; max_steps > 0 overrides it."""
+    learning_rate: Positive = 2e-4
     """Per optimizer step; 2e-4 as in arXiv 2305.14314."""
-    lr_scheduler_type: str
+    lr_scheduler_type: str = "constant_with_warmup"
     """A name of transformers.SchedulerType, such as "constant_with_warmup", "cosine", "linear"."""
-    warmup_ratio: float
+    warmup_ratio: Fraction = 0.03
     """Share of the steps over which the learning rate rises."""
-    weight_decay: float
+    weight_decay: NotNegative = 0.0
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float
+    max_grad_norm: NotNegative = 0.3
     """Gradients are clipped to this norm; 0.3 as in arXiv 2305.14314."""
-    optim: str
+    optim: str = AUTO
     """"auto" or a name of transformers.OptimizerNames."""
-    seed: int
-    """Of the adapters' start, the order of rows and dropout."""
-    tokens_per_step: int
+    seed: int = 42
+    """Seed of the adapters' initial weights, of the order of the examples and of dropout."""
+    tokens_per_step: int = 16384
     """Tokens per optimizer step; the plan divides it into micro-batches that fit in memory."""
-    micro_batch_tokens: int
+    micro_batch_tokens: int = 0
     """Tokens per forward and backward; 0 = as many as the plan finds room for."""
-    gradient_checkpointing: str
-    """"auto" | "on" | "off"."""
-    attention: str
-    """"auto" | "varlen" | "sdpa" | "eager"."""
-    compile_layers: bool
+    gradient_checkpointing: Literal["auto", "on", "off"] = AUTO
+    """Recompute activations in the backward pass: "auto" (where memory needs it) | "on" | "off"."""
+    attention: Literal["auto", "varlen", "sdpa", "eager"] = AUTO
+    """Attention implementation: "auto" | "varlen" (flash attention on packed sequences) | "sdpa" | "eager"."""
+    compile_layers: bool = False
     """torch.compile each decoder layer: pays on long runs on a fast GPU."""
-    logging_steps: int
+    logging_steps: Count = 1
     """Steps between two entries in the metrics."""
-    save_steps: int
+    save_steps: Count = 50
     """Steps between two checkpoints."""
-    save_total_limit: int
+    save_total_limit: Count = 2
     """Checkpoints that are kept."""
-    eval_steps: int
+    eval_steps: CountOrZero = 100
     """Steps between two evaluations on the held-out set; 0 = none while training."""
-    eval_pairs: int
+    eval_pairs: Count = 200
     """Pairs of the fixed held-out set whose loss is measured."""
-    eval_answers: int
+    eval_answers: CountOrZero = 16
     """Prompts of the fixed held-out set that are answered for the scoreboard."""
-    max_new_tokens: int
+    max_new_tokens: Count = 256
     """Longest answer on the scoreboard."""
-    judge_exact_match: bool
+    judge_exact_match: bool = False
     """Also count answers equal to the reference; means something only where one answer is right."""
-    early_stopping_patience: int
+    early_stopping_patience: CountOrZero = 0
     """Stop after this many evaluations without a better held-out loss, and keep the best; 0 = off."""
-    resume: bool
+    resume: bool = True
     """Go on from the newest complete checkpoint; False starts afresh and moves old ones aside, here and on Drive."""
-    report_to: str
+    report_to: str = "tensorboard"
     """"tensorboard", "wandb", …, or "none"."""
-    merge_base: str
+    merge_base: Literal["best", "dequantized", "original"] = "best"
     """"best" (measure both) | "dequantized" (what was trained on) | "original" (the 16-bit weights)."""
-    publish_to: str
+    publish_to: Literal["folder", "hub"] = "folder"
     """"folder" (drive_folder) or "hub" (drive_folder, then hub_repository)."""
-    hub_repository: str
+    hub_repository: str = ""
     """User/name on the Hub, for publish_to = "hub"."""
-    rate_per_hour: float
+    rate_per_hour: NotNegative = 0.0
     """What an hour of this machine costs; 0 = not known."""
 
-    def __post_init__(self):
-        problems = _wrong_types(self)
-        if problems:
-            raise ValueError("Finetuning settings:\n" + "\n".join(problems))
-        choice = self._one_of
-        _raise_all(
-            self,
-            [
-                (self.model_name.strip() != "", "model_name is empty: a hub id, a folder, or sample"),
-                (self.drive_folder != "", "drive_folder is empty: name the folder for the results"),
-                (self.work_folder != "", "work_folder is empty: name a folder on the local disk"),
-                (self.max_seq_length >= 16, f"max_seq_length = {self.max_seq_length}: at least 16 tokens"),
-                (self.lora_r >= 1, f"lora_r = {self.lora_r}: at least 1"),
-                (self.lora_alpha >= 1, f"lora_alpha = {self.lora_alpha}: at least 1"),
-                (0 <= self.lora_dropout < 1, f"lora_dropout = {self.lora_dropout}: from 0 to below 1"),
-                (self.lora_target_modules.strip() != "", "lora_target_modules is empty: all-linear"),
-                (
-                    self.num_train_epochs > 0 or self.max_steps > 0,
-                    f"num_train_epochs = {self.num_train_epochs}: above 0, or set max_steps",
-                ),
-                (self.max_steps == -1 or self.max_steps > 0, f"max_steps = {self.max_steps}: -1 or above 0"),
-                (self.learning_rate > 0, f"learning_rate = {self.learning_rate}: above 0"),
-                (0 <= self.warmup_ratio < 1, f"warmup_ratio = {self.warmup_ratio}: from 0 to below 1"),
-                (self.weight_decay >= 0, f"weight_decay = {self.weight_decay}: 0 or more"),
-                (self.max_grad_norm >= 0, f"max_grad_norm = {self.max_grad_norm}: 0 or more"),
-                (
-                    self.tokens_per_step >= self.max_seq_length,
-                    f"tokens_per_step = {self.tokens_per_step}: at least max_seq_length ({self.max_seq_length})",
-                ),
-                (
-                    self.micro_batch_tokens == 0 or self.micro_batch_tokens >= self.max_seq_length,
-                    f"micro_batch_tokens = {self.micro_batch_tokens}: 0 or at least max_seq_length"
-                    + f" ({self.max_seq_length})",
-                ),
-                *[
-                    (getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: at least 1")
-                    for name in ("logging_steps", "save_steps", "save_total_limit", "eval_pairs")
-                ],
-                *[
-                    (getattr(self, name) >= 0, f"{name} = {getattr(self, name)}: 0 or more")
-                    for name in ("eval_steps", "eval_answers", "early_stopping_patience", "rate_per_hour")
-                ],
-                (self.max_new_tokens >= 1, f"max_new_tokens = {self.max_new_tokens}: at least 1"),
-                (
-                    self.early_stopping_patience == 0 or self.eval_steps > 0,
-                    "early_stopping_patience needs eval_steps above 0",
-                ),
-                choice("bnb_4bit_quant_type", "nf4", "fp4"),
-                choice("dtype", AUTO, "bfloat16", "float16", "float32"),
-                choice("gradient_checkpointing", AUTO, "on", "off"),
-                choice("attention", AUTO, "varlen", "sdpa", "eager"),
-                choice("merge_base", "best", "dequantized", "original"),
-                choice("publish_to", "folder", "hub"),
-                (
-                    self.publish_to != "hub" or "/" in self.hub_repository,
-                    f"hub_repository = {self.hub_repository!r}: publish_to = 'hub' needs user/name",
-                ),
-            ],
-        )
+    # What depends on another field stands below that one: `info.data` holds the fields above that are in order.
+    @field_validator("num_train_epochs")
+    def _trains_at_all(cls, value: float, info: ValidationInfo) -> float:
+        if value <= 0 and info.data.get("max_steps") == -1:
+            raise ValueError(f"= {value}: above 0, or set max_steps")
+        return value
 
-    def _one_of(self, name: str, *allowed: str) -> tuple[bool, str]:
-        value = getattr(self, name)
-        return value in allowed, f"{name} = {value!r}: one of {', '.join(allowed)}"
+    @field_validator("tokens_per_step", "micro_batch_tokens")
+    def _holds_the_longest_conversation(cls, value: int, info: ValidationInfo) -> int:
+        longest, automatic = info.data.get("max_seq_length", value), info.field_name == "micro_batch_tokens"
+        if value < longest and not (automatic and value == 0):
+            raise ValueError(f"= {value}: {'0 or ' if automatic else ''}at least max_seq_length ({longest})")
+        return value
+
+    @field_validator("early_stopping_patience")
+    def _evaluates_while_training(cls, value: int, info: ValidationInfo) -> int:
+        if value > 0 and info.data.get("eval_steps") == 0:
+            raise ValueError("needs eval_steps above 0")
+        return value
+
+    @field_validator("hub_repository")
+    def _names_a_repository(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("publish_to") == "hub" and "/" not in value:
+            raise ValueError(f"= {value!r}: publish_to = 'hub' needs user/name")
+        return value
 
     def save(self, path: Path) -> Path:
-        """Writes the settings as JSON, beside and renamed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-        return partial.replace(path)
+        """Writes the settings as JSON, atomically; returns its path."""
+        return write_json(path, dataclasses.asdict(self))
 
     @property
     def folders(self) -> "Folders":
+        """The layout of the run's two folders."""
         return Folders(Path(self.drive_folder), Path(self.work_folder))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Folders:
-    """The layout of a run; the same on Drive and on a disk."""
+    """The layout of a run's results, the same on Drive and on a local disk."""
 
     drive: Path
     work: Path
@@ -406,62 +376,44 @@ class Folders:
     metrics = property(lambda self: self.drive / "metrics.jsonl")
 
 
-@dataclass(frozen=True)
+@_validated
 class Inference:
     """Parameters of the inference notebook."""
 
-    drive_folder: str
+    drive_folder: Annotated[str, Must(str.strip, "name the folder with the results")] = DRIVE_FOLDER
     """Where the run's results live; answers.jsonl is written to it."""
-    model_folder: str
+    model_folder: str = ""
     """The published folder; "" = finetuned_phi2 in drive_folder."""
-    model_name: str
+    model_name: str = "microsoft/phi-2"
     """The base to compare with: hub id, local folder, "sample" or "rehearsal"; "" = no comparison."""
-    tokenizer_folder: str
+    tokenizer_folder: str = ""
     """As in the finetuning notebook: the tokenizer that model_name = "rehearsal" was made with."""
-    backend: str
+    backend: str = AUTO
     """"auto" (the fastest here, measured once) or a name of `backends.NAMES`."""
-    questions: list
+    questions: Texts = dataclasses.field(default_factory=list)
     """Questions to ask; [] = the first prompts of the validation file, or general ones without a file."""
-    conversation: list
+    conversation: Texts = dataclasses.field(default_factory=list)
     """What the user says, turn by turn; [] = a conversation of the validation file, or a general one."""
-    prompts_file: str
+    prompts_file: str = ""
     """JSONL to answer, one {"prompt": …} a line, optionally with "history"; "" = the questions above."""
-    max_new_tokens: int
+    max_new_tokens: Count = 256
     """Longest answer, in tokens."""
-    max_seconds: float
+    max_seconds: Annotated[float, Must(lambda value: value >= 0, "0 (no limit) or more")] = 0.0
     """Longest time for one answer; 0 = no limit."""
-    temperature: float
-    """0 = always the likeliest token; sampling above it."""
-    top_p: float
-    """Sample from the likeliest tokens that together have this probability (arXiv 1904.09751)."""
-    top_k: int
-    """Sample from this many of the likeliest tokens; 0 = all."""
-    repetition_penalty: float
-    """Makes tokens that were there already less likely; 1 = off."""
-    seed: int
-    """Of the sampling; -1 = another one each time."""
-    batch_size: int
+    temperature: Annotated[float, Must(lambda value: 0 <= value <= 5, "from 0 (greedy) to 5")] = 0.0
+    """0 = greedy: always the token of the highest probability; sampling above it."""
+    top_p: Annotated[float, Must(lambda value: 0 < value <= 1, "above 0, at most 1")] = 1.0
+    """Nucleus sampling: only the most probable tokens that together reach this probability (arXiv 1904.09751)."""
+    top_k: Annotated[int, Must(lambda value: value >= 0, "0 (all) or more")] = 0
+    """Sample from this many tokens, the most probable ones; 0 = all."""
+    repetition_penalty: Positive = 1.0
+    """Above 1, tokens that the prompt or the answer holds already become less probable; 1 = off."""
+    seed: Annotated[int, Must(lambda value: value >= -1, "-1 (another each time), 0 or more")] = 0
+    """Seed of the sampling; -1 = another one each time."""
+    batch_size: Count = 8
     """Prompts of the file that are answered side by side."""
-    chat_box: bool
+    chat_box: bool = True
     """Show a box to chat in at the end of the notebook."""
-
-    def __post_init__(self):
-        problems = _wrong_types(self)
-        if problems:
-            raise ValueError("Inference settings:\n" + "\n".join(problems))
-        texts = [*self.questions, *self.conversation]
-        _raise_all(
-            self,
-            [
-                (self.drive_folder != "", "drive_folder is empty: name the folder with the results"),
-                (
-                    all(type(t) is str and t.strip() for t in texts),
-                    "questions, conversation: texts, none empty",
-                ),
-                *sampling_rules(self),
-                (self.batch_size >= 1, f"batch_size = {self.batch_size}: at least 1"),
-            ],
-        )
 
     folder = property(
         lambda self: Path(self.model_folder) if self.model_folder else Path(self.drive_folder) / "finetuned_phi2"

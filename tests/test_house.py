@@ -1,5 +1,6 @@
 """The house rules of the four notebooks and of the files around them."""
 
+import dataclasses
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -52,6 +53,13 @@ def test_every_parameter_is_a_colab_form_on_one_line(path):
     lines = [line for line in code_cells(path)[0].source.splitlines() if line and not line.startswith("#")]
     assert len(lines) == len(parameters.defaults(path))
     assert [line for line in lines if not re.fullmatch(r"\w+ = .+  # @param [{\[][^=]*", line)] == []
+
+
+@pytest.mark.parametrize("step", notebooks.STEPS, ids=lambda step: step.notebook.stem)
+def test_the_parameters_cell_shows_the_defaults_of_the_settings(step):
+    cell = parameters.defaults(step.notebook)
+    del cell["repository"]  # for the set-up cell alone
+    assert cell == dataclasses.asdict(step.settings_class())
 
 
 def test_the_set_up_cell_is_the_same_in_all():

@@ -30,17 +30,39 @@ def test_wrong_types_are_named_with_what_was_found(tmp_path):
         small_settings(tmp_path, "m", lora_r="64")
 
 
-def test_every_setting_says_what_it_is():
-    import ast
-    import inspect
+@pytest.mark.parametrize("settings_class", [settings.DataPrep, settings.Finetuning, settings.Inference])
+def test_every_setting_says_what_it_is(settings_class):
+    fields = settings_class.__pydantic_fields__
+    assert [name for name, field in fields.items() if not field.description] == []
 
-    tree = ast.parse(inspect.getsource(settings))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name in ("Finetuning", "DataPrep", "Inference"):
-            fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-            for field in fields:
-                after = node.body[node.body.index(field) + 1]
-                assert isinstance(after, ast.Expr), f"{node.name}.{field.target.id} has no sentence under it"
+
+def test_what_depends_on_another_setting_is_told_with_the_rest(tmp_path):
+    with pytest.raises(ValueError) as error:
+        settings.Finetuning(
+            lora_alpha=True,
+            num_train_epochs=0,
+            tokens_per_step=512,
+            micro_batch_tokens=1,
+            early_stopping_patience=3,
+            eval_steps=0,
+            publish_to="hub",
+        )
+    assert str(error.value).splitlines() == [
+        "Finetuning settings:",
+        "lora_alpha = True: expected int, found bool",
+        "num_train_epochs = 0.0: above 0, or set max_steps",
+        "tokens_per_step = 512: at least max_seq_length (1024)",
+        "micro_batch_tokens = 1: 0 or at least max_seq_length (1024)",
+        "early_stopping_patience needs eval_steps above 0",
+        "hub_repository = '': publish_to = 'hub' needs user/name",
+    ]
+
+
+def test_a_changed_copy_is_checked_too():
+    with pytest.raises(ValueError, match="replies = 'most': one of best, all, joined"):
+        dataclasses.replace(settings.DataPrep(), replies="most")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.Inference().seed = 1
 
 
 def test_settings_import_nothing_heavy():
