@@ -120,24 +120,11 @@ def token(name: str = "HF_TOKEN", seconds: int = 60) -> str | None:
         signal.signal(signal.SIGALRM, before)
 
 
-def download(path: str | Path) -> None:
-    """Hands a file to the browser in Colab; elsewhere says where it is. Raises FileNotFoundError."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there to be downloaded. Run the cells above first.")
-    if "google.colab" not in sys.modules:
-        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-        return
-    from google.colab import files
-
-    files.download(str(path))
-
-
 class _TimeIsUp(BaseException):
     """Not an Exception: google.colab swallows those while it waits."""
 
 
-def _time_is_up(*_) -> None:
+def _time_is_up(*_: object) -> None:
     raise _TimeIsUp
 
 

@@ -169,20 +169,6 @@ def test_without_a_secret_there_is_no_token_and_no_waiting(on_colab, monkeypatch
     assert colab.token(seconds=1) is None
 
 
-def test_a_download_goes_through_the_browser(on_colab, tmp_path):
-    (tmp_path / "adapter.zip").write_bytes(b"zip")
-    colab.download(tmp_path / "adapter.zip")
-    assert (on_colab / "downloads" / "adapter.zip").read_bytes() == b"zip"
-
-
-def test_outside_colab_a_download_says_where_the_file_is(tmp_path, capsys):
-    (tmp_path / "adapter.zip").write_bytes(b"zip")
-    colab.download(tmp_path / "adapter.zip")
-    assert str(tmp_path / "adapter.zip") in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match=r"other\.zip is not there"):
-        colab.download(tmp_path / "other.zip")
-
-
 def set_up_cell(notebook: Path) -> str:
     code = [c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]
     return code[1]
