@@ -1,13 +1,15 @@
-"""A finished folder → a repository on the Hugging Face Hub, compared with what the Hub then lists."""
+"""Uploading a finished folder to the Hugging Face Hub, compared with what the Hub then lists."""
 
-import hashlib
-import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_finetuning import colab
 from llm_finetuning.files import checksums
 from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 
 def push_to_hub(
@@ -16,17 +18,15 @@ def push_to_hub(
     token: str | None = None,
     private: bool = True,
     message: str = "Upload from the finetuning notebook",
-    api=None,
+    api: "HfApi | None" = None,
 ) -> str:
-    """Upload a model or adapter folder to `repository` ("user/name"), made if not there; returns the URL.
+    """Uploads a model or adapter folder to `repository` ("user/name"), made if it is not there; returns the URL.
 
     `token` comes from Colab's secrets or HF_TOKEN when it is None; never write one into a cell. Files that
     the Hub already has are not sent again, so a stopped upload goes on. Every file is then compared with the
-    Hub's own listing of the commit: its SHA-256 for large files, its git hash for the others.
+    Hub's own listing of the commit. `api`: the client to use (in tests).
 
-    Raises ValueError for a folder that is not whole or a commit that differs, PermissionError without a
-    token.
-    `api`: a huggingface_hub.HfApi or something that behaves like one.
+    Raises ValueError for a folder that is not complete or a commit that differs, PermissionError without a token.
     """
     folder = Path(folder)
     _check_folder(folder)
@@ -41,12 +41,12 @@ def push_to_hub(
         ignore_patterns=["**/.*", ".*"],
         delete_patterns="adapter_model*" if _is_adapter(folder) else ["model*.safetensors", "model*.index.json"],
     )
-    _check_commit(api, folder, repository, commit.oid)
+    check_commit(api, folder, repository, commit.oid)
     return f"{url}/tree/{commit.oid}"
 
 
 def find_token() -> str:
-    """The Hub's token from HF_TOKEN, Colab's secrets or `hf auth login`; PermissionError if there is none."""
+    """Returns the Hub's token from HF_TOKEN, Colab's secrets or `hf auth login`, or raises PermissionError."""
     from huggingface_hub import get_token
 
     token = colab.token()
@@ -61,7 +61,7 @@ def find_token() -> str:
     return token
 
 
-def _client(token: str | None):
+def _client(token: str | None) -> "HfApi":
     from huggingface_hub import HfApi
 
     return HfApi(token=token or find_token())
@@ -78,25 +78,13 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists()
 
 
-def _check_commit(api, folder: Path, repository: str, revision: str) -> None:
-    """Compare every file with the Hub's listing of `revision`; ValueError names those that differ."""
-    listed = {entry.path: entry for entry in api.list_repo_tree(repository, recursive=True, revision=revision)}
-    names = [name for name in checksums.files_below(folder) if not checksums.is_hidden(name)]
-    wrong = [name for name in names if name not in listed or not _same(folder / name, listed[name])]
+def check_commit(api: "HfApi", folder: Path, repository: str, revision: str) -> None:
+    """Compares every file with the Hub's listing of `revision`. Raises ValueError naming those that differ."""
+    result = api.verify_repo_checksums(repository, revision=revision, local_dir=folder)
+    absent = [name for name in result.extra_paths if not checksums.is_hidden(name)]  # hidden files are not uploaded
+    wrong = sorted([*absent, *(mismatch["path"] for mismatch in result.mismatches)])
     if wrong:
         raise ValueError(
             f"{repository} at {revision} differs from {folder} in: {', '.join(wrong)}. Upload again; "
             "do not use that commit."
         )
-
-
-def _same(path: Path, entry) -> bool:
-    if path.stat().st_size != entry.size:
-        return False
-    if entry.lfs:
-        return checksums.hash_file(path) == entry.lfs.sha256
-    return _git_hash(path) == entry.blob_id
-
-
-def _git_hash(path: Path) -> str:
-    return hashlib.sha1(b"blob %d\0" % os.path.getsize(path) + path.read_bytes()).hexdigest()

@@ -81,7 +81,7 @@ def test_file_that_the_hub_changed_is_named(tmp_path, stand_in):
     stand_in.files["config.json"]["oid"] = "1" * 40
     stand_in.files[SHARDS[0]]["lfs"]["oid"] = "2" * 64
     with pytest.raises(ValueError, match=f"config.json, {SHARDS[0]}"):
-        hub._check_commit(stand_in.api, source, "user/model", "main")
+        hub.check_commit(stand_in.api, source, "user/model", "main")
 
 
 def test_damaged_folder_is_not_uploaded(tmp_path, stand_in):
