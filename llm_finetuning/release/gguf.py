@@ -1,4 +1,4 @@
-"""Optional extra: a merged folder → GGUF for llama.cpp and Ollama. `make gguf` installs what it needs.
+"""Exporting a merged folder to GGUF for llama.cpp and Ollama, an optional extra: `make gguf` installs what it needs.
 
     python -m llm_finetuning.release.gguf outputs/sample/finetuned_phi2 [target folder]
 
@@ -10,9 +10,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from llm_finetuning.files.atomic import write_text, writing
 from llm_finetuning.files.checksums import verify_checksums
 from llm_finetuning.files.copying import check_space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UNPACKED = Path(__file__).parents[2] / ".gguf"
 """Where `make gguf` unpacks the source package of llama-cpp-python."""
@@ -27,9 +32,9 @@ Output:{{ else if eq .Role "assistant" }} {{ .Content }}EOS
 
 
 def export(folder: str | Path, target: str | Path) -> dict[str, Path]:
-    """f16, Q4_K_M and Modelfile of the merged model in `folder`, written to `target`; {"f16" | …: path}.
+    """Writes f16, Q4_K_M and Modelfile of the merged model in `folder` to `target`; returns {"f16" | …: path}.
 
-    Raises FileNotFoundError without llama.cpp, ValueError for a folder that is not whole, a tokenizer that
+    Raises FileNotFoundError without llama.cpp, ValueError for a folder that is not complete, a tokenizer that
     llama.cpp does not know, or a chat template other than Phi-2's.
     """
     folder, target = Path(folder), Path(target)
@@ -40,12 +45,11 @@ def export(folder: str | Path, target: str | Path) -> dict[str, Path]:
     text = modelfile(folder, f"model-{QUANTISATION}.gguf")
     f16 = convert(folder, target / "model-f16.gguf")
     small = quantise(f16, target / f"model-{QUANTISATION}.gguf")
-    (target / "Modelfile").write_text(text, encoding="utf-8")
-    return {"f16": f16, QUANTISATION: small, "Modelfile": target / "Modelfile"}
+    return {"f16": f16, QUANTISATION: small, "Modelfile": write_text(target / "Modelfile", text)}
 
 
 def converter() -> Path:
-    """llama.cpp's convert_hf_to_gguf.py, from the folder LLAMA_CPP or from what `make gguf` unpacked."""
+    """Finds llama.cpp's convert_hf_to_gguf.py, from the folder LLAMA_CPP or from what `make gguf` unpacked."""
     places = [Path(os.environ["LLAMA_CPP"])] if "LLAMA_CPP" in os.environ else []
     places += sorted(UNPACKED.glob("llama_cpp_python-*/vendor/llama.cpp"))
     found = [place / "convert_hf_to_gguf.py" for place in places if (place / "conversion").is_dir()]
@@ -58,14 +62,12 @@ def converter() -> Path:
 
 
 def convert(folder: Path, target: Path) -> Path:
-    """The folder's weights in 16-bit floats and its tokenizer as one GGUF file."""
-    temporary = target.with_name(f".{target.name}.partial")
-    command = [sys.executable, str(converter()), str(folder), "--outfile", str(temporary), "--outtype", "f16"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(_conversion_error(folder, result.stderr))
-    os.replace(temporary, target)
+    """Converts the folder's weights, in 16-bit floats, and its tokenizer to one GGUF file."""
+    with writing(target) as partial:
+        command = [sys.executable, str(converter()), str(folder), "--outfile", str(partial), "--outtype", "f16"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise ValueError(_conversion_error(folder, result.stderr))
     return target
 
 
@@ -79,22 +81,20 @@ def _conversion_error(folder: Path, output: str) -> str:
 
 
 def quantise(f16: Path, target: Path) -> Path:
-    """The same model with most weights in 4 bits (Q4_K_M, about 4.8 bits a weight)."""
+    """Quantises most weights of a GGUF file to 4 bits (Q4_K_M, about 4.8 bits a weight)."""
     import llama_cpp
 
-    temporary = target.with_name(f".{target.name}.partial")
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{QUANTISATION}")
-    failed = llama_cpp.llama_model_quantize(os.fsencode(f16), os.fsencode(temporary), parameters)
-    if failed:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"llama.cpp could not quantise {f16} to {QUANTISATION} (code {failed}).")
-    os.replace(temporary, target)
+    with writing(target) as partial:
+        failed = llama_cpp.llama_model_quantize(os.fsencode(f16), os.fsencode(partial), parameters)
+        if failed:
+            raise ValueError(f"llama.cpp could not quantise {f16} to {QUANTISATION} (code {failed}).")
     return target
 
 
 def modelfile(folder: Path, gguf_name: str) -> str:
-    """What `ollama create NAME -f Modelfile` reads: weights, template, system message, stop, greedy answers."""
+    """Returns what `ollama create NAME -f Modelfile` reads: weights, template, system message, stop, greedy answers."""
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -110,14 +110,14 @@ def modelfile(folder: Path, gguf_name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _system_message(tokenizer) -> str:
-    """What the chat template puts before a conversation; ValueError unless the rest is Phi-2's format."""
+def _system_message(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the chat template puts before a conversation. Raises ValueError unless the rest is Phi-2's format."""
     eos = tokenizer.eos_token
     turns = [{"role": role, "content": word} for role, word in (("user", "a"), ("assistant", "b"), ("user", "c"))]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     expected = f"Instruct: a\nOutput: b{eos}\nInstruct: c\nOutput:"
-    system, found, _ = text.rpartition(expected)
-    if not found or not (system == "" or system.endswith("\n")) or not text.endswith(expected):
+    system, separator, _ = text.rpartition(expected)
+    if not separator or not (system == "" or system.endswith("\n")) or not text.endswith(expected):
         raise ValueError(
             f"The chat template of this model is not Phi-2's format: {text!r}. Its Modelfile has to be written by "
             "hand; the GGUF file carries the template itself, for llama.cpp's --jinja."
@@ -126,7 +126,7 @@ def _system_message(tokenizer) -> str:
 
 
 def answer(gguf: Path, ids: list[int], max_new_tokens: int) -> list[int]:
-    """Greedy continuation of the token ids by llama.cpp, up to the end-of-text token, which is left out."""
+    """Continues token ids greedily with llama.cpp, up to the end-of-text token, which is left out."""
     import llama_cpp
 
     model = llama_cpp.Llama(str(gguf), n_ctx=len(ids) + max_new_tokens, verbose=False)
@@ -140,7 +140,7 @@ def answer(gguf: Path, ids: list[int], max_new_tokens: int) -> list[int]:
 
 
 def tokenise(gguf: Path, text: str) -> list[int]:
-    """Token ids that llama.cpp makes of the text, special tokens by name."""
+    """Returns the token ids that llama.cpp makes of a text, special tokens by name."""
     import llama_cpp
 
     model = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
@@ -150,7 +150,7 @@ def tokenise(gguf: Path, text: str) -> list[int]:
 
 
 def smoke(folder: Path, f16: Path, question: str = QUESTION, max_new_tokens: int = 32) -> tuple[str, str]:
-    """The greedy answers of transformers (in float32) and of llama.cpp (f16) to one question: (…, …)."""
+    """Returns the greedy answers of transformers (in float32) and of llama.cpp (f16) to one question."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,8 @@
-"""One writer at a time: a lock file beside the folder that is published, on a disk or on Drive."""
+"""A lock file beside the folder that is published, on a disk or on Drive, so that one run at a time publishes.
+
+filelock.SoftFileLease takes over a killed owner's lock only where the file system can exchange two names atomically
+(renameat2), and network mounts refuse that; this one needs no more than exclusive creation.
+"""
 
 import contextlib
 import json
@@ -19,7 +23,7 @@ STEP = 5  # seconds between two looks
 
 
 class Lock:
-    """`with Lock(path).take() as lock:` holds `path` until the block ends; `lock.beat()` shows a live owner.
+    """Holds `path` in `with Lock(path).take() as lock:` until the block ends; `lock.beat()` shows that the owner lives.
 
     The file names its owner: machine, process, and when that process started, so that a killed one is known
     by being gone. Where the owner cannot be looked up (another machine), ABANDONED seconds of silence decide.
@@ -31,18 +35,13 @@ class Lock:
     def __init__(self, path: Path, sleep: Callable[[float], None] = time.sleep):
         self.path = path
         self.sleep = sleep
-        self.mine = json.dumps(
-            {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "started": psutil.Process().create_time(),
-                "id": uuid.uuid4().hex,
-            }
-        )
+        process = psutil.Process()
+        owner = {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
+        self.mine = json.dumps(owner | {"id": uuid.uuid4().hex})
         self.beaten = 0.0
 
     def take(self) -> Self:
-        """Wait for the lock and take it; TimeoutError after PATIENCE seconds."""
+        """Waits for the lock and takes it. Raises TimeoutError after PATIENCE seconds."""
         waited = 0
         self.held.add(self.mine)  # before the file is there for others to see
         while not self._take():
@@ -64,19 +63,19 @@ class Lock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         with self.looking, contextlib.suppress(OSError):  # a lost mount: the file counts as abandoned then
             self.held.discard(self.mine)
             if self._content() == self.mine:
                 self.path.unlink()
 
     def beat(self) -> None:
-        """Every half minute: renew the lock's time; RuntimeError if another run has taken it over."""
+        """Renews the lock's time every half minute. Raises RuntimeError if another run has taken it over."""
         if time.monotonic() - self.beaten > 30:
             self.confirm()
 
     def confirm(self) -> None:
-        """RuntimeError unless the lock is still ours; call it before what must not happen twice."""
+        """Raises RuntimeError unless the lock is still ours; call it before what must not happen twice."""
         if self._content() != self.mine:
             raise RuntimeError(
                 f"{self._owner()} has taken over publishing ({self.path}), so this run stops. "
@@ -111,7 +110,7 @@ class Lock:
     def _silent(self) -> float:
         try:
             return time.time() - self.path.stat().st_mtime
-        except FileNotFoundError:  # given back in this moment
+        except FileNotFoundError:  # released in this moment
             return 0.0
 
     def _content(self) -> str | None:

@@ -11,14 +11,14 @@ TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|github_pat_\w{20,}|gh[pousr]_[A-Za-z
 
 
 def check_no_pickles(folder: Path) -> None:
-    """ValueError if `folder` holds a file that is unpickled when it is loaded."""
+    """Raises ValueError if `folder` holds a file that is unpickled when it is loaded."""
     pickles = [name for name in checksums.files_below(folder) if Path(name).suffix in PICKLES]
     if pickles:
         raise ValueError(f"{folder} holds {', '.join(pickles)}: pickles are not published. Save as safetensors.")
 
 
 def check_no_tokens(folder: Path) -> None:
-    """ValueError naming file and line if a text in `folder` holds what looks like an access token."""
+    """Raises ValueError naming file and line if a text in `folder` holds what looks like an access token."""
     for name in checksums.files_below(folder):
         if Path(name).suffix in TEXTS:
             line = _line_with_token((folder / name).read_text(encoding="utf-8", errors="replace"))
@@ -30,7 +30,7 @@ def check_no_tokens(folder: Path) -> None:
 
 
 def without_tokens(text: str) -> str:
-    """`text` with every access token struck out."""
+    """Returns `text` with every access token struck out."""
     return TOKEN.sub("(token)", text)
 
 
