@@ -65,9 +65,9 @@ def with_peft(base: Path, adapter: Path, out: Path) -> None:
 
 def ours(kind: str, base: Path, adapter: Path, out: Path, chosen: settings.Finetuning) -> None:
     """As the notebook merges into one base."""
-    merge = merging.Merge(kind, chosen, torch.bfloat16, torch.bfloat16, device())
-    factors = merging.read_adapter(adapter)
-    merging.write_merged(merge, shards.Weights(base), factors, set(factors.factors), out)
+    read, weights = merging.read_adapter(adapter), shards.Weights(base)
+    dtypes = (torch.bfloat16, torch.bfloat16)
+    merging.write_merged(merging.Merge(kind, chosen, *dtypes, device(), weights, read, set(read.factors)), out)
     template = prompts.template_for(models.tokenizer(str(base)))
     merging.write_companions(out, base, template, torch.bfloat16)
 

@@ -1,7 +1,7 @@
 """Safetensors in one file, or in shards with their index: read by name, and written with one shard in memory."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -9,20 +9,25 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from llm_finetuning.files.atomic import write_json
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
 class Weights:
-    """The tensors of a local model folder, read one at a time; a file is mapped only while one is read from it."""
+    """The tensors of a local model folder, read one at a time; a file is mapped only while one is read from it.
 
-    def __init__(self, folder: str | Path):
+    single: the file that holds them where no index says which.
+    """
+
+    def __init__(self, folder: str | Path, single: str = SINGLE):
         self.folder = folder = Path(folder)
         if (folder / INDEX).is_file():
             self.files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         else:
-            with safe_open(folder / SINGLE, "pt") as file:
-                self.files = dict.fromkeys(file.keys(), SINGLE)
+            with safe_open(folder / single, "pt") as file:
+                self.files = dict.fromkeys(file.keys(), single)
 
     def names(self) -> list[str]:
         return sorted(self.files)
@@ -36,16 +41,16 @@ class Weights:
             return file.get_slice(name).get_shape()
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) in the order of the files, which is the quickest to read."""
+        """Yields (name, tensor) in the order of the files, which is the quickest to read."""
         return ((name, self.read(name)) for name in self.files)
 
 
 def write_shards(
-    folder: Path, shapes: dict[str, list[int]], dtype: torch.dtype, tensor: Callable[[str], torch.Tensor], size: int
+    folder: Path, shapes: dict[str, Iterable[int]], dtype: torch.dtype, tensor: Callable[[str], torch.Tensor], size: int
 ) -> None:
     """Writes tensors of `dtype` to `folder` in shards of at most `size` bytes, with the index that transformers reads.
 
-    shapes: of all tensors by name; tensor: makes one of them, and memory holds one shard at a time.
+    shapes: of all tensors by name; tensor: makes the one of a name. Memory holds one shard at a time.
     """
     meta = {name: torch.empty(tuple(shape), dtype=dtype, device="meta") for name, shape in shapes.items()}
     plan = split_torch_state_dict_into_shards(meta, max_shard_size=size)
@@ -53,4 +58,4 @@ def write_shards(
         save_file({name: tensor(name) for name in names}, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index)

@@ -1,4 +1,4 @@
-"""Adapter + base → 16-bit shards, tensor by tensor, and the proof that the result is the trained model.
+"""Merging an adapter into its base: 16-bit shards, written tensor by tensor.
 
 Two bases can carry the adapter: the NF4 weights it was trained on, dequantised, and the original 16-bit weights.
 Both are merged and measured on the held-out set, and the better one is kept. Merging into the 4-bit weights
@@ -6,16 +6,15 @@ themselves would quantise again and lose more than a small adapter adds.
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from llm_finetuning import hardware
 from llm_finetuning.files.shards import Weights, write_shards
 from llm_finetuning.prompts import Template
+from llm_finetuning.settings import Finetuning
 
 SHARD_BYTES = 2 * 10**9
 BASES = ("dequantized", "original")
@@ -24,20 +23,19 @@ MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
 
 @dataclass(frozen=True)
 class Adapter:
-    """LoRA factors by the name of the base weight they change: A (r, in), B (out, r), and the scaling."""
+    """The LoRA factors A (r, in) and B (out, r) by the name of the base weight they change, and their scaling."""
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scaling: float
-    config: dict
 
     def delta(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
-        """scaling · B·A in float32, (out, in), multiplied on `device`."""
+        """Returns scaling · B·A in float32, (out, in), multiplied on `device`."""
         a, b = (factor.to(device) for factor in self.factors[name])
         return (self.scaling * b.float()) @ a.float()
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """An adapter folder as PEFT saves it. Raises FileNotFoundError or ValueError for one that is not LoRA."""
+    """Reads an adapter as PEFT saves it. Raises FileNotFoundError or ValueError for one that is not plain LoRA."""
     config_file = folder / "adapter_config.json"
     if not config_file.is_file():
         raise FileNotFoundError(f"{config_file} not found: train first, the notebook writes the adapter there")
@@ -49,18 +47,17 @@ def read_adapter(folder: Path) -> Adapter:
         raise ValueError(
             f"{config_file}: only plain LoRA can be merged here, found {unsupported or config['peft_type']}"
         )
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            name, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
-            found.setdefault(f"{name}.weight", {})[factor[0]] = file.get_tensor(key)
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in Weights(folder, "adapter_model.safetensors"):
+        name, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
+        factors.setdefault(f"{name}.weight", {})[factor[0]] = tensor
     rank = config["r"]
     scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    return Adapter({name: (pair["A"], pair["B"]) for name, pair in found.items()}, scaling, config)
+    return Adapter({name: (pair["A"], pair["B"]) for name, pair in factors.items()}, scaling)
 
 
-def quantize_dequantize(weight: torch.Tensor, settings, dtype: torch.dtype) -> torch.Tensor:
-    """What the 4-bit layer computes with: quantised and dequantised as bitsandbytes does at loading, in `dtype`."""
+def quantize_dequantize(weight: torch.Tensor, settings: Finetuning, dtype: torch.dtype) -> torch.Tensor:
+    """Returns the weight that the 4-bit layer computes with: quantised as bitsandbytes does at loading, in `dtype`."""
     from bitsandbytes import functional
 
     packed, state = functional.quantize_4bit(
@@ -74,36 +71,42 @@ def quantize_dequantize(weight: torch.Tensor, settings, dtype: torch.dtype) -> t
 
 @dataclass(frozen=True)
 class Merge:
-    """How one merged folder was made: dtypes of the run, and the base that carried the adapter."""
+    """What is merged and how: the adapter, its base and which form of it carries the adapter, and the dtypes."""
 
     base: str
-    settings: object
+    """One of BASES."""
+    settings: Finetuning
     compute_dtype: torch.dtype
     save_dtype: torch.dtype
     device: str
+    weights: Weights
+    adapter: Adapter
+    quantised: set[str]
+    """Names of the weights that were trained in 4 bits (`quantised_names`)."""
 
-    def start(self, weights: Weights, name: str, quantised: set[str]) -> torch.Tensor:
-        """The base tensor that `name` starts from; those that were trained in 4 bits on the merge's device."""
-        tensor = weights.read(name)
-        if name not in quantised:
+    def start(self, name: str) -> torch.Tensor:
+        """Returns the base tensor that the adapter is added to; one that was trained in 4 bits lies on `device`."""
+        tensor = self.weights.read(name)
+        if name not in self.quantised:
             return tensor
         tensor = tensor.to(self.device)
         return tensor if self.base == "original" else quantize_dequantize(tensor, self.settings, self.compute_dtype)
 
 
-def write_merged(merge: Merge, weights: Weights, adapter: Adapter, quantised: set[str], folder: Path) -> None:
+def write_merged(merge: Merge, folder: Path) -> None:
     """Writes the merged tensors to `folder` in shards of at most 2 GB, with their index.
 
     W' = round(W + scaling · B·A), see `add_and_round`. At no time is more than one shard in memory.
     Raises ValueError when the adapter changes a tensor that the base does not have.
     """
+    weights, adapter = merge.weights, merge.adapter
     missing = sorted(set(adapter.factors) - set(weights.names()))
     if missing:
         raise ValueError(f"{weights.folder} has no tensor {', '.join(missing[:3])}: this adapter is of another model")
     folder.mkdir(parents=True, exist_ok=True)
 
     def merged(name: str) -> torch.Tensor:
-        tensor = merge.start(weights, name, quantised)
+        tensor = merge.start(name)
         if name in adapter.factors:
             tensor = add_and_round(tensor, adapter.delta(name, tensor.device), merge.save_dtype)
         tensor = tensor.to(merge.save_dtype).cpu()
@@ -115,11 +118,10 @@ def write_merged(merge: Merge, weights: Weights, adapter: Adapter, quantised: se
 
 
 def add_and_round(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """weight + delta, added in float32 and rounded once to `dtype`.
+    """Adds `delta` to `weight` in float32 and rounds once to `dtype`.
 
-    To the nearest, unless the base lies on the 16-bit grid already, as dequantised weights do: there every change
-    below half a step would be swallowed, so it is rounded up or down by chance in proportion (stochastic rounding,
-    arXiv 1502.02551): the change survives in the mean. The chance is fixed by the tensor's shape, so a merge repeats.
+    To the nearest, unless all of `weight` lies on the 16-bit grid already, as dequantised weights do: there every
+    change below half a step would be lost. Stochastic rounding (arXiv 1502.02551) keeps it in the mean.
     """
     exact = weight + delta  # float32, as delta is
     if weight.dtype != dtype and not torch.equal(weight.to(dtype).float(), weight.float()):
@@ -128,32 +130,35 @@ def add_and_round(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype)
 
 
 def round_stochastically(exact: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """float32 `exact` rounded up or down with the probability of its place between the two steps of `dtype`.
+    """Rounds float32 `exact` up or down with the probability of its place between the two steps of `dtype`.
 
-    Where it equals `weight`, which lies on such a step, it stays. bfloat16 is the upper half of a float32: a random
-    number added to the lower half carries over with just that probability, and never from a step. For float16 the
-    noise is added as a number, half a step either way.
+    Where it equals `weight`, which lies on such a step, it stays. The seed is the tensor's size, so a merge repeats.
     """
-    chance = torch.Generator(device=exact.device).manual_seed(exact.numel())
+    generator = torch.Generator(device=exact.device).manual_seed(exact.numel())
     if dtype == torch.bfloat16:
-        carried = random_low_bits(exact.shape, chance).add_(exact.view(torch.int32))
+        # The upper 16 bits of a float32 are the bfloat16 below it in magnitude, the lower 16 bits say how far it is on
+        # its way to the next: k of 2**16. A random number below 2**16, added as an integer, carries into the upper bits
+        # in k of 2**16 cases; for k = 0, a weight that did not change, it never does.
+        carried = random_low_bits(exact.shape, generator).add_(exact.view(torch.int32))
+        # -(2**16) has its upper 16 bits set: it clears the lower ones, and nothing is left to round in `to`.
         return carried.bitwise_and_(-(2**16)).view(torch.float32).to(dtype)
+    # A float16 has another exponent, so here noise of half a step either way is added, then rounded to the nearest.
+    # frexp gives exact = m · 2**e with 0.5 <= m < 1: its leading bit is worth 2**(e - 1), the mantissa's last `step`.
     step = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 1 - MANTISSA_BITS[dtype])
-    noise = torch.rand(exact.shape, generator=chance, device=exact.device) - 0.5
+    noise = torch.rand(exact.shape, generator=generator, device=exact.device) - 0.5
     return (exact + noise * step * (exact != weight)).to(dtype)
 
 
-def random_low_bits(shape: torch.Size, chance: torch.Generator) -> torch.Tensor:
-    """int32 numbers below 2**16, all equally likely; a random int64 gives four, drawing is what takes the time."""
+def random_low_bits(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Returns int32 numbers below 2**16, all equally likely; four from each random int64, as drawing takes longest."""
     count = shape.numel()
-    drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=chance.device).random_(
-        -(2**63), None, generator=chance
-    )
-    return drawn.view(torch.int16)[:count].view(shape).to(torch.int32).bitwise_and_(2**16 - 1)
+    drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
+    drawn.random_(-(2**63), None, generator=generator)  # None: all 64 bits are random
+    return drawn.view(torch.int16)[:count].view(shape).to(torch.int32).bitwise_and_(2**16 - 1)  # int16 is signed
 
 
 def write_companions(folder: Path, base: Path, template: Template, save_dtype: torch.dtype) -> None:
-    """Config, tokenizer with its chat template, and generation config with EOS, pad and suppressed ids."""
+    """Writes config, tokenizer with chat template, and generation config with stop, pad and suppressed token ids."""
     from transformers import AutoConfig, GenerationConfig
 
     config = AutoConfig.from_pretrained(base)
@@ -171,8 +176,8 @@ def write_companions(folder: Path, base: Path, template: Template, save_dtype: t
     ).save_pretrained(folder)
 
 
-def quantised_names(model) -> set[str]:
-    """The weights that the trained model holds in 4 bits, by the names they have in the base."""
+def quantised_names(model: torch.nn.Module) -> set[str]:
+    """Returns the names, as in the base, of the weights that the trained model holds in 4 bits."""
     import bitsandbytes as bnb
 
     return {
@@ -180,7 +185,3 @@ def quantised_names(model) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, bnb.nn.Linear4bit)
     }
-
-
-def remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -56,7 +56,7 @@ def facts(merged, settings, plan, model_path: Path, board: dict, entries: list[d
         "data": card_data.data_facts(settings.folders.train_file, settings.folders.val_file),
         "settings": _shareable(settings),
         "scoreboard": board,
-        "merge": {"base": merged.base, **dict(zip(merged.proof.check, merged.proof.found, strict=True))},
+        "merge": {"base": merged.base, **dict(zip(merged.checks.check, merged.checks.found, strict=True))},
         "machine": {"processor": plan.machine.name, "memory": hardware.as_gib(plan.machine.memory)},
         "seconds": seconds,
         "peak_memory_bytes": max((entry["memory_bytes"] for entry in trained), default=0),
