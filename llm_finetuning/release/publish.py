@@ -1,36 +1,50 @@
-"""From a proved merge to the folder that people download: card, settings, sums, publication, take-away."""
+"""Publishing a verified merge, from the merged folder to what people download.
+
+`publish` completes a folder (model card, settings.json, SHA256SUMS), then `replace.replace_published` copies it beside
+its place on Drive or a disk, verifies the copy as read back, and gives it the name; `hub.push_to_hub` uploads it.
+"""
 
 import dataclasses
-import json
 import shutil
+import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_finetuning import hardware
 from llm_finetuning.files import checksums
+from llm_finetuning.files.atomic import write_json, writing
 from llm_finetuning.models import SAMPLE, commit_of
 from llm_finetuning.plotting import save
-from llm_finetuning.release import card_data, hub, model_card, replace
+from llm_finetuning.release import hub, model_card
+from llm_finetuning.release.replace import replace_published
+from llm_finetuning.release.safety import PICKLES, check_no_tokens
 from llm_finetuning.training import figures
 
+if TYPE_CHECKING:
+    from llm_finetuning.release.verify import Merged
+    from llm_finetuning.settings import Finetuning
+    from llm_finetuning.training.planning import Plan
 
-def publish(merged, settings, plan, model_path: Path, board: dict, entries: list[dict]) -> Path:
-    """Finishes the merged folder and the adapter, publishes both, and returns where the model was published.
 
-    A folder is complete before it is copied: model card, settings.json, SHA256SUMS. Raises what
-    `publishing.publish` raises; the last good version then stays.
+def publish(
+    merged: "Merged", settings: "Finetuning", plan: "Plan", model_path: Path, board: dict, entries: list[dict]
+) -> Path:
+    """Completes the merged folder and the adapter, publishes both, and returns where the model was published.
+
+    board: the scoreboard; entries: of metrics.jsonl. Raises what `replace_published` raises; the last good version then
+    stays.
     """
     folders = settings.folders
-    known = facts(merged, settings, plan, model_path, board, entries)
+    facts = _facts(merged, settings, plan, model_path, board, entries)
     for folder in (merged.folder, folders.adapter):
         figure = folder / "loss.png"
         save(figures.loss_curve(entries), figure)
-        model_card.write(folder, known | {"loss_figure": figure})
-        text = json.dumps(_shareable(settings), indent=1, ensure_ascii=False) + "\n"
-        (folder / "settings.json").write_text(text, encoding="utf-8")
+        model_card.write(folder, facts | {"loss_figure": figure})
+        write_json(folder / "settings.json", _shareable(settings))
         checksums.write_checksums(folder)
-    published = replace.replace_folder(merged.folder, folders.published)
+    published = replace_published(merged.folder, folders.published)
     if folders.work != folders.drive:
-        replace.replace_folder(folders.adapter, folders.drive / "adapter")
+        replace_published(folders.adapter, folders.drive / "adapter")
     if settings.publish_to == "hub":
         print(hub.push_to_hub(merged.folder, settings.hub_repository))
         print(hub.push_to_hub(folders.adapter, f"{settings.hub_repository}-adapter"))
@@ -38,14 +52,16 @@ def publish(merged, settings, plan, model_path: Path, board: dict, entries: list
     return published
 
 
-def _shareable(settings) -> dict:
+def _shareable(settings: "Finetuning") -> dict:
     """The settings without the folders of this machine."""
     values = dataclasses.asdict(settings)
     return {name: value for name, value in values.items() if not name.endswith("_folder")}
 
 
-def facts(merged, settings, plan, model_path: Path, board: dict, entries: list[dict]) -> dict:
-    """What the model card tells: everything from this run."""
+def _facts(
+    merged: "Merged", settings: "Finetuning", plan: "Plan", model_path: Path, board: dict, entries: list[dict]
+) -> dict:
+    """The facts of this run that the model card tells."""
     trained = [entry for entry in entries if "tokens_per_second" in entry]
     seconds = sum(entry["seconds"] for entry in trained)
     rate = settings.rate_per_hour
@@ -53,7 +69,7 @@ def facts(merged, settings, plan, model_path: Path, board: dict, entries: list[d
         "base": settings.model_name,
         "base_revision": commit_of(model_path),
         "tiny": settings.model_name == SAMPLE,
-        "data": card_data.data_facts(settings.folders.train_file, settings.folders.val_file),
+        "data": model_card.data_facts(settings.folders.train_file, settings.folders.val_file),
         "settings": _shareable(settings),
         "scoreboard": board,
         "merge": {"base": merged.base, **dict(zip(merged.checks.check, merged.checks.found, strict=True))},
@@ -65,10 +81,23 @@ def facts(merged, settings, plan, model_path: Path, board: dict, entries: list[d
     }
 
 
+def zip_adapter(adapter_folder: str | Path, target: str | Path) -> Path:
+    """Writes the adapter as one zip for the browser, without pickles; stored, since weights do not shrink."""
+    folder, target = Path(adapter_folder), Path(target)
+    if not (folder / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"{folder / 'adapter_config.json'} is missing. Train first, or correct the path.")
+    check_no_tokens(folder)
+    with writing(target) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name in checksums.files_below(folder):
+            if Path(name).suffix not in PICKLES:
+                archive.write(folder / name, f"{folder.name}/{name}")
+    return target
+
+
 def download_note(published: Path) -> str:
-    """What to download, how large it is, and the command that checks it."""
+    """Says what to download, how large it is, and the command that checks it."""
     size = sum(file.stat().st_size for file in published.iterdir() if file.is_file())
     return (
         f"{published}: {size / 1e9:.2f} GB in {sum(1 for _ in published.iterdir())} files."
-        f" After downloading: cd {published.name} && sha256sum -c SHA256SUMS"
+        f" After downloading: cd {published.name} && {checksums.COMMAND}"
     )

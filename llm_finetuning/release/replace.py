@@ -1,8 +1,8 @@
-"""A finished folder → Drive or a disk, whole or not at all.
+"""Replacing a published folder atomically, on Drive or a disk: `publish` does it for the model and the adapter.
 
-What a stopped run may leave beside `finetuned_phi2`, all cleared up by the next one:
+What an interrupted run may leave beside `finetuned_phi2`, all cleared up by the next one:
     .finetuned_phi2.partial-<id>   a copy that is not complete; <id>: first digits of its list's hash
-    .finetuned_phi2.previous       the last good version, until the new one is proved in its place
+    .finetuned_phi2.previous       the last good version, until the new one is verified in its place
     .finetuned_phi2.lock           who is publishing
 """
 
@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,20 +34,19 @@ from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
 SPARE = 16 * 2**20  # bytes left free beside the copy, for folders, logs and what rounding takes
 
 
-def replace_folder(
+def replace_published(
     source: str | Path,
     target: str | Path,
     drive: Drive | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Copy the finished folder `source` (with its SHA256SUMS) to `target`; returns `target`, read back whole.
+    """Replaces `target` by a verified copy of the folder `source` with its SHA256SUMS; returns `target`.
 
-    Either all of `source` stands under `target` afterwards, or what stood there before. A stopped copy goes
-    on at the next call; transport errors are tried again with growing pauses; a second run waits for the
-    first.
+    Either all of `source` stands under `target` afterwards, or what stood there before. An interrupted copy is
+    continued by the next call; transport errors are tried again with growing pauses; a second run waits for the first.
     `drive`: the Drive that `target` lies on; found by itself in Colab. `sleep`: takes seconds.
 
-    Raises FileNotFoundError or ValueError for a source that is not whole, or a target that holds something
+    Raises FileNotFoundError or ValueError for a source that is not complete, or a target that holds something
     else; OSError when the disk is full or the connection stays lost, with what to do.
     """
     source, target = Path(source), Path(target)
@@ -85,7 +83,7 @@ class _Job(VerifiedCopy):
         self.fill()
         self.retry(self.lock.confirm, "Looking at the lock")
         self.retry(self.swap, "Putting the new version in its place")
-        self.prove_in_place()
+        self.verify_in_place()
         self.retry(self.drop_previous, "Removing the version before")
 
     def retry(self, step: Callable[[], object], what: str) -> object:
@@ -101,7 +99,7 @@ class _Job(VerifiedCopy):
             )
 
     def recover(self) -> None:
-        """Finish or undo what a killed run left between its two renames."""
+        """Finishes or undoes what a killed run left between its two renames."""
         if not self.previous.exists():
             return
         if not is_complete(self.target) and is_complete(self.previous):
@@ -139,22 +137,22 @@ class _Job(VerifiedCopy):
             self.drive.flush()
 
     def check_room(self) -> None:
-        """Room for what is still to be copied, at the target and on the disk that it passes to Drive by."""
-        there = sum((self.partial / name).stat().st_size for name in self.sizes if (self.partial / name).exists())
-        needed = max(0, sum(self.sizes.values()) - there) + SPARE
+        """Checks the free space for what is left to copy, at the target and on the disk that caches Drive's uploads."""
+        copied = sum((self.partial / name).stat().st_size for name in self.sizes if (self.partial / name).exists())
+        needed = max(0, sum(self.sizes.values()) - copied) + SPARE
         for place in [self.target.parent, *([self.drive.cache] if self.drive else [])]:
             check_space(place, needed, f"Publishing {self.source.name}")
 
     def swap(self) -> None:
-        """Two renames; between them the last good version stands under its name aside (see `recover`)."""
+        """Renames twice; between the two the last good version stands beside under `previous` (see `recover`)."""
         if self.target.exists() and self.partial.exists():
             os.rename(self.target, self.previous)
         if self.partial.exists():
             os.rename(self.partial, self.target)
         sync_folder(self.target.parent)
 
-    def prove_in_place(self) -> None:
-        """On Drive once more under the final name; if that fails, the version before comes back."""
+    def verify_in_place(self) -> None:
+        """Verifies the copy on Drive again under its final name; if that fails, the version before comes back."""
         if not self.drive:
             return
         self.flush()
@@ -171,12 +169,12 @@ class _Job(VerifiedCopy):
             os.rename(self.previous, self.target)
 
     def drop_previous(self) -> None:
-        """Remove the version before; what somebody else had put into it is kept, under a name that shows."""
+        """Removes the version before; what somebody else had put into it is kept under a visible name."""
         if not self.previous.exists():
             return
-        listed = _listed(self.previous)
-        others = [name for name in checksums.files_below(self.previous) if name not in listed]
-        for name in [name for name in checksums.files_below(self.previous) if name in listed]:
+        listed, names = _listed(self.previous), checksums.files_below(self.previous)
+        others = [name for name in names if name not in listed]
+        for name in set(names) & set(listed):
             (self.previous / name).unlink()
         (self.previous / checksums.NAME).unlink(missing_ok=True)  # last: until then this can be gone on with
         if any(not checksums.is_hidden(name) for name in others if name != checksums.NAME):
@@ -209,19 +207,3 @@ def _explained(error: OSError, job: _Job) -> OSError:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return type(error)(error.errno, f"{job.target.parent} cannot be written. {kept} Choose another folder")
     return error
-
-
-def zip_adapter(adapter_folder: str | Path, target: str | Path) -> Path:
-    """The adapter as one zip for the browser, without pickles; stored, since weights do not shrink."""
-    folder, target = Path(adapter_folder), Path(target)
-    if not (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"{folder / 'adapter_config.json'} is missing. Train first, or correct the path.")
-    check_no_tokens(folder)
-    names = [name for name in checksums.files_below(folder) if Path(name).suffix not in (".bin", ".pt", ".pth", ".pkl")]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial")
-    with zipfile.ZipFile(temporary, "w") as archive:
-        for name in names:
-            archive.write(folder / name, f"{folder.name}/{name}")
-    os.replace(temporary, target)
-    return target

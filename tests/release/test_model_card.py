@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from llm_finetuning.release import card_data, model_card
+from llm_finetuning.release import model_card
 
 TOKEN = "hf_" + "aB3" * 12
 
@@ -208,7 +208,7 @@ def test_data_facts_come_from_the_reports(tmp_path):
             "tokens": {"tokens": 1234, "share_trained": 0.6},
         }
         path.with_suffix(".report.json").write_text(json.dumps(report))
-    facts = card_data.data_facts(tmp_path / "finetuning_data_train.jsonl", tmp_path / "finetuning_data_val.jsonl")
+    facts = model_card.data_facts(tmp_path / "finetuning_data_train.jsonl", tmp_path / "finetuning_data_val.jsonl")
     assert facts["source"] == "OpenAssistant/oasst1" and facts["licence"] == "Apache-2.0"
     assert facts["languages"] == ["en"]
     text = written(tmp_path, {"base": "microsoft/phi-2", "data": facts})
@@ -218,6 +218,6 @@ def test_data_facts_come_from_the_reports(tmp_path):
 def test_pairs_of_ones_own_have_no_report(tmp_path):
     for name in ("train.jsonl", "val.jsonl"):
         (tmp_path / name).write_text('{"prompt": "a", "response": "b"}\n\n')
-    facts = card_data.data_facts(tmp_path / "train.jsonl", tmp_path / "val.jsonl")
+    facts = model_card.data_facts(tmp_path / "train.jsonl", tmp_path / "val.jsonl")
     assert facts["train"]["pairs"] == 1 and "source" not in facts
     assert "| val: pairs | 1 |" in written(tmp_path, {"base": "microsoft/phi-2", "data": facts})

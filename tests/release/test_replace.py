@@ -7,12 +7,12 @@ import pytest
 from publishing_world import SHARDS, finished, version_at
 
 from llm_finetuning.files import checksums, copying
-from llm_finetuning.release import hub, replace
+from llm_finetuning.release import hub, publish, replace
 
 
 def test_publishes_whole_and_leaves_nothing_beside(tmp_path):
     source = finished(tmp_path / "merged", 1)
-    target = replace.replace_folder(source, tmp_path / "drive" / "finetuned_phi2")
+    target = replace.replace_published(source, tmp_path / "drive" / "finetuned_phi2")
     assert target == tmp_path / "drive" / "finetuned_phi2"
     assert version_at(target) == 1
     assert os.listdir(target.parent) == ["finetuned_phi2"]
@@ -20,37 +20,37 @@ def test_publishes_whole_and_leaves_nothing_beside(tmp_path):
 
 def test_copy_shares_nothing_with_its_source(tmp_path):
     source = finished(tmp_path / "merged", 1)
-    target = replace.replace_folder(source, tmp_path / "finetuned_phi2")
+    target = replace.replace_published(source, tmp_path / "finetuned_phi2")
     (source / SHARDS[0]).write_bytes(b"next run")
     assert version_at(target) == 1
 
 
 def test_new_version_replaces_the_old_one(tmp_path):
-    target = replace.replace_folder(finished(tmp_path / "a", 1), tmp_path / "drive" / "finetuned_phi2")
-    replace.replace_folder(finished(tmp_path / "b", 2), target)
+    target = replace.replace_published(finished(tmp_path / "a", 1), tmp_path / "drive" / "finetuned_phi2")
+    replace.replace_published(finished(tmp_path / "b", 2), target)
     assert version_at(target) == 2
     assert os.listdir(target.parent) == ["finetuned_phi2"]
 
 
 def test_same_version_again_copies_nothing(tmp_path, monkeypatch):
     source = finished(tmp_path / "merged", 1)
-    target = replace.replace_folder(source, tmp_path / "finetuned_phi2")
+    target = replace.replace_published(source, tmp_path / "finetuned_phi2")
     monkeypatch.setattr(copying, "write_chunk", None)
-    assert replace.replace_folder(source, target) == target
+    assert replace.replace_published(source, target) == target
 
 
 def test_damaged_version_under_the_target_is_replaced(tmp_path):
     source = finished(tmp_path / "merged", 1)
-    target = replace.replace_folder(source, tmp_path / "finetuned_phi2")
+    target = replace.replace_published(source, tmp_path / "finetuned_phi2")
     (target / SHARDS[0]).write_bytes(b"")
-    replace.replace_folder(source, target)
+    replace.replace_published(source, target)
     assert version_at(target) == 1
 
 
 def test_what_somebody_put_into_the_old_version_is_kept(tmp_path):
-    target = replace.replace_folder(finished(tmp_path / "a", 1), tmp_path / "drive" / "finetuned_phi2")
+    target = replace.replace_published(finished(tmp_path / "a", 1), tmp_path / "drive" / "finetuned_phi2")
     (target / "model-Q4_K_M.gguf").write_bytes(b"an hour of work")
-    replace.replace_folder(finished(tmp_path / "b", 2), target)
+    replace.replace_published(finished(tmp_path / "b", 2), target)
     assert version_at(target) == 2
     (kept,) = (path for path in target.parent.iterdir() if path != target)
     assert [path.name for path in kept.rglob("*") if path.is_file()] == ["model-Q4_K_M.gguf"]
@@ -60,7 +60,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "MyDrive").mkdir()
     (tmp_path / "MyDrive" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="left alone"):
-        replace.replace_folder(finished(tmp_path / "merged", 1), tmp_path / "MyDrive")
+        replace.replace_published(finished(tmp_path / "merged", 1), tmp_path / "MyDrive")
     assert os.listdir(tmp_path / "MyDrive") == ["thesis.tex"]
     assert not list(tmp_path.glob(".MyDrive*"))
 
@@ -69,18 +69,18 @@ def test_source_that_is_not_whole_is_refused(tmp_path):
     source = finished(tmp_path / "merged", 1)
     (source / SHARDS[1]).write_bytes(b"cut")
     with pytest.raises(ValueError, match=SHARDS[1]):
-        replace.replace_folder(source, tmp_path / "finetuned_phi2")
+        replace.replace_published(source, tmp_path / "finetuned_phi2")
     assert not (tmp_path / "finetuned_phi2").exists()
 
 
 def test_source_and_target_must_differ(tmp_path):
     source = finished(tmp_path / "merged", 1)
     with pytest.raises(ValueError, match="both source and target"):
-        replace.replace_folder(source, source)
+        replace.replace_published(source, source)
     assert version_at(source) == 1
 
 
-@pytest.mark.parametrize("publish_it", [replace.replace_folder, hub.push_to_hub])
+@pytest.mark.parametrize("publish_it", [replace.replace_published, hub.push_to_hub])
 def test_pickles_and_tokens_stay_here(tmp_path, publish_it):
     source = finished(tmp_path / "merged", 1)
     (source / "training_args.bin").write_bytes(b"\x80\x04.")
@@ -100,7 +100,7 @@ def test_room_is_looked_at_first(tmp_path, monkeypatch):
     source = finished(tmp_path / "merged", 1)
     monkeypatch.setattr(copying.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(OSError, match=r"needs 16\.\d+ MB.*0\.001 MB free") as error:
-        replace.replace_folder(source, tmp_path / "out" / "finetuned_phi2")
+        replace.replace_published(source, tmp_path / "out" / "finetuned_phi2")
     assert error.value.errno == 28
     assert os.listdir(tmp_path / "out") == []
 
@@ -115,7 +115,7 @@ def test_check_space_of_a_folder_that_is_not_there_yet(tmp_path):
 def test_target_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError):
-        replace.replace_folder(finished(tmp_path / "merged", 1), tmp_path / "file" / "finetuned_phi2")
+        replace.replace_published(finished(tmp_path / "merged", 1), tmp_path / "file" / "finetuned_phi2")
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -124,7 +124,7 @@ def test_zip_of_the_adapter(tmp_path):
     adapter.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors", "training_args.bin", "README.md"):
         (adapter / name).write_text(name)
-    path = replace.zip_adapter(adapter, tmp_path / "out" / "adapter.zip")
+    path = publish.zip_adapter(adapter, tmp_path / "out" / "adapter.zip")
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         names = archive.namelist()
@@ -136,5 +136,5 @@ def test_zip_of_the_adapter(tmp_path):
 
 def test_zip_of_no_adapter(tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_config.json is missing"):
-        replace.zip_adapter(tmp_path, tmp_path / "adapter.zip")
+        publish.zip_adapter(tmp_path, tmp_path / "adapter.zip")
     assert not (tmp_path / "adapter.zip").exists()

@@ -29,13 +29,13 @@ def colab(tmp_path, monkeypatch):
 
 def test_publishing_to_drive_flushes_and_mounts_again_before_and_after_the_rename(tmp_path, colab):
     target = tmp_path / "content" / "drive" / "MyDrive" / "finetuned_phi2"
-    replace.replace_folder(finished(tmp_path / "merged", 1), target)
+    replace.replace_published(finished(tmp_path / "merged", 1), target)
     assert colab == ["flush", "mount False"] * 2
     assert version_at(target) == 1
 
 
 def test_publishing_to_the_local_disk_of_colab_leaves_drive_alone(tmp_path, colab):
-    replace.replace_folder(finished(tmp_path / "merged", 1), tmp_path / "content" / "finetuned_phi2")
+    replace.replace_published(finished(tmp_path / "merged", 1), tmp_path / "content" / "finetuned_phi2")
     assert colab == []
 
 
@@ -54,5 +54,5 @@ def test_room_on_the_disk_of_the_machine_counts_too(tmp_path, colab, monkeypatch
     monkeypatch.setattr("shutil.disk_usage", lambda path: full if path == small else usage(path))
     target = tmp_path / "content" / "drive" / "MyDrive" / "finetuned_phi2"
     with pytest.raises(OSError, match=f"{small} has 0.000 MB free"):
-        replace.replace_folder(finished(tmp_path / "merged", 1), target)
+        replace.replace_published(finished(tmp_path / "merged", 1), target)
     assert not target.exists()

@@ -32,13 +32,13 @@ ALWAYS = range(1, 10**9)
 def world(tmp_path, monkeypatch):
     """Version 1 is published at `target`, version 2 lies in `new`; chunks are small, pauses are noted."""
     monkeypatch.setattr(copying, "CHUNK", 1000)
-    target = replace.replace_folder(finished(tmp_path / "old", 1), tmp_path / "drive" / "finetuned_phi2")
+    target = replace.replace_published(finished(tmp_path / "old", 1), tmp_path / "drive" / "finetuned_phi2")
     new = finished(tmp_path / "new", 2)
     return type("World", (), {"target": target, "new": new, "pauses": []})
 
 
 def publish(world, drive=None):
-    return replace.replace_folder(world.new, world.target, drive=drive, sleep=world.pauses.append)
+    return replace.replace_published(world.new, world.target, drive=drive, sleep=world.pauses.append)
 
 
 def only_the_folder(world) -> bool:
@@ -70,14 +70,14 @@ def test_disk_that_is_really_full(tmp_path, world, monkeypatch):
     try:
         publishing_room = replace.check_space
         monkeypatch.setattr(replace, "check_space", lambda *_: 0)  # somebody fills the disk after we looked
-        old = replace.replace_folder(finished(tmp_path / "a", 3), small / "finetuned_phi2")
+        old = replace.replace_published(finished(tmp_path / "a", 3), small / "finetuned_phi2")
         with pytest.raises(OSError, match="No space left.*Free space") as error:
-            replace.replace_folder(finished(tmp_path / "b", 4, size=40_000), old)
+            replace.replace_published(finished(tmp_path / "b", 4, size=40_000), old)
         assert error.value.errno == DISK_FULL
         assert version_at(old) == 3
         monkeypatch.setattr(replace, "check_space", publishing_room)
         with pytest.raises(OSError, match="needs"):
-            replace.replace_folder(tmp_path / "b", old)
+            replace.replace_published(tmp_path / "b", old)
         assert version_at(old) == 3
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -204,7 +204,7 @@ def test_interrupted_copy_of_another_version_makes_room(world, monkeypatch, tmp_
     with pytest.raises(OSError):
         publish(world)
     monkeypatch.undo()
-    replace.replace_folder(finished(tmp_path / "newer", 3), world.target)
+    replace.replace_published(finished(tmp_path / "newer", 3), world.target)
     assert version_at(world.target) == 3
     assert only_the_folder(world)
 
@@ -307,7 +307,7 @@ def test_two_runs_at_once_do_not_mix(tmp_path, monkeypatch):
 
     def run(source):
         try:
-            replace.replace_folder(source, target, sleep=lambda seconds: threading.Event().wait(0.01))
+            replace.replace_published(source, target, sleep=lambda seconds: threading.Event().wait(0.01))
         except BaseException as error:
             errors.append(error)
 

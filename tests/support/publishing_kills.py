@@ -1,4 +1,4 @@
-"""Run by test_publishing_faults: kill a publishing process at every step that it makes, and at random times.
+"""Run by test_replace_faults: kill a publishing process at every step that it makes, and at random times.
 
 usage: publishing_kills.py FOLDER steps|fresh|between|random; prints one JSON object: kills, and what went wrong
 A process forks from this one, publishes version 2 over version 1, and dies by SIGKILL. Then the final name
@@ -32,7 +32,7 @@ def main(folder: Path, how: str) -> None:
     kept = folder / "kept"
     kept.mkdir()
     if how != "fresh":
-        replace.replace_folder(old, kept / "finetuned_phi2")
+        replace.replace_published(old, kept / "finetuned_phi2")
     if how == "between":  # as a run leaves it that was killed between its two renames
         os.rename(kept / "finetuned_phi2", kept / ".finetuned_phi2.previous")
         digits = checksums.hash_file(new / "SHA256SUMS")[:12]
@@ -64,7 +64,7 @@ def killed(source: Path, target: Path, how: str, moment: float) -> bool:
         tqdm.set_lock(threading.RLock())  # the inherited one is shared: killed inside it, we would block our parent
         if how != "random":
             die_at_event(moment)
-        replace.replace_folder(source, target, sleep=lambda seconds: None)
+        replace.replace_published(source, target, sleep=lambda seconds: None)
         os._exit(0)
     if how == "random":
         time.sleep(moment)
@@ -105,7 +105,7 @@ def judged(source: Path, target: Path, how: str) -> list[str]:
     except (ValueError, FileNotFoundError) as error:
         problems.append(f"damaged under the final name: {error}")
     try:
-        replace.replace_folder(source, target)
+        replace.replace_published(source, target)
         if version_at(target) != 2 or os.listdir(target.parent) != ["finetuned_phi2"]:
             problems.append(f"publishing again left {os.listdir(target.parent)}")
     except (OSError, ValueError) as error:
