@@ -6,7 +6,7 @@ COLAB := .venv-colab/bin
 NOTEBOOKS := git ls-files -z '*.ipynb'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check rehearse bench tables test-colab soak jupyter format gguf
+.PHONY: run test test-more check rehearse bench tables test-colab soak jupyter format gguf
 
 run: .venv/ready
 	$(BIN)/python -m llm_finetuning run --profile sample $(ARGS)
@@ -15,7 +15,11 @@ rehearse: .venv/ready
 	$(BIN)/python -m llm_finetuning run --profile rehearsal $(ARGS)
 
 test: .venv/ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not more" $(ARGS)
+
+# The slow matrices: kills at random moments, sharded training, other model families, many visitors, every benchmark.
+test-more: .venv/ready
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m more --kills 20 $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -28,9 +32,9 @@ format: .venv/ready
 	$(BIN)/ruff format .
 	$(NOTEBOOKS) | xargs -0 -r $(BIN)/nbstripout
 
-# Training killed twenty times at random moments, and resumed each time; `make test` does it three times.
+# Training killed twenty times at random moments, and resumed each time.
 soak: .venv/ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/training/test_trainer.py -k killed --kills 20 $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/training/test_trainer.py -k "killed and many" --kills 20 $(ARGS)
 
 # Measures on this machine (twenty minutes), writes benchmarks/results/<machine>.json and prints its tables.
 # One part: ARGS="--part merge"; merge and inference at Phi-2's true size: ARGS="--size true".
@@ -60,7 +64,7 @@ gguf: .venv/gguf
 # The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry).
 test-colab: .venv/ready .venv-colab/ready
 	$(BIN)/python tests/support/colab_resolve.py
-	HF_HUB_OFFLINE=1 $(COLAB)/python -m pytest -q -m "not slow and not browser" $(ARGS)
+	HF_HUB_OFFLINE=1 $(COLAB)/python -m pytest -q -m "not slow and not browser and not more" $(ARGS)
 
 .venv/ready: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	$(call environment,.venv,constraints.txt,-r requirements-dev.txt)

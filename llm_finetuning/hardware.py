@@ -45,7 +45,7 @@ class Machine:
 
 
 def detect(dtype: str = "auto") -> Machine:
-    """Looks at the machine; the matrix rate is measured in under a second, in the dtype it would train in."""
+    """Detects the machine; its peak matmul throughput is measured in under a second, in the dtype of the training."""
     host = host_memory()
     if torch.cuda.is_available():
         free_memory()  # blocks that an earlier run left in torch's cache are free
@@ -98,7 +98,7 @@ def choose_dtype(wanted: str, capability: tuple[int, int] | None) -> torch.dtype
 
 
 def peak_matmul_flops(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of a matrix product, median of five, after a warm-up."""
+    """Peak matmul throughput in operations per second, median of five products after a warm-up."""
     size = 8192 if device.startswith("cuda") else 768
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
@@ -194,7 +194,7 @@ def peak_resident() -> int:
 
 
 def return_large_blocks() -> None:
-    """From now on a block of 1 MiB or more goes back to the system as soon as it is freed.
+    """Has every block of 1 MiB or more returned to the system as soon as it is freed, from now on.
 
     Left to itself glibc soon takes blocks of up to 32 MiB from its heap; freed between those that stay they leave
     holes, gigabytes beside a large model. The page faults cost a sixth of a training step of Phi-2 on two cores, and

@@ -66,7 +66,7 @@ def _sample_tokenizer_files(recipe: "Recipe") -> dict[str, bytes]:
 def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "", revision: str = "main") -> Path:
     """The local folder of the base `model_name`: its configuration, tokenizer and safetensors.
 
-    "sample" and "rehearsal" are made in `folder`/<name> unless they are there already, whole or not at all; a hub
+    "sample" and "rehearsal" are made in `folder`/<name>, atomically, unless they are there already; a hub
     id is fetched at `revision` (see `fetch`), a local model folder looked into.
     Raises FileNotFoundError for a path that is not there, ValueError for a folder that holds no model,
     OSError where the disk is too small.

@@ -16,7 +16,7 @@ REAL_DATA = Path(os.environ.get("LLM_FINETUNING_REAL_DATA") or ROOT.parent / "sh
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=3, help="how often the training is killed in the resume tests")
+    parser.addoption("--kills", type=int, default=10, help="how often the training is killed in the long resume test")
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ def check_form(entry: dict) -> None:
     assert "(tiny)" in entry["name"], "a tiny figure must not pass for a real one"
 
 
+@pytest.mark.more
 @pytest.mark.slow
 def test_every_part_runs_and_keeps_the_form(benchmarks, tmp_path):
     import bench

@@ -74,8 +74,8 @@ def _batch_loss(model: torch.nn.Module, batch: list[dict], template: Template) -
 
 
 def answers(model: torch.nn.Module, held_out: list[dict], template: Template, max_new_tokens: int) -> list[Answer]:
-    """Greedy answers of a model in memory to the prompts of held-out rows, in their order."""
-    asked = [prompts.conversation(row["pair"])[:-1] for row in held_out]
+    """Greedy answers of a model in memory to the prompts of held-out examples, in their order."""
+    asked = [prompts.conversation(example["pair"])[:-1] for example in held_out]
     with mode.evaluating(model):
         return Chat.of(model, template).generate_batch(asked, SamplingParameters(max_new_tokens=max_new_tokens))
 

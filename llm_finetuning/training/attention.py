@@ -1,6 +1,6 @@
 """Packed attention without flash-attn: torch's own variable-length kernel, registered with transformers.
 
-A packed micro-batch is one row that holds several conversations. `cu_seq_lens_q` (int32, [documents + 1]) says
+A packed micro-batch is one sequence that holds several conversations. `cu_seq_lens_q` (int32, [documents + 1]) says
 where each begins, and no token attends across a border. Needs a GPU of capability 8.0 or later and 16-bit values;
 elsewhere, and for padded batches and generation, sdpa does the work.
 """
@@ -110,7 +110,7 @@ _CAUSAL = _causal_argument()
 
 
 def choose_attention(wanted: str, machine: Machine, dtype: torch.dtype, packing: bool) -> str:
-    """ "varlen" where torch's kernel runs and rows are packed, else "sdpa". Raises ValueError for what cannot be."""
+    """Chooses "varlen" where torch's kernel runs on packed sequences, else "sdpa"; ValueError for what cannot be."""
     possible = packing and dtype != torch.float32 and machine.varlen
     if wanted == "varlen" and not possible:
         raise ValueError(

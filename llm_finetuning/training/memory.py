@@ -1,6 +1,6 @@
 """The memory of a training step before it runs: what takes it, and the largest step that fits.
 
-Every part follows from `sizing.ModelSize`, the settings and the kind of machine.
+Every part follows from `model_size.ModelSize`, the settings and the kind of machine.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from llm_finetuning.training.model_size import ModelSize
 HEADROOM = 0.9
 """Share of the free memory that the plan uses: the rest is fragmentation and what other processes take."""
 MASKED_TOKENS = 2048
-"""Largest micro-batch where packed rows share one attention mask: there attention costs its whole square."""
+"""Largest micro-batch where packed examples share one attention mask: there attention costs its whole square."""
 VARLEN_TOKENS = 16_384
 """Largest micro-batch otherwise: from there on nothing more is gained by amortising 4-bit dequantisation."""
 OVERHEAD = {"cuda": 0.3 * hardware.GIB, "cpu": 0.9 * hardware.GIB}
@@ -28,7 +28,7 @@ HEAD_TILE = (4096, 32_768)
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What decides a step's memory beside its length; `shards`: processes that share one copy of the model (FSDP)."""
+    """What decides a step's memory beside its length; `shards`: ranks that the model is sharded across (FSDP)."""
 
     settings: Finetuning
     machine: Machine
@@ -41,9 +41,9 @@ class StepMemory:
     def choose_micro_batch(self) -> tuple[bool, int]:
         """(gradient checkpointing, tokens per micro-batch): the fastest that fits.
 
-        Large micro-batches amortise 4-bit dequantisation; recomputation costs half as much again. So: no
-        checkpointing if at least two longest rows fit, else checkpointing. Raises ValueError when nothing fits, with
-        the parameter to change.
+        Large micro-batches amortise 4-bit dequantisation; activation checkpointing costs half as much again. So: no
+        checkpointing if at least two of the longest examples fit, else checkpointing. Raises ValueError when nothing
+        fits, with the parameter to change.
         """
         settings = self.settings
         options = {"on": [True], "off": [False], "auto": [False, True]}[settings.gradient_checkpointing]
@@ -86,12 +86,13 @@ class StepMemory:
             "process": OVERHEAD["cuda" if self.machine.on_gpu else "cpu"],
             "base weights": base / self.shards,
             "adapters": adapters / self.shards,
-            "gradients and moments": size.adapter * (adapter_byte + 8) / self.shards,
+            "gradients and moments": size.adapter * (adapter_byte + 8) / self.shards,  # AdamW: two moments of 4 bytes
             "activations": activations,
             "working space": working_space,
         }
         if self.shards > 1:
             layer = (self.linear_weights + adapters) / size.layers
+            # FSDP gathers the next layer while one computes
             parts["layers gathered"] = 2 * layer + size.head * self.dtype.itemsize
             parts["more, to load the base"] = max(0.0, base + adapters - (sum(parts.values()) - parts["process"]))
         return parts
@@ -101,6 +102,7 @@ class StepMemory:
         """Bytes of the frozen linear layers: 4 bits a weight and the constants of its block, or whole."""
         if not self.settings.use_4bit:
             return self.size.linear * self.dtype.itemsize
+        # bits a weight for the constants of its block of 64: 32/64, or 8/64 + 32/(64·256) (arXiv 2305.14314, section 3)
         constants = 0.127 if self.settings.bnb_4bit_use_double_quant else 0.5
         return self.size.linear * (4 + constants) / 8
 
@@ -108,13 +110,13 @@ class StepMemory:
         """Bytes of (activations, working space): what is kept for the backward pass, and what comes and goes in it."""
         size, byte = self.size, self.dtype.itemsize
         at_head, at_layer = self._working_space(micro)
-        if checkpointing:  # a layer is rebuilt when the head is done with its own
+        if checkpointing:  # a layer is recomputed when the head's tensors are freed: the two peaks do not add up
             between_layers = 4 if self.dtype == torch.float16 else byte  # under fp16 autocast norms give float32
             per_token = size.hidden * between_layers * size.layers + size.layer_bytes
             at_head -= size.layer_bytes * micro
         else:
             per_token = size.activation_bytes
-        # booleans, of which sdpa makes numbers in every layer
+        # one boolean mask (a byte each), which sdpa turns into numbers of the computation's dtype in every layer
         masks = micro**2 * (1 + byte * (1 if checkpointing else size.layers))
         masked = shares_a_mask(self.settings.packing, self.attention)
         return per_token * micro + masks * masked, max(at_head, at_layer)
@@ -134,5 +136,5 @@ class StepMemory:
 
 
 def shares_a_mask(packing: bool, attention_name: str) -> bool:
-    """Whether the packed rows of a micro-batch are kept apart by one mask over all of it."""
+    """Whether the packed examples of a micro-batch are isolated by one mask over all of it."""
     return packing and attention_name != attention.NAME

@@ -1,4 +1,4 @@
-"""Counts a model's weights and saved activations on torch's meta device: shapes without memory."""
+"""Counts a model's weights and saved activations on torch's meta device, which has shapes and no memory."""
 
 import copy
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class ModelSize:
     activation_bytes: float
     """Saved for backward, per token, all layers, without gradient checkpointing."""
     layer_bytes: float
-    """The same for one layer: what is rebuilt at a time with checkpointing."""
+    """The same for one layer: what activation checkpointing recomputes at a time."""
 
     @property
     def total(self) -> int:

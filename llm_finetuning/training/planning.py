@@ -215,7 +215,7 @@ def choose_optimizer(settings: Finetuning, machine: Machine, shards: int) -> str
 
 
 def flops_per_token(size: ModelSize, length: float, checkpointing: bool = False) -> float:
-    """Operations per trained token: 4 per frozen weight, 6 per adapter weight, and attention.
+    """Operations per token: 4 per frozen weight, 6 per adapter weight, and attention.
 
     A frozen weight is multiplied in the forward pass and once in the backward pass (2 + 2); checkpointing repeats
     the forward pass. Attention: 2·2·hidden per key in the forward pass and twice that in the backward pass, over

@@ -1,4 +1,4 @@
-"""The base model in 4 bits, and the adapters on it: what is trained and what is not."""
+"""The frozen base in 4 bits, and the LoRA adapters on it, which alone are trained."""
 
 from collections import Counter
 from pathlib import Path
@@ -123,7 +123,7 @@ def target_names(model: torch.nn.Module, wanted: str) -> list[str]:
 
 
 def coverage(model: "PeftModel") -> pd.DataFrame:
-    """One row per target name: modules with an adapter, modules of that name, layers, trained parameters.
+    """Tabulates the adapters by target name: modules with an adapter, modules of that name, layers, trained parameters.
 
     Raises ValueError when a target is missing in some layer.
     """

@@ -81,6 +81,7 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(tiny_base, tmp_p
     assert (tmp_path / "2" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.more
 def test_every_process_stops_when_one_fails(tiny_base, tmp_path):
     file = write_run(tmp_path, tiny_base, tokens_per_step=384, learning_rate=1e30, max_grad_norm=0.0)
     done = launch(file, 2)
@@ -100,6 +101,7 @@ def sharded(tiny_base, tmp_path_factory):
     return folder
 
 
+@pytest.mark.more
 def test_a_shared_model_trains_as_a_whole_one(sharded, tiny_base, tmp_path):
     done = launch(write_run(tmp_path, tiny_base, **WATCHED), 1)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -112,6 +114,7 @@ def test_a_shared_model_trains_as_a_whole_one(sharded, tiny_base, tmp_path):
         assert torch.allclose(here[name], tensor, atol=1e-4), name
 
 
+@pytest.mark.more
 def test_a_shared_model_goes_on_from_its_checkpoint(sharded, tiny_base, tmp_path):
     before = adapter(sharded / "adapter")
     folder = tmp_path / "again"
@@ -131,6 +134,7 @@ def test_a_shared_model_goes_on_from_its_checkpoint(sharded, tiny_base, tmp_path
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.more
 def test_the_notebook_takes_what_a_shared_model_learned(sharded):
     chosen = settings.from_file(settings.Finetuning, sharded / "settings.json")
     small = prepare(chosen)

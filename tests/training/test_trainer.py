@@ -171,9 +171,10 @@ def command(folder: Path, base: Path, epochs: int = 3) -> list[str]:
     return [sys.executable, str(SUPPORT / "train_small.py"), str(folder), str(base), str(epochs)]
 
 
-def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(tiny_base, tmp_path, request):
+@pytest.mark.parametrize("kills", [2, pytest.param("many", marks=pytest.mark.more)])
+def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(kills, tiny_base, tmp_path, request):
     """SIGKILL at random moments, saving included; dropout is on and checkpoints fall in mid-epoch."""
-    kills = request.config.getoption("--kills")
+    kills = request.config.getoption("--kills") if kills == "many" else kills
     epochs, chance, folder = 3 * kills, random.Random(11), tmp_path / "killed"
     whole = subprocess.run(command(tmp_path / "whole", tiny_base, epochs), capture_output=True, cwd=SUPPORT.parents[1])
     assert whole.returncode == 0, whole.stderr[-2000:]
