@@ -41,11 +41,11 @@ def make_adapter(folder: Path, size: str) -> Path:
 
     sizes = {n: s for n, s in rehearsal.weight_shapes(shapes.config(size)).items() if len(s) == 2}
     linear = {name: shape for name, shape in sizes.items() if not any(part in name for part in EMBEDDINGS)}
-    rank, chance, tensors = measuring.defaults()["lora_r"], torch.Generator().manual_seed(0), {}
+    rank, generator, tensors = measuring.defaults()["lora_r"], torch.Generator().manual_seed(0), {}
     for name, (rows, columns) in linear.items():
         key = f"base_model.model.{name.removesuffix('.weight')}"
-        tensors[f"{key}.lora_A.weight"] = torch.randn(rank, columns, generator=chance) * 0.02
-        tensors[f"{key}.lora_B.weight"] = torch.randn(rows, rank, generator=chance) * 0.02
+        tensors[f"{key}.lora_A.weight"] = torch.randn(rank, columns, generator=generator) * 0.02
+        tensors[f"{key}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) * 0.02
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     targets = sorted({name.split(".")[-2] for name in linear})
@@ -108,10 +108,10 @@ def job(side: str, size: str, work: Path):
 
 
 def check(out: Path, base: Path) -> None:
-    """Raises ValueError when what was written is not a whole model."""
+    """Raises ValueError when what was written is not a complete model."""
     missing = set(shards.Weights(base).names()) - set(shards.Weights(out).names())
     if missing:
-        raise ValueError(f"{out} lacks {sorted(missing)[:3]}: the merge is not whole, so its time says nothing")
+        raise ValueError(f"{out} lacks {sorted(missing)[:3]}: the merge is not complete, so its time says nothing")
 
 
 def main() -> None:
@@ -123,16 +123,16 @@ def main() -> None:
     make_adapter(given.work / f"adapter-{given.size}", given.size)
     arguments = ["--size", given.size, "--work", str(given.work)]
     with measuring.sides(Path(__file__).name, list(SIDES), arguments, apart=True) as turns:
-        found = measuring.in_turn(turns, ROUNDS[given.size])
-    print(f"written to {measuring.record(PART, given.size, figures(found), given.results)}")
+        results = measuring.in_turn(turns, ROUNDS[given.size])
+    print(f"written to {measuring.record(PART, given.size, figures(results), given.results)}")
 
 
-def figures(found: dict[str, list[dict]]) -> list[dict]:
+def figures(results: dict[str, list[dict]]) -> list[dict]:
     """Seconds and peak memory of PEFT's way over each of ours."""
     made: dict[str, dict] = {}
-    for side in list(found)[1:]:
+    for side in list(results)[1:]:
         for name, unit, key in (("time", "s", "seconds"), ("peak memory", "GB", "peak_gb")):
-            both = [(label, [turn[key] for turn in found[label]]) for label in (PEFT, side)]
+            both = [(label, [turn[key] for turn in results[label]]) for label in (PEFT, side)]
             made |= {entry["name"]: entry for entry in measuring.compare(name, unit, *both)}
     return list(made.values())
 

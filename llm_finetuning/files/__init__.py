@@ -1,1 +1,1 @@
-"""Writing, hashing and copying files so that a name never stands for half a file."""
+"""The one atomic writer, checksums, verified copies, and safetensors in shards."""

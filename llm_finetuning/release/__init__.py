@@ -1,1 +1,1 @@
-"""From a merge to the folder that people download: proof, model card, checksums, copying, the Hub, GGUF."""
+"""From a merge to the folder that people download: verification, model card, checksums, copying, the Hub, GGUF."""

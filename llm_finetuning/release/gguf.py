@@ -52,13 +52,13 @@ def converter() -> Path:
     """Finds llama.cpp's convert_hf_to_gguf.py, from the folder LLAMA_CPP or from what `make gguf` unpacked."""
     places = [Path(os.environ["LLAMA_CPP"])] if "LLAMA_CPP" in os.environ else []
     places += sorted(UNPACKED.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    found = [place / "convert_hf_to_gguf.py" for place in places if (place / "conversion").is_dir()]
-    if not found:
+    scripts = [place / "convert_hf_to_gguf.py" for place in places if (place / "conversion").is_dir()]
+    if not scripts:
         raise FileNotFoundError(
             "llama.cpp's converter is not here. Run `make gguf` (it builds llama-cpp-python, about 5 minutes on "
             "2 cores), or set LLAMA_CPP to a checkout of llama.cpp."
         )
-    return found[-1]
+    return scripts[-1]
 
 
 def convert(folder: Path, target: Path) -> Path:
@@ -137,16 +137,6 @@ def answer(gguf: Path, ids: list[int], max_new_tokens: int) -> list[int]:
         new.append(token)
     model.close()
     return new
-
-
-def tokenise(gguf: Path, text: str) -> list[int]:
-    """Returns the token ids that llama.cpp makes of a text, special tokens by name."""
-    import llama_cpp
-
-    model = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
-    ids = model.tokenize(text.encode(), add_bos=False, special=True)
-    model.close()
-    return ids
 
 
 def smoke(folder: Path, f16: Path, question: str = QUESTION, max_new_tokens: int = 32) -> tuple[str, str]:

@@ -2,14 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from huggingface_hub import HfApi, get_token
 
 from llm_finetuning import colab
 from llm_finetuning.files import checksums
 from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 
 def push_to_hub(
@@ -18,7 +16,7 @@ def push_to_hub(
     token: str | None = None,
     private: bool = True,
     message: str = "Upload from the finetuning notebook",
-    api: "HfApi | None" = None,
+    api: HfApi | None = None,
 ) -> str:
     """Uploads a model or adapter folder to `repository` ("user/name"), made if it is not there; returns the URL.
 
@@ -32,7 +30,7 @@ def push_to_hub(
     _check_folder(folder)
     if "/" not in repository:
         raise ValueError(f"hub_repository = {repository!r} is not user/name.")
-    api = api or _client(token)
+    api = api or HfApi(token=token or find_token())
     url = api.create_repo(repository, private=private, exist_ok=True)
     commit = api.upload_folder(
         repo_id=repository,
@@ -47,8 +45,6 @@ def push_to_hub(
 
 def find_token() -> str:
     """Returns the Hub's token from HF_TOKEN, Colab's secrets or `hf auth login`, or raises PermissionError."""
-    from huggingface_hub import get_token
-
     token = colab.token()
     if not token and "google.colab" not in sys.modules:  # there get_token would wait for the secret for ever
         token = get_token()
@@ -59,12 +55,6 @@ def find_token() -> str:
             "or run `hf auth login`."
         )
     return token
-
-
-def _client(token: str | None) -> "HfApi":
-    from huggingface_hub import HfApi
-
-    return HfApi(token=token or find_token())
 
 
 def _check_folder(folder: Path) -> None:
@@ -78,7 +68,7 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists()
 
 
-def check_commit(api: "HfApi", folder: Path, repository: str, revision: str) -> None:
+def check_commit(api: HfApi, folder: Path, repository: str, revision: str) -> None:
     """Compares every file with the Hub's listing of `revision`. Raises ValueError naming those that differ."""
     result = api.verify_repo_checksums(repository, revision=revision, local_dir=folder)
     absent = [name for name in result.extra_paths if not checksums.is_hidden(name)]  # hidden files are not uploaded

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import jinja2
+from huggingface_hub import ModelCardData
 
 from llm_finetuning.files.atomic import write_text
 from llm_finetuning.files.checksums import hash_file
@@ -113,8 +114,6 @@ def _counts(pairs_file: Path, report: dict) -> dict:
 
 def _front_matter(facts: dict, adapter: bool) -> str:
     """YAML as the Hub wants it, without the keys whose value is unknown or not on the Hub."""
-    from huggingface_hub import ModelCardData
-
     data, tags = facts.get("data", {}), ["phi", "qlora", "sft", "conversational"]
     return ModelCardData(
         license=LICENCES.get(facts["base"]),

@@ -6,6 +6,7 @@ What an interrupted run may leave beside `finetuned_phi2`, all cleared up by the
     .finetuned_phi2.lock           who is publishing
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -18,15 +19,7 @@ from tqdm import tqdm
 
 from llm_finetuning.files import checksums
 from llm_finetuning.files.checksums import is_complete, verify_checksums
-from llm_finetuning.files.copying import (
-    FULL,
-    TRANSPORT,
-    VerifiedCopy,
-    check_space,
-    gigabytes,
-    retrying,
-    sync_folder,
-)
+from llm_finetuning.files.copying import FULL, TRANSPORT, VerifiedCopy, check_space, gigabytes, retrying, sync_folder
 from llm_finetuning.release.drive import Drive, drive_below
 from llm_finetuning.release.lock import Lock
 from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
@@ -122,8 +115,8 @@ class _Job(VerifiedCopy):
     def copy(self, names: list[str]) -> None:
         self.check_room()
         total = sum(self.sizes[name] for name in names)
-        look = {"unit": "B", "unit_scale": True, "delay": 2, "mininterval": 2, "file": sys.stdout}
-        with tqdm(total=total, desc=f"Publishing {self.target.name}", **look) as bar:
+        units = {"unit": "B", "unit_scale": True, "delay": 2, "mininterval": 2, "file": sys.stdout}
+        with tqdm(total=total, desc=f"Publishing {self.target.name}", **units) as bar:
 
             def report(count: int) -> None:
                 self.lock.beat()
@@ -172,24 +165,19 @@ class _Job(VerifiedCopy):
         """Removes the version before; what somebody else had put into it is kept under a visible name."""
         if not self.previous.exists():
             return
-        listed, names = _listed(self.previous), checksums.files_below(self.previous)
+        listed, names = {}, checksums.files_below(self.previous)
+        with contextlib.suppress(ValueError, FileNotFoundError):  # damaged: all that it holds is kept
+            listed = checksums.read_checksums(self.previous)
         others = [name for name in names if name not in listed]
         for name in set(names) & set(listed):
             (self.previous / name).unlink()
-        (self.previous / checksums.NAME).unlink(missing_ok=True)  # last: until then this can be gone on with
+        (self.previous / checksums.NAME).unlink(missing_ok=True)  # last: until then this can be continued
         if any(not checksums.is_hidden(name) for name in others if name != checksums.NAME):
             kept = self.target.parent / f"{self.target.name}.kept-{time.time():.0f}"
             os.rename(self.previous, kept)
             print(f"The version before held files that were not published from here; they are in {kept}.")
         else:
             shutil.rmtree(self.previous)
-
-
-def _listed(folder: Path) -> dict[str, str]:
-    try:
-        return checksums.read_checksums(folder)
-    except (ValueError, FileNotFoundError):
-        return {}
 
 
 def _explained(error: OSError, job: _Job) -> OSError:

@@ -21,8 +21,9 @@ def check_no_tokens(folder: Path) -> None:
     """Raises ValueError naming file and line if a text in `folder` holds what looks like an access token."""
     for name in checksums.files_below(folder):
         if Path(name).suffix in TEXTS:
-            line = _line_with_token((folder / name).read_text(encoding="utf-8", errors="replace"))
-            if line:
+            text = (folder / name).read_text(encoding="utf-8", errors="replace")
+            if match := TOKEN.search(text):
+                line = text.count("\n", 0, match.start()) + 1
                 raise ValueError(
                     f"{folder / name}, line {line} holds what looks like an access token. Take it out, "
                     "revoke it where it was made, and keep tokens in Colab's secrets or in HF_TOKEN."
@@ -32,8 +33,3 @@ def check_no_tokens(folder: Path) -> None:
 def without_tokens(text: str) -> str:
     """Returns `text` with every access token struck out."""
     return TOKEN.sub("(token)", text)
-
-
-def _line_with_token(text: str) -> int | None:
-    match = TOKEN.search(text)
-    return text.count("\n", 0, match.start()) + 1 if match else None

@@ -1,4 +1,4 @@
-"""A base model that is made on the spot: once, atomically, and again when its recipe changes."""
+"""Making a base model on this machine: once, atomically, and again when its recipe changes."""
 
 import json
 from collections.abc import Callable
@@ -12,9 +12,9 @@ RECIPE_FILE = "recipe.json"
 
 
 def make_once(target: Path, recipe: str, size: int, write: Callable[[Path], None]) -> Path:
-    """Has `write` fill the folder `target` unless it was made by the same `recipe`, a hash; returns `target`.
+    """Makes the folder `target` with `write` unless it was made by the same `recipe`, a hash; returns `target`.
 
-    size: bytes that it will take. Raises OSError where they are not free.
+    size: bytes that it will take. Raises OSError if they are not free.
     """
     file, mark = target / RECIPE_FILE, {"recipe": recipe}
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == mark:
@@ -27,7 +27,7 @@ def make_once(target: Path, recipe: str, size: int, write: Callable[[Path], None
 
 
 def make_sample(target: Path, recipe: phi.Recipe | None = None) -> Path:
-    """The tiny Phi in `target`, made there (about a minute) unless it is there by the same recipe."""
+    """Makes the tiny Phi in `target` (about a minute) unless it is there by the same recipe; returns `target`."""
     recipe = recipe or phi.Recipe()
 
     def write(folder: Path) -> None:

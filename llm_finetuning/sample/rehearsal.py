@@ -17,7 +17,7 @@ SEED = 20
 
 
 def make_rehearsal(target: Path, tokenizer: PreTrainedTokenizerBase, config: PhiConfig | None = None) -> Path:
-    """Phi-2's true configuration with random weights in bf16 (5.6 GB) in `target`, unless it is there.
+    """Makes Phi-2's true configuration with random weights in bf16 (5.6 GB) in `target` unless it is there.
 
     Memory holds one shard, never the model. `config` replaces Phi-2's (in tests). Raises ValueError for a tokenizer
     with more tokens than the model has rows, OSError where the disk is too small.
@@ -48,7 +48,7 @@ def make_rehearsal(target: Path, tokenizer: PreTrainedTokenizerBase, config: Phi
 
 
 def phi2_config(tokenizer: PreTrainedTokenizerBase) -> PhiConfig:
-    """microsoft/phi-2's published configuration: 2,779,683,840 parameters."""
+    """Returns the published configuration of microsoft/phi-2: 2,779,683,840 parameters."""
     return PhiConfig(
         vocab_size=51200,
         hidden_size=2560,
@@ -68,14 +68,14 @@ def phi2_config(tokenizer: PreTrainedTokenizerBase) -> PhiConfig:
 
 
 def weight_shapes(config: PhiConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter, without allocating one."""
+    """Returns the shape of every parameter by name, without allocating one."""
     with torch.device("meta"):
         model = PhiForCausalLM(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def random_weight(name: str, shape: tuple[int, ...], std: float, generator: torch.Generator) -> torch.Tensor:
-    """As transformers starts Phi: biases 0, norms 1, everything else normal with `std`. bf16."""
+    """Draws a tensor in bf16 as transformers initialises Phi: biases 0, norms 1, all else normal with `std`."""
     if name.endswith("bias"):
         return torch.zeros(shape, dtype=torch.bfloat16)
     if "layernorm" in name:

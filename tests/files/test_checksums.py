@@ -1,9 +1,10 @@
-"""SHA256SUMS: written whole, read by coreutils, and every kind of damage is named."""
+"""SHA256SUMS: written atomically, read by coreutils, and every kind of damage is named."""
 
 import shutil
 import subprocess
 
 import pytest
+from publishing_world import flip, truncate
 
 from llm_finetuning.files import checksums
 
@@ -46,16 +47,6 @@ def test_written_again_after_a_change(folder):
     (folder / "config.json").write_text('{"more": 1}')
     checksums.write_checksums(folder)
     checksums.verify_checksums(folder)
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
 
 
 def empty(path):

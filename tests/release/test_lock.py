@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def owner(path, **changes):
     return path
 
 
-def test_taken_and_given_back(tmp_path):
+def test_taken_and_released(tmp_path):
     with Lock(tmp_path / "lock").take():
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
     assert os.listdir(tmp_path) == []
@@ -51,10 +52,10 @@ def test_process_number_used_again_by_another_process(tmp_path):
     Lock(tmp_path / "lock", sleep=lambda seconds: None).take()
 
 
-def test_lock_that_this_process_could_not_give_back(tmp_path, monkeypatch):
+def test_lock_that_this_process_could_not_release(tmp_path, monkeypatch):
     """The mount was lost at that moment; the next cell of the same notebook must not wait for itself."""
     with Lock(tmp_path / "lock").take():
-        monkeypatch.setattr(Lock, "_content", lambda self: (_ for _ in ()).throw(OSError(107, "gone")))
+        monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError(107, "gone")))
     monkeypatch.undo()
     assert (tmp_path / "lock").exists()
     Lock(tmp_path / "lock", sleep=lambda seconds: None).take()

@@ -19,6 +19,8 @@ from publishing_world import (
     FailingWrites,
     FakeDrive,
     finished,
+    flip,
+    truncate,
     version_at,
 )
 
@@ -110,16 +112,6 @@ def test_killed_at_any_moment(tmp_path, how, at_least):
 
 
 # A damaged shard
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
 
 
 @pytest.mark.parametrize("damage", [flip, truncate])

@@ -2,7 +2,7 @@
 
 usage: publishing_kills.py FOLDER steps|fresh|between|random; prints one JSON object: kills, and what went wrong
 A process forks from this one, publishes version 2 over version 1, and dies by SIGKILL. Then the final name
-must hold a whole version, or nothing while the last good one lies aside; publishing once more must end well.
+must hold a complete version, or nothing while the last good one lies aside; publishing once more must end well.
 """
 
 import json
@@ -25,10 +25,8 @@ EVENTS = ("open", "os.", "shutil.")
 
 
 def main(folder: Path, how: str) -> None:
-    old, new = (
-        finished(folder / "old", 1),
-        finished(folder / "new", 2, 5000 if how != "random" else 1_000_000),
-    )
+    old = finished(folder / "old", 1)
+    new = finished(folder / "new", 2, 5000 if how != "random" else 1_000_000)
     kept = folder / "kept"
     kept.mkdir()
     if how != "fresh":
@@ -53,8 +51,8 @@ def main(folder: Path, how: str) -> None:
 def moments(how: str):
     if how != "random":
         return range(1, 2000)
-    chance = random.Random(7)
-    return [chance.uniform(0, 0.06) for _ in range(36)]
+    generator = random.Random(7)
+    return [generator.uniform(0, 0.06) for _ in range(36)]
 
 
 def killed(source: Path, target: Path, how: str, moment: float) -> bool:

@@ -23,11 +23,21 @@ def finished(folder: Path, version: int, size: int = 5000) -> Path:
 
 
 def version_at(target: Path) -> int | None:
-    """Which version stands there; it must be whole."""
+    """Which version stands there; it must be complete."""
     if not target.exists():
         return None
     checksums.verify_checksums(target)
     return int((target / "config.json").read_text().split(":")[1].strip(" }"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
 
 
 class FakeDrive:
