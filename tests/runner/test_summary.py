@@ -1,40 +1,55 @@
 """What a run prints at its end."""
 
+import json
+
+import pytest
+
 from llm_finetuning.data import pairs
+from llm_finetuning.inference.chat import Answer
 from llm_finetuning.runner import summary
 
 SCORES = {
-    "before": {"loss": 2.9412, "stop_rate": 0.0, "samples": [{"prompt": "a"}]},
-    "after": {"loss": 0.0812, "stop_rate": 1.0, "exact_match": 0.95},
+    "before": {"loss": 2.94123, "stop_rate": 0.0, "samples": [{"prompt": "a"}]},
+    "after": {"loss": 0.08124, "stop_rate": 1.0, "exact_match": 0.95},
 }
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+LONG = [{"prompt": "One", "response": "1"}, {"prompt": "And then?", "response": "2", "history": TURNS}]
 
 
 class Echo:
-    def answer(self, messages, options):
-        return f"{len(messages)}: {messages[-1]['content']}"
+    """A chat that answers with the number of messages it saw and the last of them."""
+
+    def generate(self, messages, sampling):
+        return Answer(f"{len(messages)}: {messages[-1]['content']}", 3, "end", 5, 0.1, 0.2)
 
 
-def test_the_table_has_a_row_for_each_measure_and_a_column_for_each_model():
-    assert summary.table(SCORES).splitlines() == [
-        "             before   after",
-        "loss          2.941  0.0812",
-        "stop_rate         0       1",
-        "exact_match       –    0.95",
+@pytest.fixture
+def printed(tmp_path, monkeypatch, capsys):
+    """printed(held-out pairs) → the lines that a run with these ends with."""
+
+    def show(held_out: list[dict]) -> list[str]:
+        pairs.write_jsonl(held_out, tmp_path / "data" / "finetuning_data_val.jsonl")
+        (tmp_path / "scoreboard.json").write_text(json.dumps(SCORES))
+        monkeypatch.setattr(summary.Chat, "load", lambda folder: Echo())
+        summary.show(tmp_path)
+        return capsys.readouterr().out.splitlines()
+
+    return show
+
+
+def test_the_table_has_a_row_for_each_measure_and_a_column_for_each_model(printed):
+    assert [line.split() for line in printed(LONG)[1:5]] == [
+        ["before", "after"],
+        ["loss", "2.941", "0.0812"],
+        ["stop_rate", "0", "1"],
+        ["exact_match", "–", "0.95"],
     ]
 
 
-def test_the_talk_follows_a_held_out_conversation_and_uses_the_answers_given(tmp_path):
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    rows = [{"prompt": "One", "response": "1"}, {"prompt": "And then?", "response": "2", "history": turns}]
-    asked = summary.questions(pairs.write_jsonl(rows, tmp_path / "val.jsonl"))
-    assert summary.conversation(Echo(), asked) == [
-        ("user", "Hi"),
-        ("assistant", "1: Hi"),
-        ("user", "And then?"),
-        ("assistant", "3: And then?"),
-    ]
+def test_the_talk_follows_a_held_out_conversation_and_uses_the_answers_given(printed):
+    assert printed(LONG)[6:10] == ["user: Hi", "assistant: 1: Hi", "user: And then?", "assistant: 3: And then?"]
 
 
-def test_without_a_long_conversation_the_first_prompts_are_asked(tmp_path):
-    rows = [{"prompt": str(number), "response": "x"} for number in range(5)]
-    assert summary.questions(pairs.write_jsonl(rows, tmp_path / "val.jsonl")) == ["0", "1", "2"]
+def test_without_a_long_conversation_the_first_prompts_are_asked(printed):
+    lines = printed([{"prompt": str(number), "response": "x"} for number in range(5)])
+    assert [line for line in lines if line.startswith("user: ")] == ["user: 0", "user: 1", "user: 2"]
