@@ -1,4 +1,4 @@
-"""python -m llm_finetuning run [--profile sample|rehearsal|FILE] [--output DIR] [-p NAME VALUE]…"""
+"""The command line: `python -m llm_finetuning run [--profile NAME|FILE] [--output DIR] [-p NAME VALUE]…`."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, 1 = a notebook failed, 2 = refused before anything ran."""
+    """Runs the command and returns its exit code: 0, 1 = a notebook failed, 2 = refused before anything ran."""
     options = _parser().parse_args(arguments)
     output = options.output or Path("outputs") / Path(options.profile).stem
     from llm_finetuning.runner import notebooks, summary  # after the arguments: importing them takes seconds

@@ -1,11 +1,12 @@
 """The shared style of all figures, and how one is saved and shown."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from llm_finetuning.files.atomic import writing
 
 BLUE, ORANGE, GREEN, GREY = "#3b6ea5", "#d9822b", "#4a9a6a", "#c9ced6"
 TEXT = "#30343b"
@@ -17,7 +18,7 @@ class Plot(Figure):
     """A figure that a notebook shows as a picture by itself, without pyplot and without a magic command."""
 
     def _repr_png_(self) -> tuple[bytes, dict]:
-        """(PNG, its size on the page in CSS pixels: 100 to the inch, so that small print stays sharp)."""
+        """Returns the PNG and its size on the page in CSS pixels: 100 to the inch, so that small print stays sharp."""
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         width, height = self.get_size_inches()
@@ -25,7 +26,7 @@ class Plot(Figure):
 
 
 def new_figure(rows: int = 1, columns: int = 1, height: float = 3.4) -> tuple[Figure, np.ndarray]:
-    """An empty figure in the shared style and its (rows, columns) axes."""
+    """Returns an empty figure in the shared style and its (rows, columns) axes."""
     figure = Plot(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
@@ -37,13 +38,7 @@ def new_figure(rows: int = 1, columns: int = 1, height: float = 3.4) -> tuple[Fi
 
 
 def save(figure: Figure, path: str | Path) -> Figure:
-    """Writes the figure as PNG, whole or not at all, and returns it for display."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    """Writes the figure as PNG, atomically, and returns it for display."""
+    with writing(Path(path)) as partial:
         figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return figure

@@ -1,1 +1,1 @@
-"""The notebooks run headless and in order."""
+"""Runs the notebooks headless and in order, each only when something that it depends on has changed."""

@@ -12,6 +12,7 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
 from llm_finetuning import settings
+from llm_finetuning.files.atomic import write_text
 from llm_finetuning.runner import cache, parameters
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook. `reads` (with wildcards) and `writes` are paths in the output folder."""
+    """One notebook of a run; `reads` (with wildcards) and `writes` are paths in the output folder."""
 
     notebook: Path
     settings_class: type | None = None
@@ -77,7 +78,7 @@ def run(assigned: list[dict], output: Path, steps: tuple[Step, ...] = STEPS) -> 
 
 
 def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tuple[Step, ...] = STEPS) -> list[dict]:
-    """Checks everything that can be known before a notebook runs; returns the parameters of each.
+    """Checks everything that can be known before a notebook runs, and returns the parameters of each.
 
     Raises ValueError with all problems of names and values at once, FileNotFoundError for a missing profile
     or notebook, OSError when nothing can be written to `output`.
@@ -95,7 +96,7 @@ def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tup
 
 
 def execute(notebook: Path, values: dict, folder: Path, title: str) -> None:
-    """Runs one notebook with a progress bar over its cells; leaves it as executed, and its HTML, in `folder`.
+    """Runs one notebook with a progress bar over its cells, and leaves it as executed, with its HTML, in `folder`.
 
     Raises NotebookFailed; the copies of a failed notebook are kept too.
     """
@@ -125,28 +126,25 @@ def execute(notebook: Path, values: dict, folder: Path, title: str) -> None:
 
 
 def write_html(notebook: Path) -> Path:
-    """Writes the notebook as a page beside it: everything but MathJax is in the one file."""
+    """Writes the notebook as an HTML page beside it; everything but MathJax is in the one file."""
     html, _ = HTMLExporter(exclude_anchor_links=True).from_filename(str(notebook))
-    page = notebook.with_suffix(".html")
-    temporary = page.with_suffix(".html.part")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, page)
-    return page
+    return write_text(notebook.with_suffix(".html"), html)
 
 
 def _why(step: Step, values: dict, output: Path) -> str | None:
-    """Why a notebook has to run: None = it need not, "" = it never finished."""
-    gone = [name for name in step.writes if not (output / name).exists()]
+    """Returns why a notebook has to run: None = it need not, "" = it never finished."""
+    missing = [name for name in step.writes if not (output / name).exists()]
     now = cache.inputs(step.notebook, values, output, step.reads)
     kinds = cache.changed(step.notebook.stem, now, output)
     if kinds is None:
         return ""
-    if gone:
-        return f"{gone[0]} is gone"
+    if missing:
+        return f"{missing[0]} is gone"
     return f"changed: {', '.join(kinds)}" if kinds else None
 
 
 def _problems(settings_class: type, namespace: dict) -> list[str]:
+    """Returns the lines of the error that these parameters would raise in the notebook; [] = none."""
     try:
         settings.from_cell(settings_class, namespace)
     except ValueError as error:
@@ -155,7 +153,7 @@ def _problems(settings_class: type, namespace: dict) -> list[str]:
 
 
 def _make_writable(output: Path) -> None:
-    """Makes the output folder and proves that it takes a file. Raises OSError with the cure."""
+    """Creates the output folder and checks that a file can be written to it. Raises OSError with the cure."""
     probe = output / "notebooks" / ".writable"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +164,7 @@ def _make_writable(output: Path) -> None:
 
 
 def _prepare_kernels() -> None:
-    """Makes kernels run this interpreter, whatever else is registered as python3, and see this package."""
+    """Makes the kernels run this interpreter, whatever else is registered as python3, and find this package."""
     kernels = Path(sys.prefix) / "share" / "jupyter"
     os.environ["JUPYTER_PATH"] = _first(kernels, os.environ.get("JUPYTER_PATH"))
     os.environ["PYTHONPATH"] = _first(ROOT, os.environ.get("PYTHONPATH"))
@@ -180,6 +178,7 @@ def _first(path: Path, others: str | None) -> str:
 
 
 def _death(notebook: Path, running: Path) -> str:
+    """Returns the error text for a kernel that died: the cell that ran last, and the cure."""
     started = [c for c in nbformat.read(running, 4).cells if c.metadata.get("papermill", {}).get("start_time")]
     return (
         f"{notebook.name} failed: its process was killed in this cell, most often for want of memory:\n"

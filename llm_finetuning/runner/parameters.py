@@ -20,7 +20,7 @@ PATH_NAMES = ("source", "model_name", "model_folder", "tokenizer_folder", "promp
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema: `2e-4` is a number, and `on`, `off`, `yes`, `no` and dates are text."""
+    """A loader for YAML 1.2's core schema: `2e-4` is a number; `on`, `off`, `yes`, `no` and dates are text."""
 
     yaml_implicit_resolvers = {}
 
@@ -35,7 +35,7 @@ for _tag, _pattern, _starts in (
 
 
 def defaults(notebook: Path) -> dict[str, object]:
-    """The names and literals of a notebook's parameters cell.
+    """Returns the names and literals of a notebook's parameters cell.
 
     Raises ValueError when there is no such cell or it holds anything but `name = literal`.
     """
@@ -54,7 +54,7 @@ def defaults(notebook: Path) -> dict[str, object]:
 
 
 def read_profile(profile: str) -> dict[str, object]:
-    """The names and values of a profile: `sample`, `rehearsal` (profiles/*.yaml), or a YAML file's path.
+    """Returns the names and values of a profile: `sample`, `rehearsal` (profiles/*.yaml), or a YAML file's path.
 
     Raises FileNotFoundError when there is none, ValueError when it is not a YAML mapping of names.
     """
@@ -74,7 +74,7 @@ def read_profile(profile: str) -> dict[str, object]:
 
 
 def parse(text: str, default: object) -> object:
-    """A value as typed after -p: text where the parameter's default is text, else YAML (2, true, [a, b])."""
+    """Reads a value as typed after -p: as text where the parameter's default is text, else as YAML (2, [a, b])."""
     if isinstance(default, str):
         return text
     try:
@@ -84,7 +84,7 @@ def parse(text: str, default: object) -> object:
 
 
 def assign(cells: list[dict], profile: dict, typed: list[tuple[str, str]], output: Path) -> list[dict]:
-    """The parameters of each notebook: profile, then `typed` (name, text), then the output folder.
+    """Returns the parameters of each notebook: the profile's, then those `typed` (name, text), then the output folder.
 
     `cells` are the notebooks' defaults, in order. A name goes to every notebook that has it. Raises
     ValueError that lists every name which no notebook has, and those that the runner sets itself.
@@ -105,12 +105,13 @@ def assign(cells: list[dict], profile: dict, typed: list[tuple[str, str]], outpu
 
 
 def _unknown(name: str, known: dict) -> str:
+    """Returns the error text for a parameter that no notebook has, with the names that come closest."""
     close = difflib.get_close_matches(name, known, n=3)
     cure = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
     return f"{name}: no notebook has this parameter; {cure}"
 
 
 def _absolute(name: str, value: object) -> object:
-    """An existing relative path, absolute: the notebooks may be opened elsewhere later."""
+    """Makes an existing relative path absolute, because the notebooks may be opened elsewhere later."""
     named = name in PATH_NAMES and isinstance(value, str) and value not in ("", "sample", "rehearsal")
     return str(Path(value).resolve()) if named and Path(value).exists() else value

@@ -163,7 +163,7 @@ def test_kernels_are_this_interpreter_whatever_else_is_called_python3(make_noteb
     cells = nbformat.read(tmp_path / "out" / "notebooks" / "which.ipynb", 4).cells
     executable, package = cells[-1].outputs[0].text.split()
     assert executable == sys.executable
-    assert Path(package) == Path(notebooks.__file__).with_name("__init__.py")
+    assert Path(package) == notebooks.ROOT / "llm_finetuning" / "__init__.py"
 
 
 def _ready(output: Path) -> Path:
