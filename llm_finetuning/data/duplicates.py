@@ -1,4 +1,4 @@
-"""Prompts that are the same: exactly after normalisation, or nearly; within a file and between two."""
+"""Finds prompts that are equal after normalisation, or nearly equal, within a file and between two."""
 
 import re
 import unicodedata
@@ -14,12 +14,12 @@ NUMBER = re.compile(r"\d+")
 
 
 def normalise(text: str) -> str:
-    """Letter case, Unicode forms, white space and closing punctuation do not tell two prompts apart."""
+    """Removes what does not tell two prompts apart: letter case, Unicode form, white space, closing punctuation."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" .,;:!?…。？！")
 
 
 def shingles(text: str) -> np.ndarray:
-    """(S,) sorted, distinct 32-bit hashes of all runs of SHINGLE letters; a shorter text is one shingle."""
+    """Returns (S,) sorted, distinct 32-bit hashes of all runs of SHINGLE letters; a shorter text is one shingle."""
     codes = np.frombuffer(text.ljust(SHINGLE).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(codes, SHINGLE)
     mixed = np.zeros(len(windows), dtype=np.uint64)
@@ -30,7 +30,7 @@ def shingles(text: str) -> np.ndarray:
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """Jaccard similarity of two sets of shingles, 0 to 1."""
+    """Returns the Jaccard similarity of two sets of shingles, 0 to 1."""
     common = len(np.intersect1d(first, second, assume_unique=True))
     return common / (len(first) + len(second) - common)
 
@@ -46,7 +46,7 @@ class NearSearch:
     def __init__(self, threshold: float):
         self.threshold = threshold
         self.index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-        self.known: dict[Hashable, tuple[np.ndarray, list[str]]] = {}
+        self.texts: dict[Hashable, tuple[np.ndarray, list[str]]] = {}
 
     def signature(self, parts: np.ndarray) -> MinHash:
         minhash = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
@@ -55,14 +55,14 @@ class NearSearch:
 
     def add(self, key: Hashable, text: str) -> None:
         parts = shingles(text)
-        self.known[key] = parts, NUMBER.findall(text)
+        self.texts[key] = parts, NUMBER.findall(text)
         self.index.insert(key, self.signature(parts))
 
     def like(self, text: str) -> Iterator[Hashable]:
-        """Keys of the texts that are similar enough."""
+        """Yields the keys of the texts that are similar enough."""
         parts = shingles(text)
         for key in self.index.query(self.signature(parts)):
-            other, numbers = self.known[key]
+            other, numbers = self.texts[key]
             if similarity(parts, other) >= self.threshold and numbers == NUMBER.findall(text):
                 yield key
 
@@ -71,29 +71,29 @@ def _context(pair: dict) -> tuple[str, ...]:
     return tuple(normalise(turn["content"]) for turn in pair["history"])
 
 
-def first_of_each(pairs: list[dict], asked: Iterable[Hashable]) -> list[bool]:
-    """True for the pairs whose prompt, with its history, was not asked by an earlier prompter message.
+def first_of_each(pairs: list[dict], prompters: Iterable[Hashable]) -> list[bool]:
+    """Returns True for the pairs whose prompt, with its history, stands in no earlier prompter message.
 
-    asked: which prompter message each pair answers; several replies to one are no duplicates.
+    prompters: (N,) the prompter message of each pair; several replies to one are not duplicates.
     """
     first: dict[tuple, Hashable] = {}
     return [
-        first.setdefault((normalise(pair["prompt"]), *_context(pair)), question) == question
-        for pair, question in zip(pairs, asked, strict=True)
+        first.setdefault((normalise(pair["prompt"]), *_context(pair)), prompter) == prompter
+        for pair, prompter in zip(pairs, prompters, strict=True)
     ]
 
 
-def first_of_near(pairs: list[dict], asked: Iterable[Hashable], threshold: float) -> list[bool]:
-    """Like first_of_each, for prompts at least `threshold` similar to one that stays."""
+def first_of_near(pairs: list[dict], prompters: Iterable[Hashable], threshold: float) -> list[bool]:
+    """Returns what `first_of_each` does, for prompts at least `threshold` similar to one that stays."""
     search = NearSearch(threshold)
     contexts: dict[Hashable, tuple] = {}
-    verdicts: dict[Hashable, bool] = {}
-    for pair, question in zip(pairs, asked, strict=True):
-        if question in verdicts:
+    is_first: dict[Hashable, bool] = {}
+    for pair, prompter in zip(pairs, prompters, strict=True):
+        if prompter in is_first:
             continue
         prompt, context = normalise(pair["prompt"]), _context(pair)
-        verdicts[question] = all(contexts[key] != context for key in search.like(prompt))
-        if verdicts[question]:
-            contexts[question] = context
-            search.add(question, prompt)
-    return [verdicts[question] for question in asked]
+        is_first[prompter] = all(contexts[key] != context for key in search.like(prompt))
+        if is_first[prompter]:
+            contexts[prompter] = context
+            search.add(prompter, prompt)
+    return [is_first[prompter] for prompter in prompters]

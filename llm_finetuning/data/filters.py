@@ -1,6 +1,6 @@
-"""Message trees in memory, and the filters that take messages away before replies are chosen."""
+"""Message trees in memory, and the filters that remove messages before a reply is chosen among siblings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,23 +11,58 @@ from llm_finetuning.data.funnel import Funnel
 REQUIRED = ("message_tree_id", "message_id", "parent_id", "role", "text")
 
 
+@dataclass(frozen=True)
+class Filters:
+    """The filters of a data preparation, each off by default.
+
+    `tree_states` removes whole trees; `languages`, `drop_deleted` and `drop_unreviewed` remove a message with
+    everything below it. Labels, length and `drop_synthetic` remove replies alone, before one is chosen among
+    siblings, so that the next best takes the place. A message without the value that a filter reads passes it.
+    """
+
+    languages: Sequence[str] | None = None
+    """Codes of the languages to keep; None or empty keeps all."""
+    tree_states: Sequence[str] | None = None
+    """States of the trees to keep, such as "ready_for_export"; None or empty keeps all."""
+    drop_deleted: bool = False
+    """Removes deleted messages."""
+    drop_unreviewed: bool = False
+    """Removes messages that were rejected in review (review_result false)."""
+    drop_synthetic: bool = False
+    """Removes replies that a model wrote."""
+    min_quality: float | None = None
+    """Lowest quality label of a reply, 0 to 1."""
+    max_toxicity: float | None = None
+    """Highest toxicity label of a reply, 0 to 1."""
+    max_detoxify: float | None = None
+    """Highest toxicity of a reply by the detoxify model, 0 to 1."""
+    min_response_chars: int = 0
+    """Shortest reply in characters, white space around it not counted."""
+    truncate: Callable[[list[dict]], list[dict | None]] | None = None
+    """Shortens candidate pairs to the longest allowed length; None stands for a pair that stays too long."""
+    drop_duplicates: bool = False
+    """Of equal prompts with equal histories keeps the first, with all its replies."""
+    near_duplicates: float | None = None
+    """Jaccard similarity of five-letter shingles from which on two prompts count as equal, 0 to 1."""
+
+
 @dataclass
 class Forest:
     """Messages as columns in depth-first order: each stands after its parent and before its later siblings.
 
-    order: the rows of `messages` in depth-first order, None if they stand so already. columns: those asked
-    for so far. above: row of the parent, -1 at a root. alive: False for what a filter took away.
+    order: the rows of `messages` in depth-first order, None if they stand so already. columns: those read so
+    far. parents: row of the parent, -1 at a root. alive: False for what a filter removed.
     """
 
     messages: pd.DataFrame
     order: list[int] | None
     columns: dict[str, list]
-    above: list[int]
+    parents: list[int]
     alive: list[bool]
 
     @classmethod
     def of(cls, messages: pd.DataFrame) -> "Forest":
-        """Raises ValueError when a column is missing, a text is null, or the rows are no forest."""
+        """Builds the forest; raises ValueError when a column is missing, a text is null, or rows are no forest."""
         missing = [name for name in REQUIRED if name not in messages.columns]
         if missing:
             raise ValueError(f"The messages lack the columns {', '.join(missing)}. Read them with read_messages.")
@@ -44,14 +79,14 @@ class Forest:
         else:
             columns = {name: [values[row] for row in order] for name, values in columns.items()}
         rows = dict(zip(columns["message_id"], range(len(messages)), strict=True))
-        above = [rows.get(parent, -1) for parent in columns["parent_id"]]
-        return cls(messages, order, columns, above, [True] * len(messages))
+        parents = [rows.get(parent, -1) for parent in columns["parent_id"]]
+        return cls(messages, order, columns, parents, [True] * len(messages))
 
     def __getitem__(self, name: str) -> list:
-        """The values of a column in depth-first order, None where there is none."""
+        """Returns the values of a column in depth-first order, None where there is none."""
         if name not in self.columns:
-            known = name in self.messages.columns
-            values = as_list(self.messages[name]) if known else [None] * len(self.above)
+            exists = name in self.messages.columns
+            values = as_list(self.messages[name]) if exists else [None] * len(self.parents)
             self.columns[name] = values if self.order is None else [values[row] for row in self.order]
         return self.columns[name]
 
@@ -59,13 +94,13 @@ class Forest:
         return sum(self.alive)
 
     def drop_branches(self, keep: list[bool]) -> None:
-        """Takes away the messages that are not kept and everything below them."""
+        """Removes the messages that are not kept and everything below them."""
         alive = self.alive
-        for row, above in enumerate(self.above):
-            alive[row] = alive[row] and keep[row] and (above < 0 or alive[above])
+        for row, parent in enumerate(self.parents):
+            alive[row] = alive[row] and keep[row] and (parent < 0 or alive[parent])
 
     def drop_replies(self, keep: list[bool]) -> None:
-        """Takes replies out of the choice; what was said after them keeps its true history."""
+        """Removes replies from the choice among siblings; what was said after them keeps its true history."""
         self.alive = [
             alive and (kept or role == "prompter")
             for alive, kept, role in zip(self.alive, keep, self["role"], strict=True)
@@ -73,13 +108,13 @@ class Forest:
 
 
 def as_list(column: pd.Series) -> list:
-    """The values as Python objects, None for every kind of missing value."""
+    """Returns the values as Python objects, None for every kind of missing value."""
     return column.astype(object).where(column.notna(), None).tolist() if column.hasnans else column.tolist()
 
 
-def count_trees(forest: Forest, funnel: Funnel, attrs: dict, tree_states: Sequence[str] | None) -> None:
-    """Trees of the source, broken ones, the split, the tree states; then the messages that these leave."""
-    roots = [row for row, above in enumerate(forest.above) if above < 0]
+def count_trees(forest: Forest, funnel: Funnel, attrs: dict, filters: Filters) -> None:
+    """Counts the source's trees, the broken ones, those of the split and of the wanted states; then their messages."""
+    roots = [row for row, parent in enumerate(forest.parents) if parent < 0]
     broken = len({problem["tree"] or f"line {problem['line']}" for problem in attrs.get("skipped", [])})
     sound = attrs.get("trees", len(roots))
     funnel.step("trees in the source", "tree", sound + broken)
@@ -87,54 +122,38 @@ def count_trees(forest: Forest, funnel: Funnel, attrs: dict, tree_states: Sequen
         funnel.step("sound (broken ones are named in the report)", "tree", sound)
     if attrs.get("split") or len(roots) != sound:
         funnel.step(f"in the {attrs['split']} split" if attrs.get("split") else "given", "tree", len(roots))
-    if tree_states:
-        states = forest["tree_state"]
-        forest.drop_branches(
-            [forest.above[row] >= 0 or state is None or state in tree_states for row, state in enumerate(states)]
-        )
-        funnel.step(f"tree state {', '.join(tree_states)}", "tree", sum(forest.alive[row] for row in roots))
+    if states := filters.tree_states:
+        wanted = [state is None or state in states for state in forest["tree_state"]]
+        forest.drop_branches([wanted[row] or parent >= 0 for row, parent in enumerate(forest.parents)])
+        funnel.step(f"tree state {', '.join(states)}", "tree", sum(forest.alive[row] for row in roots))
     funnel.step("messages of these trees", "message", forest.count())
 
 
-def drop_messages(
-    forest: Forest,
-    funnel: Funnel,
-    languages: Sequence[str] | None,
-    drop_deleted: bool,
-    drop_unreviewed: bool,
-) -> None:
-    """Filters on any message; what hangs below a dropped one has lost its context and goes too."""
-    if drop_deleted:
+def drop_messages(forest: Forest, funnel: Funnel, filters: Filters) -> None:
+    """Applies the filters on any message; what hangs below a removed one has lost its context and goes too."""
+    if filters.drop_deleted:
         forest.drop_branches([deleted is not True for deleted in forest["deleted"]])
         funnel.step("not deleted", "message", forest.count())
-    if drop_unreviewed:
+    if filters.drop_unreviewed:
         forest.drop_branches([reviewed is not False for reviewed in forest["review_result"]])
         funnel.step("reviewed", "message", forest.count())
-    if languages:
+    if languages := filters.languages:
         forest.drop_branches([lang is None or lang in languages for lang in forest["lang"]])
         funnel.step(f"language {', '.join(languages)}", "message", forest.count())
 
 
-def drop_replies(
-    forest: Forest,
-    funnel: Funnel,
-    drop_synthetic: bool,
-    min_quality: float | None,
-    max_toxicity: float | None,
-    max_detoxify: float | None,
-    min_response_chars: int,
-) -> None:
-    """Filters on replies alone, before one is chosen among siblings."""
-    if drop_synthetic:
+def drop_replies(forest: Forest, funnel: Funnel, filters: Filters) -> None:
+    """Applies the filters on replies alone, before one is chosen among siblings."""
+    if filters.drop_synthetic:
         forest.drop_replies([synthetic is not True for synthetic in forest["synthetic"]])
         funnel.step("reply written by a person", "message", forest.count())
-    if min_quality is not None:
-        forest.drop_replies([value is None or value >= min_quality for value in forest["quality"]])
-        funnel.step(f"reply's quality at least {min_quality:g}", "message", forest.count())
-    for name, ceiling in (("toxicity", max_toxicity), ("detoxify", max_detoxify)):
+    if (floor := filters.min_quality) is not None:
+        forest.drop_replies([value is None or value >= floor for value in forest["quality"]])
+        funnel.step(f"reply's quality at least {floor:g}", "message", forest.count())
+    for name, ceiling in (("toxicity", filters.max_toxicity), ("detoxify", filters.max_detoxify)):
         if ceiling is not None:
             forest.drop_replies([value is None or value <= ceiling for value in forest[name]])
             funnel.step(f"reply's {name} at most {ceiling:g}", "message", forest.count())
-    if min_response_chars:
-        forest.drop_replies([len(text.strip()) >= min_response_chars for text in forest["text"]])
-        funnel.step(f"reply of at least {min_response_chars} characters", "message", forest.count())
+    if shortest := filters.min_response_chars:
+        forest.drop_replies([len(text.strip()) >= shortest for text in forest["text"]])
+        funnel.step(f"reply of at least {shortest} characters", "message", forest.count())

@@ -1,20 +1,22 @@
 """Open-Assistant conversation trees: read from any export, and flattened into prompt/response pairs."""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from llm_finetuning import sample
-from llm_finetuning.data.filters import Forest, count_trees, drop_messages, drop_replies
+from llm_finetuning.data.filters import Filters, Forest, count_trees, drop_messages, drop_replies
 from llm_finetuning.data.forest import arrange
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.messages import FIELDS, rows_of_file
+from llm_finetuning.data.pairs import to_frame
 from llm_finetuning.data.parquet import is_parquet, rows_of_parquet
-from llm_finetuning.data.reading import Problems, existing_file, in_validation, sha256
+from llm_finetuning.data.reading import Problems, existing_file, in_validation
 from llm_finetuning.data.recipes import RECIPES
+from llm_finetuning.files.checksums import hash_file
 
 SPLITS = ("train", "validation")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,10 +28,9 @@ FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".parquet", ".csv", ".txt")
 
 @dataclass(frozen=True)
 class Flattened:
-    """What flattening gave: `pairs`, one row a pair record, and `funnel` with the count of every loss.
+    """The result of `flatten`: `pairs`, one row for each pair record, and `funnel` with the count of every loss.
 
-    funnel: step, unit (tree, message or pair), kept, dropped; kept + dropped = kept of the step before in
-    that unit.
+    funnel: step, unit (tree, message or pair), kept, dropped; kept + dropped = kept of that unit's step before.
     """
 
     pairs: pd.DataFrame
@@ -43,7 +44,7 @@ def read_messages(
     validation_share: float = 0.1,
     revision: str = "main",
 ) -> pd.DataFrame:
-    """The messages of an OASST export, one row each, trees by first appearance, each in depth-first order.
+    """Reads the messages of an OASST export, one row each: trees by first appearance, each in depth-first order.
 
     source: "sample", a dataset id on the Hub, or a file: JSON lines (also gzipped) of nested trees or flat
     messages, or parquet. split: None = everything, "train" or "validation"; a source without splits is split
@@ -63,7 +64,7 @@ def read_messages(
         for line, row in rows_of_parquet(path, problems) if is_parquet(path) else rows_of_file(path, problems):
             lines.append(line)
             rows.append(row)
-    order = _arranged(rows, lines, problems)
+    order = _order_of_sound_trees(rows, lines, problems)
     if not order:
         first = problems.found[0] if problems.found else {"line": 0, "problem": "no message"}
         raise ValueError(f"{source}: no sound tree; line {first['line']}: {first['problem']}. Write it again.")
@@ -76,27 +77,27 @@ def read_messages(
 
 
 def _to_frame(rows: list[tuple]) -> pd.DataFrame:
-    """Messages as a table; texts stay Python objects, as pandas' text types would copy them."""
+    """Puts messages into a table; texts stay Python objects, because pandas' text types would copy them."""
     columns = zip(FIELDS, zip(*rows, strict=True) if rows else [()] * len(FIELDS), strict=True)
     return pd.DataFrame({name: pd.Series(values, dtype=DTYPES.get(name, object)) for name, values in columns})
 
 
 def locate(source: str | Path, split: str | None, revision: str = "main") -> tuple[list[Path], dict]:
-    """(files, {"source", "revision" or "sha256", "split_in_source"}); hub datasets are fetched."""
+    """Returns (files, {"source", "revision" or "sha256", "split_in_source"}); downloads a dataset of the Hub."""
     if source == "sample":
         source = sample.TREES
     elif not Path(source).exists() and _looks_like_hub_id(str(source)):
-        return _fetch(str(source), split, revision)
+        return _download(str(source), split, revision)
     path = existing_file(source)
-    return [path], {"source": path.name, "sha256": sha256(path), "split_in_source": False}
+    return [path], {"source": path.name, "sha256": hash_file(path), "split_in_source": False}
 
 
 def _looks_like_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None and not source.endswith(FILE_SUFFIXES)
 
 
-def _fetch(dataset: str, split: str | None, revision: str) -> tuple[list[Path], dict]:
-    """The dataset's parquet files from the Hub, or from its cache when there is no network."""
+def _download(dataset: str, split: str | None, revision: str) -> tuple[list[Path], dict]:
+    """Returns the dataset's parquet files from the Hub, or from its cache when there is no network."""
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(dataset, repo_type="dataset", revision=revision, allow_patterns="*.parquet"))
@@ -112,8 +113,8 @@ def _fetch(dataset: str, split: str | None, revision: str) -> tuple[list[Path], 
     return files, origin
 
 
-def _arranged(rows: list[tuple], lines: list[int], problems: Problems) -> list[int]:
-    """Depth-first order of the rows, without the trees in which a problem was found."""
+def _order_of_sound_trees(rows: list[tuple], lines: list[int], problems: Problems) -> list[int]:
+    """Returns the rows in depth-first order, without the trees in which a problem was found."""
     if not rows:
         return []
     bad = {problem["tree"] for problem in problems.found}
@@ -132,40 +133,30 @@ def flatten(
     messages: pd.DataFrame,
     replies: str = "best",
     languages: Sequence[str] | None = None,
-    tree_states: Sequence[str] | None = None,
-    drop_deleted: bool = False,
-    drop_unreviewed: bool = False,
-    drop_synthetic: bool = False,
-    min_quality: float | None = None,
-    max_toxicity: float | None = None,
-    max_detoxify: float | None = None,
-    min_response_chars: int = 0,
-    drop_duplicates: bool = False,
-    near_duplicates: float | None = None,
-    fit: Callable[[list[dict]], list[dict | None]] | None = None,
+    *,
+    filters: Filters | None = None,
+    **single: object,
 ) -> Flattened:
-    """Prompt/response pairs from messages, and what each step left out. Every filter is off by default.
+    """Makes prompt/response pairs of messages, and counts what each step leaves out.
 
     replies: "best" = to each prompter message its most preferred reply (rank, then quality, then order; one
     without a rank only where no sibling is ranked), with the true history; "all" = every reply once; "joined"
     = the original's rows: first prompt + own prompt without a separator, all replies joined by a space.
-    languages, tree_states: the ones that are kept, and what has none. drop_deleted,
-    drop_unreviewed (review_result false) and languages take away whole branches, the others replies only, all
-    before the choice: the next best reply takes the place. min_quality, max_toxicity (labels), max_detoxify:
-    0 to 1, unlabelled replies are kept. min_response_chars: in characters. drop_duplicates, near_duplicates
-    (Jaccard similarity of five-letter shingles from which on two prompts are the same): of prompts with the
-    same history, the first stays. fit: the pairs cut to their longest allowed length, None = too long.
-    Raises ValueError for an unknown recipe, missing columns, or rows that are no forest.
+    filters: all of them as one object, none by default. languages, single: single fields of `Filters` by name,
+    which replace those of `filters`. Raises TypeError for a field that `Filters` does not have, ValueError for an
+    unknown recipe, missing columns, or rows that are no forest.
     """
     if replies not in RECIPES:
         raise ValueError(f"replies = {replies!r}: one of {', '.join(RECIPES)}")
+    filters = filters or Filters()
+    filters = replace(filters, languages=languages or filters.languages, **single)
     forest, funnel = Forest.of(messages), Funnel()
-    count_trees(forest, funnel, messages.attrs, tree_states)
-    drop_messages(forest, funnel, languages, drop_deleted, drop_unreviewed)
-    drop_replies(forest, funnel, drop_synthetic, min_quality, max_toxicity, max_detoxify, min_response_chars)
+    count_trees(forest, funnel, messages.attrs, filters)
+    drop_messages(forest, funnel, filters)
+    drop_replies(forest, funnel, filters)
     candidates = RECIPES[replies](forest, funnel)
-    candidates.fit(funnel, fit)
+    candidates.truncate(funnel, filters)
     if replies == "best":
         candidates.choose_best(funnel)
-    candidates.drop_duplicates(funnel, drop_duplicates, near_duplicates)
-    return Flattened(candidates.frame(), funnel.frame())
+    candidates.drop_duplicates(funnel, filters)
+    return Flattened(to_frame(candidates.pairs), funnel.frame())

@@ -3,20 +3,24 @@
 import csv
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from llm_finetuning.data.duplicates import normalise
+from llm_finetuning.data.filters import Filters
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.oasst import Flattened
 from llm_finetuning.data.pairs import check, check_turns, to_frame, to_records
 from llm_finetuning.data.parquet import is_parquet
-from llm_finetuning.data.reading import Problems, existing_file, in_validation, parse, raw_lines, records, sha256
+from llm_finetuning.data.reading import Problems, existing_file, in_validation, parse, raw_lines, records
 from llm_finetuning.data.recipes import Candidates
+from llm_finetuning.files.checksums import hash_file
 
 LONGEST_FIELD = 2**31 - 1
+CSV_COLUMNS = ("prompt", "response", "lang", "message_tree_id", "message_id")
 
 
 def is_pairs_file(path: str | Path) -> bool:
@@ -37,7 +41,7 @@ def is_pairs_file(path: str | Path) -> bool:
 def read_pairs(
     path: str | Path, split: str | None = None, on_error: str = "raise", validation_share: float = 0.1
 ) -> pd.DataFrame:
-    """The pairs of a file of the user's own, split like trees are.
+    """Reads the pairs of a user's own file, and splits them as trees are split.
 
     A chat gives one pair for each assistant turn that follows a user turn, with the turns before as history
     (its system message first). Pairs without a message_tree_id get one made from the first user turn, so that
@@ -54,33 +58,33 @@ def read_pairs(
     if split:
         pairs = [p for p in pairs if in_validation(p["message_tree_id"], validation_share) == (split == "validation")]
     frame = to_frame(pairs)
-    frame.attrs = {"source": path.name, "sha256": sha256(path), "split": split}
+    frame.attrs = {"source": path.name, "sha256": hash_file(path), "split": split}
     frame.attrs |= {"read": read, "skipped": problems.found}
     return frame
 
 
 def tree_of(pair: dict) -> str:
-    """The pair's message_tree_id, or one shared by all conversations with the same first user turn."""
+    """Returns the pair's message_tree_id, or one shared by all conversations with the same first user turn."""
     if pair.get("message_tree_id"):
         return pair["message_tree_id"]
-    said = [turn["content"] for turn in pair.get("history") or [] if turn["role"] == "user"] + [pair["prompt"]]
-    return "own-" + hashlib.sha256(normalise(said[0]).encode("utf-8")).hexdigest()[:16]
+    user_turns = [turn["content"] for turn in pair.get("history") or [] if turn["role"] == "user"]
+    return "own-" + hashlib.sha256(normalise([*user_turns, pair["prompt"]][0]).encode("utf-8")).hexdigest()[:16]
 
 
 def _pairs(path: Path, problems: Problems) -> Iterator[dict]:
     for line, record in _csv_records(path, problems) if path.suffix == ".csv" else records(path, problems):
         try:
-            found = pairs_of_chat(record) if "messages" in record else [record]
-            for pair in found:
+            pairs = pairs_of_chat(record) if "messages" in record else [record]
+            for pair in pairs:
                 check(pair)
         except ValueError as error:
             problems.add(line, None, str(error))
             continue
-        yield from found
+        yield from pairs
 
 
 def pairs_of_chat(record: dict) -> list[dict]:
-    """One pair for each assistant turn, with the record's other keys; ValueError unless roles alternate."""
+    """Makes a pair of each assistant turn, with the record's other keys; raises ValueError unless roles alternate."""
     turns = record["messages"]
     check_turns(turns, "messages")
     roles = [turn["role"] for turn in turns]
@@ -97,54 +101,44 @@ def pairs_of_chat(record: dict) -> list[dict]:
 
 
 def _csv_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
-    """(line on which the record ends, record) with the header's names; prompt and response are needed."""
+    """Yields (line on which the record ends, record by the header's names); prompt and response are needed."""
     csv.field_size_limit(LONGEST_FIELD)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
-            lacking = {"prompt", "response"} - set(reader.fieldnames or ())
-            if lacking:
-                raise ValueError(f"{path}, line 1: no column {', '.join(sorted(lacking))}. Name the columns there.")
+            missing = {"prompt", "response"} - set(reader.fieldnames or ())
+            if missing:
+                raise ValueError(f"{path}, line 1: no column {', '.join(sorted(missing))}. Name the columns there.")
             for record in reader:
                 if None in record or None in record.values():
                     problems.add(reader.line_num, None, f"expected {len(reader.fieldnames)} values")
                     continue
-                yield (
-                    reader.line_num,
-                    {name: value for name, value in record.items() if name in CSV_COLUMNS and value},
-                )
+                yield reader.line_num, {name: record[name] for name in CSV_COLUMNS if record.get(name)}
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from error
     except csv.Error as error:
         raise ValueError(f"{path}, after line {reader.line_num}: not valid CSV ({error}). Correct it there.") from error
 
 
-CSV_COLUMNS = ("prompt", "response", "lang", "message_tree_id", "message_id")
+def flatten_pairs(pairs: pd.DataFrame, filters: Filters | None = None, **single: object) -> Flattened:
+    """Applies those filters of `oasst.flatten` that suit ready-made pairs, in the same order, and counts the losses.
 
-
-def flatten_pairs(
-    pairs: pd.DataFrame,
-    languages: Sequence[str] | None = None,
-    min_response_chars: int = 0,
-    drop_duplicates: bool = False,
-    near_duplicates: float | None = None,
-    fit: Callable[[list[dict]], list[dict | None]] | None = None,
-) -> Flattened:
-    """The filters of `oasst.flatten` that suit ready-made pairs, in the same order, and the funnel."""
-    funnel, rows = Funnel(), to_records(pairs)
+    filters, single: as for `oasst.flatten`; what concerns trees, reviews, labels and who wrote a reply is ignored.
+    """
+    filters, funnel, rows = replace(filters or Filters(), **single), Funnel(), to_records(pairs)
     skipped = len(pairs.attrs["skipped"])
     funnel.step("lines and pairs in the source", "pair", pairs.attrs["read"] + skipped)
     if skipped:
         funnel.step("sound (broken lines are named in the report)", "pair", pairs.attrs["read"])
     if pairs.attrs["split"]:
         funnel.step(f"in the {pairs.attrs['split']} split", "pair", len(rows))
-    found = Candidates(rows, list(range(len(rows))), [None] * len(rows))
-    if languages:
-        found.keep([row.get("lang") is None or row["lang"] in languages for row in found.pairs])
-        funnel.step(f"language {', '.join(languages)}", "pair", len(found.pairs))
-    if min_response_chars:
-        found.keep([len(row["response"].strip()) >= min_response_chars for row in found.pairs])
-        funnel.step(f"response of at least {min_response_chars} characters", "pair", len(found.pairs))
-    found.fit(funnel, fit)
-    found.drop_duplicates(funnel, drop_duplicates, near_duplicates)
-    return Flattened(to_frame(found.pairs), funnel.frame())
+    candidates = Candidates(rows, list(range(len(rows))), [None] * len(rows))
+    if languages := filters.languages:
+        candidates.keep([pair.get("lang") is None or pair["lang"] in languages for pair in candidates.pairs])
+        funnel.step(f"language {', '.join(languages)}", "pair", len(candidates.pairs))
+    if shortest := filters.min_response_chars:
+        candidates.keep([len(pair["response"].strip()) >= shortest for pair in candidates.pairs])
+        funnel.step(f"response of at least {shortest} characters", "pair", len(candidates.pairs))
+    candidates.truncate(funnel, filters)
+    candidates.drop_duplicates(funnel, filters)
+    return Flattened(to_frame(candidates.pairs), funnel.frame())

@@ -1,57 +1,54 @@
 """The pair record: prompt, response and what is known about them; JSON lines in and out."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from llm_finetuning.data.reading import Problems, existing_file, is_text, records
+from llm_finetuning.files.atomic import write_text
 
 COLUMNS = ("prompt", "response", "history", "lang", "message_tree_id", "message_id", "rank")
 TURN_ROLES = ("system", "user", "assistant")
 
 
-def read_jsonl(path: str | Path, on_error: str = "raise") -> pd.DataFrame:
-    """The pairs of a JSON-lines file (also gzipped), one row each, the columns of the pair record.
+def read_jsonl(path: str | Path) -> pd.DataFrame:
+    """Reads the pairs of a JSON-lines file (also gzipped), one row each, with the columns of the pair record.
 
     Only `prompt` and `response` are needed; a missing history is [], anything else that is missing is null.
-    Columns beyond the pair record are kept. Raises FileNotFoundError, or ValueError with file and line;
-    on_error="skip" leaves bad lines out and names them in attrs["skipped"].
+    Columns beyond the pair record are kept. Raises FileNotFoundError, or ValueError with file and line.
     """
     path = existing_file(path)
-    problems = Problems(str(path), on_error)
+    problems = Problems(str(path), cure="Correct the file, or write it again with the data preparation.")
     pairs = []
     for line, record in records(path, problems):
         try:
             check(record)
         except ValueError as error:
             problems.add(line, None, str(error))
-            continue
         pairs.append(record)
-    frame = to_frame(pairs)
-    frame.attrs = {"skipped": problems.found}
-    return frame
+    return to_frame(pairs)
 
 
 def check(record: dict) -> None:
-    """Raises ValueError with the reason when a dictionary is no pair record."""
+    """Raises ValueError with the reason if a dictionary is not a pair record."""
     for name in ("prompt", "response"):
         if not is_text(record.get(name)):
-            raise ValueError(f"{name} is {_shown(record, name)}, expected a text")
+            raise ValueError(f"{name} is {_value_of(record, name)}, expected a text")
     if record["response"] == "":
         raise ValueError("the response is empty")
     check_turns(record.get("history") or [], "history")
     for name in ("lang", "message_tree_id", "message_id"):
         if record.get(name) is not None and not is_text(record[name]):
-            raise ValueError(f"{name} is {_shown(record, name)}, expected a text or null")
+            raise ValueError(f"{name} is {_value_of(record, name)}, expected a text or null")
     rank = record.get("rank")
     if rank is not None and (type(rank) is not int or abs(rank) > 1e9):
-        raise ValueError(f"rank is {_shown(record, 'rank')}, expected a whole number or null")
+        raise ValueError(f"rank is {_value_of(record, 'rank')}, expected a whole number or null")
 
 
-def check_turns(turns, name: str) -> None:
+def check_turns(turns: Any, name: str) -> None:
     """Raises ValueError unless `turns` is a list of {"role": system, user or assistant, "content": text}."""
     if type(turns) is not list:
         raise ValueError(f"{name} is {type(turns).__name__}, expected a list of turns")
@@ -60,12 +57,12 @@ def check_turns(turns, name: str) -> None:
             raise ValueError(f"turn {number} of {name} lacks a role ({', '.join(TURN_ROLES)}) or a text as content")
 
 
-def _shown(record: dict, name: str) -> str:
+def _value_of(record: dict, name: str) -> str:
     return "missing" if name not in record else f"{record[name]!r:.60}"
 
 
 def to_frame(pairs: list[dict]) -> pd.DataFrame:
-    """Pair records as a table; `history` is a list in every row, `rank` a nullable integer."""
+    """Puts pair records into a table; `history` is a list in every row, `rank` a nullable integer."""
     extra = dict.fromkeys(name for pair in pairs for name in pair if name not in COLUMNS)
     columns = {name: [pair.get(name) for pair in pairs] for name in (*COLUMNS, *extra)}
     columns["history"] = [history or [] for history in columns["history"]]
@@ -73,7 +70,7 @@ def to_frame(pairs: list[dict]) -> pd.DataFrame:
 
 
 def to_records(pairs: pd.DataFrame) -> list[dict]:
-    """Rows of a table of pairs as pair records, without what is null."""
+    """Returns the rows of a table of pairs as pair records, without what is null."""
     columns = {name: pairs[name].astype(object).tolist() for name in pairs.columns}
     return [
         {name: value for name, value in zip(columns, values, strict=True) if not _is_null(value)}
@@ -81,12 +78,12 @@ def to_records(pairs: pd.DataFrame) -> list[dict]:
     ]
 
 
-def _is_null(value) -> bool:
+def _is_null(value: Any) -> bool:
     return value is None or value is pd.NA or value != value
 
 
 def write_jsonl(pairs: pd.DataFrame | Iterable[dict], path: str | Path) -> Path:
-    """Writes pair records as JSON lines, UTF-8, whole or not at all; returns the path.
+    """Writes pair records as JSON lines in UTF-8, atomically; returns the path.
 
     Raises ValueError when there is no pair, or one without prompt or response.
     """
@@ -99,23 +96,4 @@ def write_jsonl(pairs: pd.DataFrame | Iterable[dict], path: str | Path) -> Path:
             check(row)
         except ValueError as error:
             raise ValueError(f"pair {number} for {path.name}: {error}") from error
-    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-    return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file through a temporary neighbour, so that the name never stands for half a file.
-
-    Raises OSError that names the file when the folder cannot be made or written, or the disk is full.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-    except OSError as error:
-        cure = "Free some space, or set drive_folder to a folder that can be written."
-        raise OSError(error.errno, f"{path} could not be written ({error.strerror}). {cure}") from error
-    finally:
-        if partial.is_file():
-            partial.unlink()
+    return write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))

@@ -1,5 +1,6 @@
-"""The steps of the two data preparation notebooks: read, flatten, measure, write, and check for leaks."""
+"""The steps of the two data preparation notebooks: read, flatten, count tokens, write, and check for leaks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,18 +8,20 @@ import pandas as pd
 
 from llm_finetuning import plotting, prompts
 from llm_finetuning.data import figures, leaks, oasst, own_data, pairs, reports
-from llm_finetuning.data.reading import sha256
-from llm_finetuning.settings import DataPrep, split_names
+from llm_finetuning.data.filters import Filters
+from llm_finetuning.files.checksums import hash_file
+from llm_finetuning.prompts import Template
+from llm_finetuning.settings import NO_FILTERS, DataPrep, split_names
 
 FILES = {"train": "train_file", "validation": "val_file"}
 
 
 @dataclass
 class Prepared:
-    """One split on its way to its file.
+    """One prepared split: its pairs, the funnel of what was left out, and token counts.
 
-    lengths: token counts of every candidate before anything was cut or chosen; final_lengths: of `pairs`;
-    columns prompt, history, response, total.
+    lengths: token counts of every candidate before any was truncated or chosen; final_lengths: those of `pairs`.
+    Both have the columns prompt, history, response, total.
     """
 
     settings: DataPrep
@@ -34,16 +37,16 @@ class Prepared:
 
     @property
     def path(self) -> Path:
-        """The pairs' file."""
+        """The file to which the pairs are written."""
         return getattr(self.settings.folders, FILES[self.split])
 
     def figure(self, name: str) -> Path:
-        """The file of one of this split's plots."""
+        """Returns the file of one of this split's figures."""
         return self.settings.folders.figures / f"data_{self.split}_{name}.png"
 
 
 def read(settings: DataPrep, split: str) -> pd.DataFrame:
-    """The messages of one split of the source, or its pairs if it is a file of pairs."""
+    """Reads the messages of one split of the source, or its pairs if it is a file of pairs."""
     share = settings.validation_share
     files, _ = oasst.locate(settings.source, split, settings.source_revision)
     if own_data.is_pairs_file(files[0]):
@@ -52,67 +55,65 @@ def read(settings: DataPrep, split: str) -> pd.DataFrame:
 
 
 def is_messages(source: pd.DataFrame) -> bool:
+    """Whether `read` returned messages and not pairs."""
     return "parent_id" in source.columns
 
 
-def prepare(settings: DataPrep, source: pd.DataFrame, template) -> Prepared:
-    """Flattens and filters what `read` gave, as the settings say, and counts tokens on the way."""
-    known: dict[tuple, dict] = {}
+def prepare(settings: DataPrep, source: pd.DataFrame, template: Template) -> Prepared:
+    """Flattens and filters the result of `read` as the settings say, and counts tokens on the way."""
+    counted: dict[tuple, dict] = {}
     candidates: list[dict] = []
 
-    def fit(found: list[dict]) -> list[dict | None]:
-        candidates.extend(found)
-        return truncate_long(found, token_lengths(found, template, known), template, settings.max_seq_length)
+    def truncate(batch: list[dict]) -> list[dict | None]:
+        candidates.extend(batch)
+        return truncate_long(batch, token_lengths(batch, template, counted), template, settings.max_seq_length)
 
-    flat = flatten(settings, source, fit if settings.filters["drop_too_long"] == "yes" else None)
-    final = token_lengths(pairs.to_records(flat.pairs), template, known)
-    first = token_lengths(candidates, template, known) if candidates else final
-    tables = [pd.DataFrame(rows, columns=list(reports.PARTS)) for rows in (first, final)]
+    flat = flatten(settings, source, truncate)
+    final = token_lengths(pairs.to_records(flat.pairs), template, counted)
+    first = token_lengths(candidates, template, counted) if candidates else final
+    tables = [pd.DataFrame(lengths, columns=list(reports.PARTS)) for lengths in (first, final)]
     return Prepared(settings, source, flat.pairs, flat.funnel, *tables)
 
 
-def token_lengths(found: list[dict], template, known: dict[tuple, dict]) -> list[dict]:
-    """`prompts.lengths` of the pairs, of those in `known` (texts of a pair → its lengths) without counting again."""
-    keys = [(p["prompt"], p["response"], *(turn["content"] for turn in p["history"])) for p in found]
-    new = {key: pair for key, pair in zip(keys, found, strict=True) if key not in known}
-    known.update(zip(new, prompts.lengths(list(new.values()), template), strict=True))
-    return [known[key] for key in keys]
+def token_lengths(candidates: list[dict], template: Template, counted: dict[tuple, dict]) -> list[dict]:
+    """Returns `prompts.lengths` of the pairs, and counts only those not in `counted` (texts of a pair → lengths)."""
+    keys = [(p["prompt"], p["response"], *(turn["content"] for turn in p["history"])) for p in candidates]
+    new = {key: pair for key, pair in zip(keys, candidates, strict=True) if key not in counted}
+    counted.update(zip(new, prompts.lengths(list(new.values()), template), strict=True))
+    return [counted[key] for key in keys]
 
 
-def truncate_long(candidates: list[dict], lengths: list[dict], template, max_length: int) -> list[dict | None]:
-    """The pairs, those over `max_length` tokens cut by `prompts.truncate_histories`; None where that cannot help."""
-    long = [place for place, row in enumerate(lengths) if row["total"] > max_length]
-    fitted = list(candidates)
-    for place, fit in zip(
-        long, prompts.truncate_histories([candidates[p] for p in long], template, max_length), strict=True
-    ):
-        fitted[place] = fit.pair if fit.example else None
-    return fitted
+def truncate_long(
+    candidates: list[dict], lengths: list[dict], template: Template, max_length: int
+) -> list[dict | None]:
+    """Applies `prompts.truncate_histories` to pairs over `max_length` tokens; None for one that stays too long."""
+    places = [place for place, length in enumerate(lengths) if length["total"] > max_length]
+    truncated = prompts.truncate_histories([candidates[place] for place in places], template, max_length)
+    shortened = {place: cut.pair if cut.example else None for place, cut in zip(places, truncated, strict=True)}
+    return [shortened.get(place, pair) for place, pair in enumerate(candidates)]
 
 
-def flatten(settings: DataPrep, source: pd.DataFrame, fit=None) -> oasst.Flattened:
-    """`oasst.flatten`, or `own_data.flatten_pairs` for ready-made pairs, with the settings' filters."""
-    chosen = settings.filters
-    common = {
-        "languages": split_names(chosen["languages"]),
-        "min_response_chars": chosen["min_response_chars"],
-        "drop_duplicates": chosen["drop_duplicates"] == "yes",
-        "near_duplicates": chosen["near_duplicates"],
-        "fit": fit,
-    }
-    if not is_messages(source):
-        return own_data.flatten_pairs(source, **common)
-    switches = {name: chosen[name] == "yes" for name in ("drop_deleted", "drop_unreviewed", "drop_synthetic")}
-    bounds = {
-        name: chosen[name] if chosen[name] != off else None
-        for name, off in (("min_quality", 0), ("max_toxicity", 1), ("max_detoxify", 1))
-    }
-    states = split_names(chosen["tree_states"])
-    return oasst.flatten(source, settings.replies, tree_states=states, **switches, **bounds, **common)
+def filters_of(settings: DataPrep, truncate: Callable[[list[dict]], list[dict | None]] | None) -> Filters:
+    """Returns the settings' filters that are on; `truncate` is one of them if `drop_too_long` is "yes"."""
+    on = {name: value for name, value in settings.filters.items() if value != NO_FILTERS[name]}
+    truncate = truncate if on.pop("drop_too_long", "no") == "yes" else None
+    on |= {name: split_names(on[name]) for name in ("languages", "tree_states") if name in on}
+    on |= {name: True for name, value in on.items() if value == "yes"}
+    return Filters(truncate=truncate, **on)
+
+
+def flatten(
+    settings: DataPrep, source: pd.DataFrame, truncate: Callable[[list[dict]], list[dict | None]] | None = None
+) -> oasst.Flattened:
+    """Calls `oasst.flatten`, or `own_data.flatten_pairs` for ready-made pairs, with the settings' filters."""
+    filters = filters_of(settings, truncate)
+    if is_messages(source):
+        return oasst.flatten(source, settings.replies, filters=filters)
+    return own_data.flatten_pairs(source, filters)
 
 
 def report(prepared: Prepared) -> dict:
-    """Everything about one split that is worth keeping: where it comes from, what was lost, what is left."""
+    """Returns the report of one split: where it comes from, what was left out, and what is left."""
     settings, attrs = prepared.settings, prepared.source.attrs
     known = reports.known_answers(prepared.source) if is_messages(prepared.source) else None
     limit = settings.max_seq_length
@@ -137,25 +138,25 @@ def _token_settings(settings: DataPrep) -> dict:
 
 
 def write(prepared: Prepared) -> pd.DataFrame:
-    """Writes the pairs and their report, reads the pairs back, and returns what was read.
+    """Writes the pairs and their report, and returns the pairs as read back from the file.
 
-    Raises ValueError if what was read back differs from what was prepared.
+    Raises ValueError if they differ from those that were prepared.
     """
     path = pairs.write_jsonl(prepared.pairs, prepared.path)
     back = pairs.read_jsonl(path)
     if pairs.to_records(back) != pairs.to_records(prepared.pairs):
         raise ValueError(f"{path} does not hold what was written to it. Write it again, on another disk.")
-    reports.write_report({"file": path.name, "sha256": sha256(path)} | report(prepared), path)
+    reports.write_report({"file": path.name, "sha256": hash_file(path)} | report(prepared), path)
     return back
 
 
 def language_counts(report: dict) -> tuple[dict | None, dict]:
-    """(messages per language of the source, pairs per language); no messages in a source of pairs."""
+    """Returns (messages per language of the source, pairs per language); a source of pairs has no messages."""
     return report["messages"] and report["messages"]["languages"], report["pairs"]["languages"]
 
 
 def shapes(report: dict) -> dict[str, dict]:
-    """{axis label: {value: count}} for `figures.shape`."""
+    """Returns {axis label: {value: count}} for `figures.shape`."""
     messages = report["messages"] or {}
     labels = {"depths": "depth of a message in its tree", "replies_per_prompt": "replies to a prompt"}
     panels = {label: messages[name] for name, label in labels.items() if name in messages}
@@ -163,12 +164,12 @@ def shapes(report: dict) -> dict[str, dict]:
 
 
 def save_figures(prepared: Prepared) -> list[plotting.Figure]:
-    """All four plots of a split, written to figures/ and returned for display."""
-    found, name = report(prepared), prepared.split.capitalize()
+    """Draws all four figures of a split, writes them to figures/ and returns them for display."""
+    facts, name = report(prepared), prepared.split.capitalize()
     plots = {
         "funnel": figures.funnel(prepared.funnel, f"{name} split: what each step kept"),
-        "languages": figures.languages(*language_counts(found), f"{name} split: languages"),
-        "shape": figures.shape(shapes(found), f"{name} split: shape of the conversations"),
+        "languages": figures.languages(*language_counts(facts), f"{name} split: languages"),
+        "shape": figures.shape(shapes(facts), f"{name} split: shape of the conversations"),
         "token_lengths": figures.token_lengths(
             prepared.lengths, prepared.settings.max_seq_length, f"{name} split: tokens before cutting"
         ),
@@ -177,16 +178,16 @@ def save_figures(prepared: Prepared) -> list[plotting.Figure]:
 
 
 def token_sentence(statistics: dict) -> str:
-    """How much there is to train, in one line."""
+    """Says in one line how many pairs and tokens there are, and what share of them is in the loss."""
     return (
         f"{statistics['pairs']:,} pairs, {statistics['tokens']:,} tokens, {statistics['share_trained']:.0%} "
-        f"of them trained; {statistics['share_beyond']:.1%} of the pairs are longer than "
+        f"of them in the loss; {statistics['share_beyond']:.1%} of the pairs are longer than "
         f"{statistics['max_seq_length']:,} tokens."
     )
 
 
 def known_sentence(report: dict) -> str:
-    """Whether the counts are those that are known of the source."""
+    """Says whether the counts are those that are known of the source."""
     known = report["known_answers"]
     if known is None:
         return f"Nothing is known beforehand about {report['source']['source']}."
@@ -198,18 +199,18 @@ def known_sentence(report: dict) -> str:
 
 
 def leak_sentence(prepared: Prepared) -> str:
-    """How many pairs the last check took out of the training file."""
+    """Says how many pairs the last check removed from the training file."""
     removed = reports.read_report(prepared.path)["leaks"]["removed_from_train"]
     left = len(pairs.read_jsonl(prepared.settings.folders.train_file))
     return f"{removed:,} pairs taken out of the training file, {left:,} left there; validation is unchanged."
 
 
-def check_leaks(prepared: Prepared, template) -> pd.DataFrame:
-    """Compares the validation pairs with the training file, both ways, and takes leaks out of the latter.
+def check_leaks(prepared: Prepared, template: Template) -> pd.DataFrame:
+    """Compares the validation pairs with the training file, both ways, and removes leaks from the latter.
 
     Validation is never changed. The training file and its report are rewritten only if something was removed.
-    Returns one row a kind of leak: how many training pairs, how many validation pairs. Raises
-    FileNotFoundError when the training file has not been written yet.
+    Returns one row for each kind of leak: the number of training pairs and that of validation pairs. Raises
+    FileNotFoundError if the training file has not been written yet.
     """
     settings, path = prepared.settings, prepared.settings.folders.train_file
     if not path.exists():
@@ -228,28 +229,26 @@ def check_leaks(prepared: Prepared, template) -> pd.DataFrame:
     return table
 
 
-def _rewrite_train(path, kept: pd.DataFrame, table: pd.DataFrame, template, settings: DataPrep) -> None:
-    """The training file without the leaks, and its report brought up to date."""
+def _rewrite_train(
+    path: Path, train: pd.DataFrame, table: pd.DataFrame, template: Template, settings: DataPrep
+) -> None:
+    """Writes the training file without the leaks, and updates its report."""
     old = reports.read_report(path)
     before = old["pairs"]["pairs"]
-    lengths = pd.DataFrame(prompts.lengths(pairs.to_records(kept), template), columns=list(reports.PARTS))
-    step = {
-        "step": "not in the validation file",
-        "unit": "pair",
-        "kept": len(kept),
-        "dropped": before - len(kept),
-    }
-    pairs.write_jsonl(kept, path)
+    removed = before - len(train)
+    lengths = pd.DataFrame(prompts.lengths(pairs.to_records(train), template), columns=list(reports.PARTS))
+    step = {"step": "not in the validation file", "unit": "pair", "kept": len(train), "dropped": removed}
+    pairs.write_jsonl(train, path)
     new = {
-        "sha256": sha256(path),
+        "sha256": hash_file(path),
         "funnel": [*old["funnel"], step],
-        "pairs": {"pairs": len(kept)} | reports.pair_counts(kept),
+        "pairs": {"pairs": len(train)} | reports.pair_counts(train),
         "tokens": reports.token_statistics(lengths, settings.max_seq_length),
-        "examples": reports.examples(kept),
-        "leaks": {"found": table.to_dict(), "removed_from_train": before - len(kept)},
+        "examples": reports.examples(train),
+        "leaks": {"found": table.to_dict(), "removed_from_train": removed},
     }
     reports.write_report(old | new, path)
 
 
-def _add_to_report(path, entries: dict) -> None:
+def _add_to_report(path: Path, entries: dict) -> None:
     reports.write_report(reports.read_report(path) | entries, path)

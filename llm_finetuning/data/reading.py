@@ -1,4 +1,4 @@
-"""Lines of a data file as JSON objects, and the problems found on the way, each with file and line."""
+"""Reads a data file's lines as JSON objects; each problem on the way is named with its file and line."""
 
 import gzip
 import hashlib
@@ -8,37 +8,38 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 TREE_ID = re.compile(rb'"message_tree_id"\s*:\s*"([^"\\]+)"')
-"""Finds out to which tree a line belongs that is not valid JSON."""
+"""Finds the tree of a line that is not valid JSON."""
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass
 class Problems:
-    """What is wrong with a source: the first problem stops the reading, or all are collected ("skip")."""
+    """The problems of a source: the first one stops the reading ("raise"), or all are collected ("skip")."""
 
     source: str
     on_error: str = "raise"
     unit: str = "line"
+    cure: str = 'Correct the file, or read it with on_error="skip", which leaves that tree out and counts it.'
     found: list[dict] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f'on_error = {self.on_error!r}: "raise" or "skip"')
 
     def add(self, line: int | None, tree: str | None, problem: str) -> None:
-        """Raises ValueError with file, line and cure, or notes {"line", "tree", "problem"}."""
+        """Raises ValueError with file, line and cure, or collects {"line", "tree", "problem"}."""
         if self.on_error == "raise":
             place = self.source if line is None else f"{self.source}, {self.unit} {line}"
-            cure = 'Correct the file, or read it with on_error="skip", which leaves that tree out and counts it.'
-            raise ValueError(f"{place}: {problem}. {cure}")
+            raise ValueError(f"{place}: {problem}. {self.cure}")
         self.found.append({"line": line, "tree": tree, "problem": problem})
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path, if it is a file with something in it; FileNotFoundError or ValueError otherwise."""
+    """Returns the path of a file that is not empty; raises FileNotFoundError or ValueError for any other."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Name one file in it (.jsonl, .jsonl.gz, .parquet or .csv).")
@@ -52,7 +53,7 @@ def existing_file(path: str | Path) -> Path:
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line) of a plain or gzipped file, blank lines left out."""
+    """Yields (line number from 1, line) of a plain or gzipped file, without blank lines."""
     with path.open("rb") as stream:
         opener = gzip.open if stream.read(2) == GZIP_MAGIC else open
     number = 0
@@ -68,7 +69,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse(line: bytes) -> dict:
-    """The JSON object of a line; ValueError with the reason when it is none."""
+    """Parses a line as a JSON object; raises ValueError with the reason if it is not one."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -85,7 +86,7 @@ def parse(line: bytes) -> dict:
 
 
 def records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
-    """(line number, JSON object) of each line; a line that is none goes to `problems`.
+    """Yields (line number, JSON object) of each line; a line that is not one is added to `problems`.
 
     Raises ValueError when the file holds no line at all or its compression is damaged.
     """
@@ -102,8 +103,8 @@ def records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"{path} has no lines. Download or write it again.")
 
 
-def is_text(value) -> bool:
-    """True for a str that can be written as UTF-8 (a lone surrogate from a \\ud800 escape cannot)."""
+def is_text(value: Any) -> bool:
+    """Whether the value is a str that can be written as UTF-8 (a lone surrogate from a \\ud800 escape cannot)."""
     if type(value) is not str:
         return False
     if value.isascii():
@@ -113,12 +114,6 @@ def is_text(value) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file as hex."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def in_validation(tree: str, validation_share: float) -> bool:

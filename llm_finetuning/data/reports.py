@@ -1,4 +1,4 @@
-"""What a data preparation says about itself: counts, token lengths, examples, known answers."""
+"""The report of a data preparation: counts, token lengths, examples, and counts known beforehand."""
 
 import json
 import platform
@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from llm_finetuning.data.oasst import flatten
-from llm_finetuning.data.pairs import to_records, write_text
+from llm_finetuning.data.pairs import to_records
+from llm_finetuning.files.atomic import write_json
 
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 PARTS = ("prompt", "history", "response", "total")
@@ -33,7 +34,7 @@ KNOWN = {
 
 
 def known_answers(messages: pd.DataFrame) -> pd.DataFrame | None:
-    """Expected and found counts of a source whose counts are known (KNOWN), or None."""
+    """Compares the counts of a source with those that are known beforehand (KNOWN); None if there are none."""
     expected = KNOWN.get((messages.attrs["source"], messages.attrs["split"]))
     if expected is None:
         return None
@@ -44,7 +45,7 @@ def known_answers(messages: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def message_counts(messages: pd.DataFrame) -> dict[str, dict]:
-    """Messages per language and per depth (0 = first prompt), and prompts per number of replies."""
+    """Counts messages per language and per depth (0 = first prompt), and prompts per number of replies."""
     depths = message_depths(messages)
     prompts = messages.loc[messages["role"] == "prompter", "message_id"]
     replies = messages.loc[messages["role"] == "assistant", "parent_id"].value_counts()
@@ -56,7 +57,7 @@ def message_counts(messages: pd.DataFrame) -> dict[str, dict]:
 
 
 def message_depths(messages: pd.DataFrame) -> pd.Series:
-    """(N,) steps from the first prompt of the tree; a parent stands before its replies."""
+    """Returns (N,) steps from the first prompt of the tree; a parent stands before its replies."""
     depths: dict[str, int] = {}
     for message, parent in zip(messages["message_id"], messages["parent_id"], strict=True):
         depths[message] = depths.get(parent, -1) + 1
@@ -64,7 +65,7 @@ def message_depths(messages: pd.DataFrame) -> pd.Series:
 
 
 def pair_counts(pairs: pd.DataFrame) -> dict[str, dict]:
-    """Pairs per language, and per number of turns before the prompt."""
+    """Counts pairs per language, and per number of turns before the prompt."""
     return {
         "languages": counts(pairs["lang"]),
         "turns_before": counts(pairs["history"].map(len), by_size=False),
@@ -72,14 +73,14 @@ def pair_counts(pairs: pd.DataFrame) -> dict[str, dict]:
 
 
 def counts(values: pd.Series, by_size: bool = True) -> dict:
-    """{value: how often}, the most frequent first or in the order of the values; null is "unknown"."""
-    found = values.astype(object).where(values.notna(), "unknown").value_counts()
-    found = found if by_size else found.sort_index()
-    return {str(value): int(number) for value, number in found.items()}
+    """Counts each value, the most frequent first or in the order of the values; null is "unknown"."""
+    numbers = values.astype(object).where(values.notna(), "unknown").value_counts()
+    numbers = numbers if by_size else numbers.sort_index()
+    return {str(value): int(number) for value, number in numbers.items()}
 
 
 def token_statistics(lengths: pd.DataFrame, max_seq_length: int) -> dict:
-    """Tokens of each of PARTS: mean, percentiles, maximum; share of pairs beyond the limit, share trained."""
+    """Returns mean, percentiles and maximum of the tokens of each of PARTS, and the shares too long and in the loss."""
     parts = {
         part: {"mean": round(float(lengths[part].mean()), 1)}
         | {f"p{p}": int(lengths[part].quantile(p / 100, interpolation="lower")) for p in PERCENTILES}
@@ -96,31 +97,32 @@ def token_statistics(lengths: pd.DataFrame, max_seq_length: int) -> dict:
 
 
 def token_table(statistics: dict) -> pd.DataFrame:
-    """token_statistics as a table: one row a part, in tokens."""
+    """Puts `token_statistics` into a table: one row for each part, in tokens."""
     return pd.DataFrame.from_dict({part: statistics[part] for part in PARTS}, orient="index")
 
 
 def random_pairs(pairs: pd.DataFrame, number: int = EXAMPLES) -> pd.DataFrame:
-    """`number` pairs (or all, if fewer), the same at every call."""
+    """Returns `number` random pairs (or all, if fewer), the same at every call."""
     return pairs.sample(min(number, len(pairs)), random_state=0)
 
 
 def examples(pairs: pd.DataFrame) -> list[dict]:
+    """Returns the random pairs that a report quotes."""
     return to_records(random_pairs(pairs))
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that decide what comes out."""
+    """Returns the versions of Python and of the packages that decide the result."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def report_path(pairs_path: Path) -> Path:
-    """finetuning_data_train.jsonl → finetuning_data_train.report.json beside it."""
+    """Returns the report's path: finetuning_data_train.jsonl → finetuning_data_train.report.json beside it."""
     return pairs_path.with_suffix(".report.json")
 
 
 def read_report(pairs_path: Path) -> dict:
-    """Raises FileNotFoundError when the file of pairs was not written by the data preparation."""
+    """Reads the report of a file of pairs; raises FileNotFoundError if the data preparation did not write that file."""
     if not report_path(pairs_path).exists():
         raise FileNotFoundError(
             f"{report_path(pairs_path).name} not found in {pairs_path.parent}. Run the notebook in Data Prep that "
@@ -130,6 +132,5 @@ def read_report(pairs_path: Path) -> dict:
 
 
 def write_report(report: dict, pairs_path: Path) -> Path:
-    path = report_path(pairs_path)
-    write_text(path, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
-    return path
+    """Writes the report beside its file of pairs, and returns the report's path."""
+    return write_json(report_path(pairs_path), report, indent=2)

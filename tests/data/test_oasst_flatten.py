@@ -8,6 +8,7 @@ from forests import forests, original_rows, shuffled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_finetuning.data.filters import Filters
 from llm_finetuning.data.oasst import flatten, read_messages
 
 RECIPES = ("best", "all", "joined")
@@ -23,7 +24,7 @@ FILTERS = {
     "min_response_chars": 3,
     "drop_duplicates": True,
     "near_duplicates": 0.8,
-    "fit": lambda pairs: [pair if len(pair["response"]) < 12 else None for pair in pairs],
+    "truncate": lambda pairs: [pair if len(pair["response"]) < 12 else None for pair in pairs],
 }
 some_filters = st.sets(st.sampled_from(sorted(FILTERS))).map(lambda names: {name: FILTERS[name] for name in names})
 
@@ -141,7 +142,7 @@ def test_the_next_best_reply_takes_the_place_of_one_that_a_filter_took():
         "max_toxicity": ("Rude answer", 0.5),
         "max_detoxify": ("No", 0.5),
         "min_response_chars": ("Much too long an answer", 3),
-        "fit": ("Good answer", lambda pairs: [p if len(p["response"]) < 20 else None for p in pairs]),
+        "truncate": ("Good answer", lambda pairs: [p if len(p["response"]) < 20 else None for p in pairs]),
     }
     filters = {}
     for name, (expected, value) in asked.items():
@@ -204,6 +205,23 @@ def test_a_filtered_reply_stays_in_the_history_of_what_was_said_after_it():
     assert [turn["content"] for turn in flat.pairs["history"].iloc[0]] == ["Question", "By a model"]
 
 
+def test_filters_travel_as_one_object_and_single_ones_replace_its_fields():
+    messages = forest(
+        ("q", None, "prompter", "Question", None),
+        ("a", "q", "assistant", "By a model", 0),
+        ("b", "q", "assistant", "No", 1),
+        ("c", "q", "assistant", "By a person", 2),
+        synthetic=[False, True, False, False],
+    )
+    filters = Filters(drop_synthetic=True, min_response_chars=3)
+    assert rows_of(flatten(messages, "all", filters=filters)) == [("Question", "By a person")]
+    assert len(flatten(messages, "all", filters=filters, min_response_chars=0).pairs) == 2
+    assert len(flatten(messages, "all", ["de"], filters=filters).pairs) == 0
+    assert len(flatten(messages, "all").pairs) == 3
+    with pytest.raises(TypeError, match="drop_synthetics"):
+        flatten(messages, drop_synthetics=True)
+
+
 def test_the_cut_pair_is_the_one_that_is_kept():
     messages = forest(
         ("q", None, "prompter", "Question", None),
@@ -211,7 +229,7 @@ def test_the_cut_pair_is_the_one_that_is_kept():
         ("then", "a", "prompter", "And then?", None),
         ("b", "then", "assistant", "This", None),
     )
-    flat = flatten(messages, "all", fit=lambda pairs: [pair | {"history": []} for pair in pairs])
+    flat = flatten(messages, "all", truncate=lambda pairs: [pair | {"history": []} for pair in pairs])
     assert flat.pairs["history"].tolist() == [[], []]
 
 

@@ -69,7 +69,7 @@ def test_a_bad_line_is_named_or_skipped(record, problem, tmp_path):
     write(path, PAIR, record, FULL)
     with pytest.raises(ValueError, match=rf"pairs\.jsonl, line 2: .*{problem}"):
         pairs.read_jsonl(path)
-    found = pairs.read_jsonl(path, on_error="skip")
+    found = own_data.read_pairs(path, on_error="skip")
     assert len(found) == 2 and found.attrs["skipped"][0]["line"] == 2
 
 
@@ -120,7 +120,7 @@ CHAT = {
 }
 
 
-def test_a_chat_gives_a_pair_for_each_answer(tmp_path):
+def test_a_chat_gives_a_pair_for_each_assistant_turn(tmp_path):
     write(tmp_path / "chat.jsonl", CHAT)
     found = own_data.read_pairs(tmp_path / "chat.jsonl")
     assert found["prompt"].tolist() == ["Hi", "Bye"] and found["response"].tolist() == ["Hello!", "Bye!"]

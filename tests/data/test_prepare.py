@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llm_finetuning import prompts
 from llm_finetuning.data import pairs, prepare, reports
+from llm_finetuning.files.checksums import hash_file
 from llm_finetuning.settings import NO_FILTERS, PHI2_FILTERS, DataPrep
 
 
@@ -74,7 +75,7 @@ def test_both_splits_are_written_with_their_reports(settings, template):
         }
         assert report["funnel"][-1]["kept"] == len(part.pairs)
         assert report["recipe"] | PHI2_FILTERS == report["recipe"] and report["recipe"]["replies"] == "best"
-        assert report["source"]["sha256"] == prepare.sha256(prepare.Path(settings.source))
+        assert report["source"]["sha256"] == hash_file(settings.source)
         assert len(report["examples"]) == min(10, len(part.pairs)) >= 8
         assert set(report["versions"]) >= {"python", "pandas", "transformers"}
     train, validation = (reports.read_report(part.path)["messages"] for part in parts)
@@ -85,10 +86,10 @@ def test_both_splits_are_written_with_their_reports(settings, template):
 def test_the_token_counts_are_those_of_the_rendered_pairs(settings, template):
     part = prepared_split(settings, "train", template)
     found = reports.read_report(part.path)["tokens"]
-    rows = [prompts.encode(pair, template) for pair in pairs.to_records(part.pairs)]
-    assert found["tokens"] == sum(len(row["input_ids"]) for row in rows)
-    trained = sum(label != -100 for row in rows for label in row["labels"])
-    assert found["share_trained"] == pytest.approx(trained / found["tokens"], abs=1e-4)
+    examples = [prompts.encode(pair, template) for pair in pairs.to_records(part.pairs)]
+    assert found["tokens"] == sum(len(example["input_ids"]) for example in examples)
+    in_the_loss = sum(label != -100 for example in examples for label in example["labels"])
+    assert found["share_trained"] == pytest.approx(in_the_loss / found["tokens"], abs=1e-4)
     assert found["response"]["max"] == len("Answer 59") + 2  # the space before it and the end of text
 
 
@@ -144,7 +145,7 @@ def test_leaks_leave_train_and_never_validation(settings, template):
     assert validation.path.read_bytes() == before
     report = reports.read_report(train.path)
     assert report["leaks"]["removed_from_train"] == 3 and report["pairs"]["pairs"] == len(clean)
-    assert report["funnel"][-1]["dropped"] == 3 and report["sha256"] == prepare.sha256(train.path)
+    assert report["funnel"][-1]["dropped"] == 3 and report["sha256"] == hash_file(train.path)
     assert reports.read_report(validation.path)["leaks"]["removed_from_train"] == 3
     assert prepare.leak_sentence(validation).startswith("3 pairs taken out")
 
