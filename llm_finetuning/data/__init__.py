@@ -1,1 +1,1 @@
-"""Beneath oasst.py and data_prep.py: reading exports, filters, recipes, duplicates, leaks, reports."""
+"""Data preparation: message trees or a user's own pairs are read, filtered, flattened into pairs, and reported on."""

@@ -1,9 +1,10 @@
-"""The figures of the data preparation; each function takes plain data and returns a Figure."""
+"""Draws the figures of the data preparation; each function takes plain data and returns a Figure."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -13,7 +14,7 @@ MOST_BARS = 12
 
 
 def funnel(table: pd.DataFrame, title: str) -> Figure:
-    """Bars of what each step kept (blue) and dropped (orange); each unit has a panel of its own."""
+    """Draws what each step kept (blue) and dropped (orange) as bars; each unit has a panel of its own."""
     units = list(dict.fromkeys(table["unit"]))
     sizes = [int((table["unit"] == unit).sum()) for unit in units]
     figure = Plot(figsize=(WIDTH, 0.9 + 0.34 * sum(sizes) + 0.25 * len(units)), dpi=DPI, layout="constrained")
@@ -24,7 +25,7 @@ def funnel(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _funnel_panel(axis, steps: pd.DataFrame, unit: str) -> None:
+def _funnel_panel(axis: Axes, steps: pd.DataFrame, unit: str) -> None:
     places = np.arange(len(steps))
     full = max(int((steps["kept"] + steps["dropped"]).max()), 1)
     axis.barh(places, steps["kept"], color=BLUE, height=0.7)
@@ -42,15 +43,15 @@ def _funnel_panel(axis, steps: pd.DataFrame, unit: str) -> None:
 
 
 def languages(messages: Mapping[str, int] | None, pairs: Mapping[str, int], title: str) -> Figure:
-    """Counts per language, of the source's messages and of the pairs that are left, rare ones together."""
+    """Draws messages of the source and pairs that are left by language; rare languages share a bar."""
     panels = [("pairs in the file", pairs, BLUE)]
     if messages:
         panels.insert(0, ("messages in the source", messages, GREY))
-    shown = {name: _with_others(counts) for name, counts, _ in panels}
-    rows = max(map(len, shown.values()))
+    bars = {name: _with_others(counts) for name, counts, _ in panels}
+    rows = max(map(len, bars.values()))
     figure, axes = new_figure(1, len(panels), height=1.1 + 0.24 * rows)
     for axis, (name, _, colour) in zip(axes[0], panels, strict=True):
-        _bars(axis, shown[name], rows, colour)
+        _bars(axis, bars[name], rows, colour)
         axis.set_title(name, fontsize=10, loc="left")
     figure.suptitle(title, color=TEXT, fontsize=12, x=0.01, ha="left")
     return figure
@@ -63,8 +64,8 @@ def _with_others(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(counts) if others <= 1 else frequent | {f"{others} others": rest}
 
 
-def _bars(axis, counts: Mapping[str, int], rows: int, colour: str) -> None:
-    """Bars from the top, as thick as if there were `rows` of them."""
+def _bars(axis: Axes, counts: Mapping[str, int], rows: int, colour: str) -> None:
+    """Draws bars from the top, as thick as if there were `rows` of them."""
     places, values = np.arange(len(counts)), list(counts.values())
     axis.barh(places, values, color=colour, height=0.7)
     for place, value in zip(places, values, strict=True):
@@ -78,7 +79,7 @@ def _bars(axis, counts: Mapping[str, int], rows: int, colour: str) -> None:
 
 
 def shape(panels: Mapping[str, Mapping[str, int]], title: str) -> Figure:
-    """One column chart for each of `panels`: axis label → {value: count}."""
+    """Draws a column chart for each of `panels`: axis label → {value: count}."""
     figure, axes = new_figure(1, len(panels), height=2.9)
     for axis, (label, counts) in zip(axes[0], panels.items(), strict=True):
         values = {int(value): count for value, count in counts.items()}
@@ -92,7 +93,7 @@ def shape(panels: Mapping[str, Mapping[str, int]], title: str) -> Figure:
 
 
 def token_lengths(lengths: pd.DataFrame, max_seq_length: int, title: str) -> Figure:
-    """Histograms of the tokens in prompt, history, response and in all, the last with the cut-off line."""
+    """Draws histograms of the tokens in prompt, history, response and pair, the last with the cut-off line."""
     figure, axes = new_figure(2, 2, height=4.6)
     colours = {"prompt": GREY, "history": GREEN, "response": ORANGE, "total": BLUE}
     for axis, (part, colour) in zip(axes.flat, colours.items(), strict=True):
@@ -110,7 +111,7 @@ def token_lengths(lengths: pd.DataFrame, max_seq_length: int, title: str) -> Fig
     return figure
 
 
-def _cut_off(axis, totals: pd.Series, max_seq_length: int) -> None:
+def _cut_off(axis: Axes, totals: pd.Series, max_seq_length: int) -> None:
     share = float((totals > max_seq_length).mean())
     axis.axvline(max_seq_length, color=TEXT, linestyle="--", linewidth=1.2)
     axis.text(

@@ -1,4 +1,4 @@
-"""The shape of message trees: checked, and put into depth-first order."""
+"""Checks the shape of message trees, and puts them into depth-first order."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ def arrange(
     roles: Sequence[str],
     complain: Callable[[int, str], None],
 ) -> list[int]:
-    """Row numbers in depth-first order: trees by first appearance, siblings in row order.
+    """Returns row numbers in depth-first order: trees by first appearance, siblings in row order.
 
     `complain(row, problem)` is called for a repeated id, an orphan, a parent in another tree, a second root,
     an assistant at the root, two turns in a row by one role, and a cycle. If it does not raise, the tree of
@@ -32,7 +32,7 @@ def arrange(
     return [row for row in order if tree_ids[row] not in bad] if bad else order
 
 
-def _rows_by_id(ids: Sequence[str], report: Callable) -> dict[str, int]:
+def _rows_by_id(ids: Sequence[str], report: Callable[[int, str], None]) -> dict[str, int]:
     rows_by_id = dict(zip(ids, range(len(ids)), strict=True))
     if len(rows_by_id) < len(ids):
         rows_by_id = {}
@@ -42,8 +42,14 @@ def _rows_by_id(ids: Sequence[str], report: Callable) -> dict[str, int]:
     return rows_by_id
 
 
-def _links(tree_ids, parents, roles, rows_by_id, report) -> tuple[dict[str, int], dict[int, list[int]]]:
-    """(tree id → row of its root, row → rows of its replies)."""
+def _links(
+    tree_ids: Sequence[str],
+    parents: Sequence[str | None],
+    roles: Sequence[str],
+    rows_by_id: dict[str, int],
+    report: Callable[[int, str], None],
+) -> tuple[dict[str, int], dict[int, list[int]]]:
+    """Returns (tree id → row of its root, row → rows of its replies)."""
     roots: dict[str, int] = {}
     replies: dict[int, list[int]] = {}
     for row, parent in enumerate(parents):
@@ -76,8 +82,10 @@ def _depth_first(roots: list[int], replies: dict[int, list[int]]) -> list[int]:
     return order
 
 
-def _report_cycles(tree_ids, reached: set[int], bad: set[str], report: Callable) -> None:
-    """Every row that no root leads to, in a tree without another fault, stands on or below a cycle."""
+def _report_cycles(
+    tree_ids: Sequence[str], reached: set[int], bad: set[str], report: Callable[[int, str], None]
+) -> None:
+    """Reports rows that no root leads to: in a tree without another fault they stand on or below a cycle."""
     for row, tree in enumerate(tree_ids):
         if row not in reached and tree not in bad:
             report(row, "its parents go round in a circle")

@@ -1,4 +1,4 @@
-"""The funnel: what each step of the preparation kept and dropped."""
+"""The funnel counts what each step of the preparation kept and dropped."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ import pandas as pd
 class Funnel:
     """Counts per unit ("tree", "message" or "pair"); dropped = kept of the step before minus kept."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.rows: list[dict] = []
 
     def step(self, name: str, unit: str, kept: int) -> None:
@@ -15,5 +15,5 @@ class Funnel:
         self.rows.append({"step": name, "unit": unit, "kept": kept, "dropped": before[-1] - kept if before else 0})
 
     def frame(self) -> pd.DataFrame:
-        """Columns step, unit, kept, dropped."""
+        """Returns the steps as a table with the columns step, unit, kept, dropped."""
         return pd.DataFrame(self.rows, columns=["step", "unit", "kept", "dropped"])

@@ -12,29 +12,17 @@ from llm_finetuning.data.reading import Problems
 
 USED_LABELS = ("quality", "toxicity")
 REQUIRED = ("message_tree_id", "message_id", "role", "text")
-OPTIONAL = (
-    *(
-        "parent_id",
-        "lang",
-        "rank",
-        "tree_state",
-        "deleted",
-        "review_result",
-        "synthetic",
-        "labels",
-        "detoxify",
-    ),
-)
+OPTIONAL = ("parent_id", "lang", "rank", "tree_state", "deleted", "review_result", "synthetic", "labels", "detoxify")
 
 
 def is_parquet(path: Path) -> bool:
-    """By content: the four bytes PAR1 at the start."""
+    """Whether a file is parquet, by its content: it starts with the four bytes PAR1."""
     with Path(path).open("rb") as stream:
         return stream.read(4) == b"PAR1"
 
 
 def open_parquet(path: Path) -> tuple[pq.ParquetFile, list[str]]:
-    """(the file, the names of its columns); ValueError when it is cut off or damaged."""
+    """Returns (the file, the names of its columns); raises ValueError if it is cut off or damaged."""
     try:
         file = pq.ParquetFile(path)
         return file, file.schema_arrow.names
@@ -43,7 +31,7 @@ def open_parquet(path: Path) -> tuple[pq.ParquetFile, list[str]]:
 
 
 def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
-    """(row number from 1, values of FIELDS) of every message, in batches, so that little is held twice."""
+    """Yields (row number from 1, values of FIELDS) of every message; reads in batches to hold little of it twice."""
     problems.unit = "row"
     file, names = open_parquet(path)
     missing = [name for name in REQUIRED if name not in names]
@@ -58,8 +46,7 @@ def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple
                 try:
                     row = flat_row(message)
                 except ValueError as error:
-                    tree = message["message_tree_id"]
-                    problems.add(number, tree, str(error))
+                    problems.add(number, message["message_tree_id"], str(error))
                     continue
                 yield number, row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -67,7 +54,7 @@ def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple
 
 
 def _messages(batch: pa.RecordBatch) -> Iterator[dict]:
-    """The batch as message dictionaries, of the labels only those that are used."""
+    """Yields the batch's messages as dictionaries, with only those labels that are used."""
     columns = {name: batch.column(name) for name in batch.schema.names}
     lists = {name: column.to_pylist() for name, column in columns.items() if name != "labels"}
     if "labels" in columns:
@@ -76,19 +63,19 @@ def _messages(batch: pa.RecordBatch) -> Iterator[dict]:
 
 
 def _labels(column: pa.Array) -> list:
-    """(N,) labels of each message; of the hub's struct of parallel lists only those that are used."""
+    """Returns the labels of each message; of the Hub's struct of parallel lists only those that are used."""
     if not pa.types.is_struct(column.type):
         return column.to_pylist()
-    found = [_label_column(column, name) for name in USED_LABELS]
-    return [dict(zip(USED_LABELS, values, strict=True)) for values in zip(*found, strict=True)]
+    columns = [_label_column(column, name) for name in USED_LABELS]
+    return [dict(zip(USED_LABELS, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _label_column(labels: pa.StructArray, name: str) -> list[float | None]:
-    """(N,) values of one label from struct<name: list, value: list, count: list>, None where missing."""
+    """Returns (N,) values of one label of struct<name: list, value: list, count: list>, None where it is missing."""
     names, values = pc.struct_field(labels, "name"), pc.struct_field(labels, "value")
-    found = pc.equal(pc.list_flatten(names), name)
-    rows = pc.list_parent_indices(names).filter(found)
+    is_label = pc.equal(pc.list_flatten(names), name)
+    rows = pc.list_parent_indices(names).filter(is_label)
     column = [None] * len(labels)
-    for row, value in zip(rows.to_pylist(), pc.list_flatten(values).filter(found).to_pylist(), strict=True):
+    for row, value in zip(rows.to_pylist(), pc.list_flatten(values).filter(is_label).to_pylist(), strict=True):
         column[row] = value
     return column

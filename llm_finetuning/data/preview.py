@@ -1,4 +1,4 @@
-"""A conversation tree, and pairs, as HTML for a notebook."""
+"""Shows a conversation tree, and pairs, as HTML in a notebook."""
 
 from html import escape
 
@@ -10,26 +10,26 @@ COLOURS = {"prompter": "#3b6ea5", "assistant": "#d9822b"}
 
 
 def source(rows: pd.DataFrame) -> str:
-    """A glance at what was read: one tree of messages, or one of ready-made pairs."""
+    """Shows one tree of the messages that were read, or one pair of ready-made ones."""
     return tree(rows) if "parent_id" in rows.columns else pair(telling_pair(rows))
 
 
 def telling_pair(rows: pd.DataFrame) -> pd.Series:
-    """The first pair with turns before its prompt, or else the first."""
+    """Returns the first pair with turns before its prompt, or else the first."""
     with_history = rows[rows["history"].map(len) > 0]
     return (with_history if len(with_history) else rows).iloc[0]
 
 
 def tree(messages: pd.DataFrame, tree_id: str | None = None) -> str:
-    """One tree as an indented outline, each message under the one it replies to, with its rank.
+    """Shows one tree as an indented outline, each message with its rank under the one it replies to.
 
     tree_id: the tree to show; None = the first with at least two levels of prompts and ranked siblings, or
     else the largest.
     """
-    chosen = messages[messages["message_tree_id"] == (tree_id or _telling_tree(messages))]
+    rows = messages[messages["message_tree_id"] == (tree_id or _telling_tree(messages))]
     depths: dict[str, int] = {}
     lines = []
-    for row in chosen.itertuples():
+    for row in rows.itertuples():
         depths[row.message_id] = depths.get(row.parent_id, -1) + 1
         rank = "" if pd.isna(row.rank) else f' <span style="color:#777">rank {row.rank}</span>'
         lines.append(
@@ -52,12 +52,12 @@ def _short(text: str) -> str:
 
 
 def pair(row: pd.Series) -> str:
-    """One pair in full: the turns before in grey, the prompt, and the response that will be learned."""
+    """Shows one pair in full: the turns before in grey, the prompt, and the response, whose tokens are in the loss."""
     before = "".join(_turn(turn["role"], turn["content"], "#777") for turn in row["history"])
     return (
         before
         + _turn("prompt", row["prompt"], COLOURS["prompter"])
-        + _turn("response (learned)", row["response"], COLOURS["assistant"])
+        + _turn("response (in the loss)", row["response"], COLOURS["assistant"])
     )
 
 
@@ -69,7 +69,7 @@ def _turn(name: str, text: str, colour: str) -> str:
 
 
 def pairs(rows: pd.DataFrame) -> str:
-    """Pairs as a table to read: language, turns before, prompt, response, each shortened."""
+    """Shows pairs as a table: language, number of turns before, prompt and response, both shortened."""
     body = "".join(
         f"<tr><td>{escape(str(row.lang))}</td><td>{len(row.history)}</td><td style='text-align:left'>"
         f"{escape(_short(row.prompt))}</td>"
