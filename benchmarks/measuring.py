@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -171,9 +172,12 @@ def peak_memory() -> int:
     """Highest memory of this process so far, in bytes: a GPU's as allocated, else resident, mapped files included."""
     import torch
 
-    from llm_finetuning import hardware
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident()
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else hardware.peak_resident()
+
+def peak_resident() -> int:
+    """Highest resident set of this process so far, in bytes, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def machine() -> dict:

@@ -4,8 +4,6 @@ import ctypes
 import gc
 import os
 import platform
-import resource
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -121,14 +119,6 @@ def threads_for(parameters: int, cores: int) -> int:
     return 1 if parameters < SMALL else cores
 
 
-def free_disk(folder: str | Path) -> int:
-    """Free bytes where `folder` is or will be."""
-    folder = Path(folder).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
 class PeakMemory:
     """Peak memory of this process, in bytes, since `start`.
 
@@ -186,11 +176,6 @@ def anonymous_memory() -> int:
     lines = status.read_text().splitlines() if status.is_file() else []
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")]
     return found[0] if found else psutil.Process().memory_info().rss
-
-
-def peak_resident() -> int:
-    """Highest resident set of this process so far, in bytes, mapped files included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def return_large_blocks() -> None:
