@@ -93,6 +93,15 @@ def test_the_badge_opens_this_notebook(path):
     assert address in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/comparison.md"])
+def test_the_files_and_tests_that_a_document_names_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name in re.findall(r"`([\w/]+\.py)", text):
+        assert (ROOT / name).is_file() or (ROOT / "llm_finetuning" / name).is_file(), name
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_profile_fits_the_notebooks(path, tmp_path):
     assert notebooks.prepare(path.stem, tmp_path, [])
