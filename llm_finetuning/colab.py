@@ -55,19 +55,19 @@ def install(clone: Path) -> None:
 
 
 def read_requirements(path: Path) -> list[Requirement]:
-    """The requirements of a requirements.txt that holds names, versions and comments only."""
+    """Reads a requirements.txt that holds names, versions and comments only."""
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [Requirement(line) for line in lines if line]
 
 
 def is_met(requirement: Requirement) -> bool:
-    """Whether the package is installed in a version that the requirement accepts."""
+    """Returns whether the package is installed in a version that the requirement accepts."""
     version = installed(requirement.name)
     return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def installed(name: str) -> str | None:
-    """The installed version of a package, None without it."""
+    """Returns the installed version of a package, None without it."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -84,7 +84,7 @@ def remove_old_torchao() -> None:
 
 
 def replaced_after_import(requirements: list[Requirement]) -> list[str]:
-    """The packages of which this process runs another version than the installed one."""
+    """Returns the packages of which this process runs another version than the installed one."""
     names = {r.name.lower() for r in requirements}
     return sorted(
         distribution
@@ -97,7 +97,7 @@ def replaced_after_import(requirements: list[Requirement]) -> list[str]:
 
 
 def token(name: str = "HF_TOKEN", seconds: int = 60) -> str | None:
-    """A secret: from the environment, else from Colab's secrets (the key in the left bar), else None.
+    """Returns a secret from the environment, else from Colab's secrets (the key in the left bar), else None.
 
     Colab's secrets wait for ever where no browser shows the notebook, so they get `seconds` to answer.
     """
@@ -121,7 +121,7 @@ def token(name: str = "HF_TOKEN", seconds: int = 60) -> str | None:
 
 
 class _TimeIsUp(BaseException):
-    """Not an Exception: google.colab swallows those while it waits."""
+    """Raised when a secret takes too long. Not an Exception, because google.colab swallows those while it waits."""
 
 
 def _time_is_up(*_: object) -> None:
@@ -129,10 +129,10 @@ def _time_is_up(*_: object) -> None:
 
 
 def _constraints(requirements: list[Requirement], lacking: list[Requirement]) -> Path:
-    """A constraints file that keeps every package that is good as it is."""
-    kept = [f"{r.name}=={metadata.version(r.name)}" for r in requirements if r not in lacking]
+    """Writes a constraints file that keeps every package whose version is accepted as it is."""
+    pins = [f"{r.name}=={metadata.version(r.name)}" for r in requirements if r not in lacking]
     path = Path(tempfile.mkdtemp()) / "constraints.txt"
-    path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    path.write_text("\n".join(pins) + "\n", encoding="utf-8")
     return path
 
 

@@ -73,7 +73,7 @@ def _validated(settings_class: type[Settings]) -> type[Settings]:
 
 
 def _sentence(settings_class: type, problem: dict) -> str:
-    """One problem that pydantic found, as `name = value: what was expected`."""
+    """Returns a problem that pydantic found as `name = value: what was expected`."""
     name, value, kind = problem["loc"][0], problem["input"], problem["type"]
     field_type = get_type_hints(settings_class).get(name)
     if kind == "value_error":

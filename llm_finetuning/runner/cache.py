@@ -1,4 +1,4 @@
-"""Which notebooks of a run are finished, and with what inputs: notebooks/finished.json.
+"""Records which notebooks of a run are finished, and with what inputs: notebooks/finished.json.
 
 An input is what decides a notebook's result: its parameters, its code, the modules of the package that it uses, and
 the files it reads.
@@ -45,10 +45,10 @@ def used_files(code: list[str]) -> list[Path]:
     A module counts when a cell imports it, or another module that counts does, at its top or inside a function.
     """
     graph = grimp.build_graph(PACKAGE.name, cache_dir=None)
-    used, found = set(), {_module(name, graph.modules) for name in _imported_names(code)}
-    while found := found - used - {""}:
-        used |= found
-        found = {name for module in found for name in {module.rpartition(".")[0], *graph.find_upstream_modules(module)}}
+    used, new = set(), {_module(name, graph.modules) for name in _imported_names(code)}
+    while new := new - used - {""}:
+        used |= new
+        new = {name for module in new for name in {module.rpartition(".")[0], *graph.find_upstream_modules(module)}}
     paths = [PACKAGE.parent.joinpath(*module.split(".")) for module in used]
     files = {path / "__init__.py" if path.is_dir() else path.with_suffix(".py") for path in paths}
     beside = {path for folder in {file.parent for file in files} for path in folder.iterdir() if path.is_file()}

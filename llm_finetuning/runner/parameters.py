@@ -1,4 +1,4 @@
-"""What the notebooks are run with: their parameters cells, the profiles, and `-p NAME VALUE`.
+"""Reads what the notebooks are run with: their parameters cells, the profiles, and `-p NAME VALUE`.
 
 A parameters cell is the code cell tagged `parameters`; it holds `name = literal` lines only. A profile is a
 YAML file of the same names. Nothing is run before every name and value has been checked.
@@ -48,8 +48,8 @@ def defaults(notebook: Path) -> dict[str, object]:
             (target,) = line.targets
             values[target.id] = ast.literal_eval(line.value)
         except (AttributeError, ValueError):
-            found = f"line {line.lineno} of the parameters cell: {ast.unparse(line)}"
-            raise ValueError(f"{notebook}, {found}\nExpected `name = literal`") from None
+            place = f"line {line.lineno} of the parameters cell: {ast.unparse(line)}"
+            raise ValueError(f"{notebook}, {place}\nExpected `name = literal`") from None
     return values
 
 
@@ -62,8 +62,8 @@ def read_profile(profile: str) -> dict[str, object]:
     if not path.is_file():
         path = Path(profile)
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise FileNotFoundError(f"profile {profile!r} not found: say one of {known}, or the path of a YAML file")
+        names = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise FileNotFoundError(f"profile {profile!r} not found: say one of {names}, or the path of a YAML file")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -89,8 +89,8 @@ def assign(cells: list[dict], profile: dict, typed: list[tuple[str, str]], outpu
     `cells` are the notebooks' defaults, in order. A name goes to every notebook that has it. Raises
     ValueError that lists every name which no notebook has, and those that the runner sets itself.
     """
-    known = {name: value for cell in cells for name, value in cell.items()}
-    problems = [_unknown(name, known) for name in [*profile, *dict(typed)] if name not in known]
+    every = {name: value for cell in cells for name, value in cell.items()}
+    problems = [_unknown(name, every) for name in [*profile, *dict(typed)] if name not in every]
     problems += [
         f"{name}: the runner sets it; choose the folder with --output"
         for name in OUTPUT_NAMES
@@ -98,16 +98,16 @@ def assign(cells: list[dict], profile: dict, typed: list[tuple[str, str]], outpu
     ]
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
-    given = profile | {name: parse(text, known[name]) for name, text in typed}
-    given = {name: _absolute(name, value) for name, value in given.items()}
-    given |= dict.fromkeys(OUTPUT_NAMES, str(output.resolve()))
-    return [{name: given[name] for name in cell if name in given} for cell in cells]
+    values = profile | {name: parse(text, every[name]) for name, text in typed}
+    values = {name: _absolute(name, value) for name, value in values.items()}
+    values |= dict.fromkeys(OUTPUT_NAMES, str(output.resolve()))
+    return [{name: values[name] for name in cell if name in values} for cell in cells]
 
 
-def _unknown(name: str, known: dict) -> str:
+def _unknown(name: str, every: dict) -> str:
     """Returns the error text for a parameter that no notebook has, with the names that come closest."""
-    close = difflib.get_close_matches(name, known, n=3)
-    cure = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(known))}"
+    close = difflib.get_close_matches(name, every, n=3)
+    cure = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(every))}"
     return f"{name}: no notebook has this parameter; {cure}"
 
 
