@@ -1,6 +1,8 @@
 """The hyperparameter cell: every mistake is named before anything is loaded."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from training_fixtures import SMALL, small_settings
@@ -65,17 +67,13 @@ def test_a_changed_copy_is_checked_too():
         settings.Inference().seed = 1
 
 
-def test_settings_import_nothing_heavy():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys; from llm_finetuning import settings;"
-        " print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("settings", {"torch", "transformers", "pandas"}), ("data.prepare", {"torch"})]
+)
+def test_settings_and_data_import_nothing_heavy(module, heavy):
+    code = f"import sys, llm_finetuning.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert heavy & set(done.stdout.split()) == set()
 
 
 def test_folders_are_laid_out_as_documented(tmp_path):
