@@ -132,7 +132,7 @@ def test_history_is_cut_from_the_oldest_turn(template):
 
 def test_a_response_is_never_cut(template):
     (fit,) = prompts.truncate_histories([{"prompt": "q", "response": "word " * 100}], template, 40)
-    assert fit.row is None and fit.whole > 100 and not fit.shortened
+    assert fit.example is None and fit.full_length > 100 and not fit.truncated
 
 
 def test_lengths_add_up(template):
