@@ -40,8 +40,8 @@ FIRST = "00000000"
 
 
 def write_messages(path: Path, count: int) -> Path:
-    """`count` random messages as flat JSON lines with the hub's fields: 8.4 a tree, 600 characters each."""
-    block = made_up(min(count, BLOCK))
+    """Writes `count` random messages as flat JSON lines with the Hub's fields: 8.4 a tree, 600 characters each."""
+    block = random_messages(min(count, BLOCK))
     with path.open("wb") as stream:
         for number in range(-(-count // BLOCK)):
             lines = block[: count - number * BLOCK]
@@ -49,7 +49,7 @@ def write_messages(path: Path, count: int) -> Path:
     return path
 
 
-def made_up(count: int) -> list[bytes]:
+def random_messages(count: int) -> list[bytes]:
     chance, lines, number = random.Random(0), [], 0
     while len(lines) < count:
         tree = new_id(chance)
@@ -89,7 +89,7 @@ def other_fields(tree: str, role: str, chance: random.Random) -> dict:
 
 
 def original(messages: pd.DataFrame) -> list[tuple[str, str]]:
-    """(prompt, response) as the original notebooks made them, written out from their description.
+    """Makes (prompt, response) as the original notebooks did, written out from their description.
 
     Trees one by one; each prompter message in row order gives a row: the tree's first prompt, directly
     followed by the message's own text when it is not the first, and the replies' texts joined by one space.
@@ -113,19 +113,19 @@ def ours(messages: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def parse(path: Path) -> None:
-    """The least that reading the file can take: its JSON lines, parsed and forgotten."""
+    """Parses the file's JSON lines and forgets them, the least that reading it can take."""
     with path.open("rb") as stream:
         for line in stream:
             json.loads(line)
 
 
 def whole(path: Path) -> None:
-    """Reading, flattening and writing."""
+    """Reads, flattens and writes."""
     pairs.write_jsonl(oasst.flatten(oasst.read_messages(path), "joined").pairs, path.with_name("pairs.jsonl"))
 
 
 def in_a_process(job: Callable, argument) -> tuple[float, float]:
-    """(seconds, MB added to the peak resident size) of `job(argument)` in a forked process."""
+    """Returns (seconds, MB added to the peak resident size) of `job(argument)` in a forked process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_run, args=(job, argument, sender))
@@ -142,7 +142,7 @@ def _run(job: Callable, argument, sender) -> None:
 
 
 def against(jobs: dict[str, Callable], argument, size: str) -> dict[str, list[float]]:
-    """Seconds of two jobs, in turn, on the same argument."""
+    """Measures the seconds of two jobs, in turn, on the same argument."""
     turns = {
         label: (lambda job=job: measuring.seconds_of(lambda: job(argument), TURN[size])) for label, job in jobs.items()
     }
@@ -150,7 +150,7 @@ def against(jobs: dict[str, Callable], argument, size: str) -> dict[str, list[fl
 
 
 def comparison(folder: Path, size: str) -> tuple[list[dict], list[float]]:
-    """The two claims: the original's loop over ours, and the way from file to pairs over parsing alone.
+    """Measures the two claims: the original's loop over ours, and the way from file to pairs over parsing alone.
 
     Also returns the seconds of the original's loop.
     """
@@ -171,7 +171,7 @@ def comparison(folder: Path, size: str) -> tuple[list[dict], list[float]]:
 
 
 def how_it_grows(folder: Path, size: str, largest_loop: list[float]) -> list[dict]:
-    """Seconds by number of messages, ours and the original's loop; the memory that ours adds at the largest."""
+    """Measures seconds by number of messages, ours and the original's loop, and the memory of ours at the largest."""
     times, loop, memory = {}, {}, []
     for count, runs in LOOP_GROWTH[size].items():
         messages = oasst.read_messages(write_messages(folder / "messages.jsonl", count))

@@ -49,11 +49,13 @@ class NearSearch:
         self.texts: dict[Hashable, tuple[np.ndarray, list[str]]] = {}
 
     def signature(self, parts: np.ndarray) -> MinHash:
+        """Returns the MinHash of a set of shingles."""
         minhash = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
         minhash.update_batch(parts.tolist())
         return minhash
 
     def add(self, key: Hashable, text: str) -> None:
+        """Adds a text that later ones are compared with."""
         parts = shingles(text)
         self.texts[key] = parts, NUMBER.findall(text)
         self.index.insert(key, self.signature(parts))

@@ -91,6 +91,7 @@ class Forest:
         return self.columns[name]
 
     def count(self) -> int:
+        """Returns the number of messages that no filter has removed."""
         return sum(self.alive)
 
     def drop_branches(self, keep: list[bool]) -> None:

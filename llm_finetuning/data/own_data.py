@@ -1,4 +1,4 @@
-"""A user's own pairs: JSON lines with prompt and response, chats with `messages`, or CSV."""
+"""Reads a user's own pairs: JSON lines with prompt and response, chats with `messages`, or CSV."""
 
 import csv
 import hashlib

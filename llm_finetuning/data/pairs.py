@@ -1,4 +1,4 @@
-"""The pair record: prompt, response and what is known about them; JSON lines in and out."""
+"""The pair record (prompt, response and what is known about them), read from JSON lines and written to them."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Messages from parquet files, as OASST is stored on the Hub."""
+"""Reads messages from parquet files, as OASST is stored on the Hub."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -10,7 +10,7 @@ TEXTS = ("", " ", "Hello", "Why?", "a\nb", "Größe 😀", "\u2028", "<b>", '"qu
 
 @st.composite
 def forests(draw, max_trees: int = 6, max_messages: int = 14) -> pd.DataFrame:
-    """Messages of a random forest in depth-first order, with ranks, labels and flags as the exports have them."""
+    """Draws the messages of a random forest in depth-first order, with the ranks, labels and flags of the exports."""
     chance = random.Random(draw(st.integers(0, 2**32)))
     rows = []
     for tree in range(draw(st.integers(1, max_trees))):
@@ -19,7 +19,7 @@ def forests(draw, max_trees: int = 6, max_messages: int = 14) -> pd.DataFrame:
 
 
 def random_tree(name: str, size: int, chance: random.Random) -> list[dict]:
-    """The messages of one tree, depth first. Some shapes are chains, some stars, most in between."""
+    """Returns the messages of one tree, depth first. Some shapes are chains, some stars, most in between."""
     reach = chance.choice([1, 3, size])  # how far back a new message's parent may lie
     messages = [message(name, None, name, "prompter", chance)]
     for number in range(1, size):
@@ -57,7 +57,7 @@ def message(tree: str, parent: str | None, name: str, role: str, chance: random.
 
 
 def original_rows(messages: pd.DataFrame) -> list[tuple[str, str]]:
-    """(prompt, response) exactly as the original: one tree after another, one row a prompter message.
+    """Makes (prompt, response) exactly as the original: one tree after another, one row a prompter message.
 
     The prompt is the first prompter text, directly followed by the message's own if it is another one; the
     response all replies' texts in row order, joined by one space; rows with an empty response are dropped.
@@ -80,7 +80,7 @@ def original_rows(messages: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def shuffled(messages: pd.DataFrame, chance: random.Random) -> pd.DataFrame:
-    """The rows in another order, trees interleaved and children before parents, in which siblings keep theirs.
+    """Returns the rows in another order, trees interleaved and children before parents, in which siblings keep theirs.
 
     The first prompts count as siblings of one another, so each tree also begins before the next one does.
     """

@@ -1,4 +1,4 @@
-"""Valid files with a few bytes, values or lines changed, for the readers' fuzz tests."""
+"""Changes a few bytes, values or lines of valid files, for the readers' fuzz tests."""
 
 import json
 import random
@@ -7,7 +7,7 @@ VALUES = [None, "", 0, -1, 1e308, float("nan"), True, [], {}, [[]], "t0", "\ud80
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
-    """A valid file with a few bytes, values or lines changed."""
+    """Changes a few bytes, values or lines of a valid file."""
     for _ in range(chance.randint(1, 3)):
         if chance.random() < 0.5:
             place = chance.randrange(len(content))
@@ -21,7 +21,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 
 def changed_value(line: bytes, chance: random.Random) -> bytes:
-    """A JSON line in which one value, at any depth, is another one."""
+    """Replaces one value, at any depth, of a JSON line."""
     try:
         record = json.loads(line)
     except ValueError:
