@@ -1,4 +1,4 @@
-"""docs/scaling.md: what no machine here can show, predicted by the plan of the finetuning notebook, and those predictions
+"""docs/scaling.md: what no machine here can show, predicted by the finetuning notebook's plan, and those predictions
 beside every point that was measured."""
 
 import inspect
@@ -21,7 +21,7 @@ from llm_finetuning.training.memory import StepMemory
 
 @dataclass(frozen=True)
 class Sheet:
-    """A GPU by its data sheet: dense matrix rate in TFLOP/s (bf16; fp16 on the T4), memory in GB, GB/s."""
+    """A GPU by its data sheet: dense matmul throughput in TFLOP/s (bf16; fp16 on the T4), memory in GB, GB/s."""
 
     name: str
     capability: tuple[int, int]
@@ -50,13 +50,13 @@ BASES = (PHI2, *LLAMA)
 HEAD = """# What no machine here can show
 
 Written by `make tables`. **Every number below is a prediction** by the formulas in
-[`planning.py`](../llm_finetuning/training/planning.py), the ones that the finetuning notebook prints before it starts. Where
-something was measured, the last section holds the formulas against it.
+[`planning.py`](../llm_finetuning/training/planning.py), the ones that the finetuning notebook prints before it starts.
+Where something was measured, the last section holds the formulas against it.
 
 ## The formulas
 
 - FLOPs of a token: `planning.flops_per_token`. {flops}
-- Time = tokens × FLOPs of a token ÷ (matrix rate × {efficiency} × GPUs). Here the rate is the data sheet's; on a real
+- Time = tokens × FLOPs of a token ÷ (matmul throughput × {efficiency} × GPUs). Here the rate is the data sheet's; on a real
   machine the plan measures it, and a GPU reaches less than its data sheet. GPUs share the rows, each holds the whole
   base, and what they tell one another is not counted.
 - Memory = `memory.StepMemory.parts`: process + base weights + adapters + gradients and moments + activations + working
@@ -149,7 +149,7 @@ def section(title: str, text: str, heads: list[str], rows: list[list[str]]) -> s
 
 def the_gpus() -> str:
     rows = [[s.name, f"{s.tflops:g}", f"{s.memory:g} GB", f"{s.bandwidth:,.0f} GB/s", f"{s.rate:.2f}"] for s in SHEETS]
-    text = "Data sheets: dense matrix rate (bf16; fp16 on the T4), memory, bandwidth. The last column is assumed."
+    text = "Data sheets: dense matmul throughput (bf16; fp16 on the T4), memory, bandwidth. The last column is assumed."
     return section("The GPUs", text, ["GPU", "TFLOP/s", "memory", "bandwidth", "assumed dollars an hour"], rows)
 
 
@@ -262,8 +262,8 @@ def checked(reports: list[dict]) -> str:
     if not rows:
         return ""
     text = (
-        "Predicted by today's formulas from the peak matmul throughput that was measured at the start of the run. A plan is made"
-        " for a model that keeps the machine busy: a small one also pays for everything that is no matrix product."
+        "Predicted by today's formulas from the peak matmul throughput that was measured at the start of the run. A plan is"
+        " made for a model that keeps the machine busy: a small one also pays for everything that is no matrix product."
     )
     return section(
         "Predicted and measured", text, ["machine", "what", "predicted", "measured", "measured ÷ predicted"], rows

@@ -8,8 +8,12 @@ import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_finetuning.sample import languages, world
+
+if TYPE_CHECKING:
+    from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 
@@ -47,7 +51,7 @@ def texts(recipe: Recipe) -> list[str]:
     return [world.document(chance, languages.statements()) for _ in range(recipe.documents)]
 
 
-def train_tokenizer(recipe: Recipe):
+def train_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerFast":
     """Byte-level BPE with GPT-2's pre-tokenizer, trained on the world's text and questions: any text encodes.
 
     Like Phi-2's: `<|endoftext|>` is bos, eos and unk; no pad token, no chat template.
@@ -76,7 +80,7 @@ def train_tokenizer(recipe: Recipe):
     )
 
 
-def config(recipe: Recipe, tokenizer):
+def config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PhiConfig":
     """Phi-2's configuration with fewer layers, heads and rows; without dropout."""
     from transformers import PhiConfig
 
@@ -96,7 +100,7 @@ def config(recipe: Recipe, tokenizer):
     )
 
 
-def pretrain(recipe: Recipe, tokenizer):
+def pretrain(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PhiForCausalLM":
     """A PhiForCausalLM in fp32 that has read the world's text. Leaves torch's random state as it was."""
     import torch
     from tqdm.auto import tqdm

@@ -51,7 +51,7 @@ def tree_id_for(name: str, split: str) -> str:
     return next(tree_id for tree_id in candidates if wanted(share_of(tree_id)))
 
 
-def add(parent: dict | None, key: str, text: str, role: str, lang: str, **fields) -> dict:
+def add(parent: dict | None, key: str, text: str, role: str, lang: str, **fields: object) -> dict:
     """A new message below `parent`, as the export writes it; a field that is None is left out."""
     reviewed = fields.get("review_result", True)
     synthetic = bool(fields.get("rank")) and pick(f"synthetic {key}", 6) == 0  # never the best reply
