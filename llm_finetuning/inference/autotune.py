@@ -1,65 +1,72 @@
-"""The fastest way to run a model on this CPU: measured once on a layer of its shape, then remembered.
+"""The fastest backend for a model on this CPU, measured once on a layer of its shape and then cached.
 
-Remembered in the user's cache under the hash of the folder's SHA256SUMS; the model folder may be read-only.
+The cache is the user's, under the hash of the folder's SHA256SUMS, because the model folder may be read-only.
 """
 
-import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from llm_finetuning import hardware, models
-from llm_finetuning.files import checksums
+from llm_finetuning.files import checksums, copying
+from llm_finetuning.files.atomic import writing
 from llm_finetuning.inference import llama, nf4
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 STEPS = 8
 KEPT_MODELS = 2
-"""Models whose packed form stays in the cache."""
+"""Models whose packed weights stay in the cache."""
 
 
 @dataclass(frozen=True)
 class Timing:
+    """The decoding speed of a backend with a number of threads."""
+
     backend: str
     threads: int
     tokens_per_second: float = 0.0
-    """Of decoding, as measured; 0 = not measured."""
+    """0 = not measured."""
 
 
 def cache_folder(key: str) -> Path:
-    """Where things about the model of this key are remembered."""
+    """Returns the folder of the user's cache for the model of this key."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "llm_finetuning" / key
 
 
 def key_of(folder: Path) -> str:
-    """The hash of SHA256SUMS; of config.json for a folder that was not published."""
+    """Returns the hash of SHA256SUMS, or of config.json for a folder that was not published."""
     file = folder / checksums.NAME if (folder / checksums.NAME).is_file() else folder / "config.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return checksums.hash_file(file)[:16]
 
 
-def fastest(folder: Path, config) -> Timing:
-    """The remembered choice for this model on this machine, or the fastest of what is installed, measured now."""
-    cores = len(os.sched_getaffinity(0))
+def fastest(folder: Path, config: "PretrainedConfig") -> Timing:
+    """Returns the fastest installed backend for this model on this machine, from the cache or measured now."""
     if models.count_parameters(config) < hardware.SMALL:  # one thread in exact 32 bits is quick: nothing is measured
         return Timing("float32", 1)
     file = cache_folder(key_of(folder)) / "choice.json"
     machine = fingerprint(folder)
     if file.is_file():
-        remembered = json.loads(file.read_text(encoding="utf-8"))
-        if remembered["machine"] == machine:
-            return Timing(**remembered["choice"])
-    measured = measure(folder, config, thread_counts(cores))
-    best = max(measured, key=lambda choice: choice.tokens_per_second)
-    _remember(file, {"machine": machine, "choice": asdict(best), "measured": [asdict(m) for m in measured]})
+        cached = json.loads(file.read_text(encoding="utf-8"))
+        if cached["machine"] == machine:
+            return Timing(**cached["choice"])
+    timings = measure(folder, config, sorted({1, max(1, machine["cores"] // 2), machine["cores"]}))
+    best = max(timings, key=lambda timing: timing.tokens_per_second)
+    _cache(file, {"machine": machine, "choice": asdict(best), "measured": [asdict(t) for t in timings]})
     return best
 
 
 def fingerprint(folder: Path) -> dict:
-    """What a choice depends on besides the model."""
+    """Returns what the timings of a model depend on besides the model: hardware, versions, files."""
     gguf = llama.file_beside(folder)
     return {
         "cpu": hardware.cpu_name(),
@@ -71,55 +78,45 @@ def fingerprint(folder: Path) -> dict:
     }
 
 
-def thread_counts(cores: int) -> list[int]:
-    return sorted({1, max(1, cores // 2), cores})
-
-
-def measure(folder: Path, config, threads: list[int]) -> list[Timing]:
-    """Tokens per second of every way that is installed and fits into memory, with every number of threads."""
+def measure(folder: Path, config: "PretrainedConfig", threads: list[int]) -> list[Timing]:
+    """Measures every backend that is installed and fits into memory, with every number of threads."""
     gguf = llama.file_beside(folder)
-    found = [] if gguf is None else _measure_llama(gguf, threads)
+    timings = [] if gguf is None else _measure_llama(gguf, threads)
     count, room = models.count_parameters(config), hardware.host_memory()
     bytes_each = {"nf4": 0.6, "bfloat16": 2, "float32": 4}
     for backend, size in bytes_each.items():
         if count * size < 0.8 * room and (backend != "nf4" or nf4.available()):
-            found += _measure_torch(backend, config, threads)
-    if not found:
+            timings += _measure_torch(backend, config, threads)
+    if not timings:
         raise ValueError(
             f"{folder} needs {hardware.as_gib(2 * count)} of memory, and there are {hardware.as_gib(room)}"
         )
-    return found
+    return timings
 
 
-def _measure_torch(backend: str, config, threads: list[int]) -> list[Timing]:
-    """From one layer and the head, with made-up weights: head + layers x layer is a token's time."""
+def _measure_torch(backend: str, config: "PretrainedConfig", threads: list[int]) -> list[Timing]:
+    """Measures one layer and the head with made-up weights; the time of a token is head + layers x layer."""
     model = one_layer(config, torch.float32 if backend == "float32" else torch.bfloat16)
     if backend == "nf4":
         model = nf4.convert(model)
     hidden = torch.full((1, 1, config.hidden_size), 0.01, dtype=model.dtype)
-    before, found = torch.get_num_threads(), []
+    before, timings = torch.get_num_threads(), []
     with torch.inference_mode():
         for count in threads:
             torch.set_num_threads(count)
             head = best_time(lambda: model.get_output_embeddings()(hidden))
             whole = best_time(lambda: model(input_ids=torch.tensor([[1]]), use_cache=False))
             seconds = head + config.num_hidden_layers * max(whole - head, 1e-6)
-            found.append(Timing(backend, count, round(1 / seconds, 2)))
+            timings.append(Timing(backend, count, round(1 / seconds, 2)))
     torch.set_num_threads(before)
-    return found
+    return timings
 
 
-def one_layer(config, dtype: torch.dtype):
-    """The model with one layer and every weight the same."""
-    from copy import deepcopy
-
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
+def one_layer(config: "PretrainedConfig", dtype: torch.dtype) -> "PreTrainedModel":
+    """Makes a model of this configuration with a single layer, every weight the same."""
     config = deepcopy(config)
     config.num_hidden_layers = 1
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model = nf4.empty_model(config, dtype)
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -131,17 +128,17 @@ def one_layer(config, dtype: torch.dtype):
 def _measure_llama(gguf: Path, threads: list[int]) -> list[Timing]:
     engine = llama.LlamaEngine(gguf, 256, threads[-1])
     session = engine.session([[1] * 8])
-    found = []
+    timings = []
     for count in threads:
         engine.set_threads(count)
-        found.append(Timing(engine.name, count, round(1 / best_time(lambda: session.push([1])), 2)))
+        timings.append(Timing(engine.name, count, round(1 / best_time(lambda: session.push([1])), 2)))
     session.close()
     engine.llama.close()
-    return found
+    return timings
 
 
-def best_time(step) -> float:
-    """Shortest of some runs in seconds, after two to warm up: other work on the machine only makes it longer."""
+def best_time(step: Callable[[], object]) -> float:
+    """Returns the shortest of some runs in seconds, after two to warm up: other work only makes a run longer."""
     seconds = []
     for _ in range(STEPS + 2):
         start = time.perf_counter()
@@ -150,27 +147,27 @@ def best_time(step) -> float:
     return min(seconds[2:])
 
 
-def _remember(file: Path, what: dict) -> None:
+def _cache(file: Path, value: dict) -> None:
     """Writes to the user's cache; where that cannot be written, the next start measures again."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(what, indent=1), encoding="utf-8")
-        partial.replace(file)
+        with writing(file, shared=True) as partial:
+            partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
     except OSError as error:
         print(f"{file} cannot be written ({error.strerror}): the choice is measured again next time.")
 
 
 def packed_file(folder: Path) -> Path | None:
-    """Where the packed form of a published model is kept; None where it is not published or the disk is too full.
+    """Returns the cache file for the packed weights of a published model, and removes those of the oldest models.
 
-    Packed forms of models not used lately are removed.
+    None where the folder is not published, or the disk too full.
     """
     if not (folder / checksums.NAME).is_file():
         return None
     file = cache_folder(key_of(folder)) / "nf4.safetensors"
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if not file.is_file() and hardware.free_disk(file.parent) < weights:
+    try:
+        copying.check_space(file.parent, 0 if file.is_file() else weights, file.name)
+    except OSError:
         return None
     others = sorted(file.parents[1].glob("*/nf4.safetensors"), key=lambda path: path.stat().st_mtime)
     for old in [path for path in others if path != file][: -(KEPT_MODELS - 1) or None]:

@@ -1,6 +1,7 @@
-"""The ways to run a model here: 16- or 32-bit torch, 4-bit on a GPU, NF4 on a CPU, llama.cpp."""
+"""The backends that can run a model: torch in 16 or 32 bits, 4 bits on a GPU, NF4 on a CPU, llama.cpp."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig
@@ -8,13 +9,18 @@ from transformers import AutoConfig
 from llm_finetuning import hardware, models
 from llm_finetuning.inference import autotune, llama, nf4
 from llm_finetuning.inference.engines import TorchEngine
+from llm_finetuning.inference.generation import Engine
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 NAMES = ("float32", "bfloat16", "float16", "nf4", "llama.cpp")
 
 
-def load(folder: str | Path, backend: str = "auto", threads: int = 0):
-    """An engine for the model in `folder` (or on the Hub). `threads`: of the CPU; 0 = as measured, or as torch has it.
+def load(folder: str | Path, backend: str = "auto", threads: int = 0) -> Engine:
+    """Loads the model in `folder`, or of that name on the Hub, with a backend.
 
+    threads: of the CPU; 0 = as measured, or else as torch is set.
     Raises ValueError for a backend that is unknown or not possible here.
     """
     if backend not in ("auto", *NAMES):
@@ -24,21 +30,18 @@ def load(folder: str | Path, backend: str = "auto", threads: int = 0):
     if torch.cuda.is_available():
         return load_on_gpu(folder, config, backend)
     if backend == "auto":
-        chosen = autotune.fastest(folder, config)
-        backend, threads = chosen.backend, threads or chosen.threads
+        timing = autotune.fastest(folder, config)
+        backend, threads = timing.backend, threads or timing.threads
     threads = threads or torch.get_num_threads()
     if backend == "llama.cpp":
         return load_llama(folder, config, threads)
     torch.set_num_threads(threads)
-    if backend == "nf4":
-        return TorchEngine(load_nf4(folder), f"nf4 on {threads} CPU threads")
-    return TorchEngine(
-        load_torch(folder, config, getattr(torch, backend), "cpu"), f"{backend} on {threads} CPU threads"
-    )
+    model = load_nf4(folder, config) if backend == "nf4" else load_torch(folder, config, getattr(torch, backend))
+    return TorchEngine(model, f"{backend} on {threads} CPU threads")
 
 
-def load_on_gpu(folder: Path, config, backend: str) -> TorchEngine:
-    """16 bits, bfloat16 where the GPU has it; 4 bits where the memory asks for it."""
+def load_on_gpu(folder: Path, config: "PretrainedConfig", backend: str) -> TorchEngine:
+    """Loads a model in 16 bits, bfloat16 where the GPU has it, or in 4 bits where the memory is too small for that."""
     dtype = hardware.choose_dtype("auto", torch.cuda.get_device_capability())
     if backend == "llama.cpp":
         raise ValueError("backend = 'llama.cpp': serves CPUs here; set backend = 'auto'")
@@ -47,34 +50,35 @@ def load_on_gpu(folder: Path, config, backend: str) -> TorchEngine:
     elif backend == "auto":
         free, _ = torch.cuda.mem_get_info()
         backend = "nf4" if models.count_parameters(config) * 2.3 > free else str(dtype).removeprefix("torch.")
-    quantization = models.four_bit(dtype) if backend == "nf4" else None
-    model = load_torch(folder, config, dtype, "cuda:0", quantization)
+    model = load_torch(folder, config, dtype, models.four_bit(dtype) if backend == "nf4" else None)
     return TorchEngine(model, f"{backend} on {torch.cuda.get_device_name()}")
 
 
-def load_torch(folder: Path, config, dtype: torch.dtype, device: str, quantization=None):
+def load_torch(
+    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, quantization: "BitsAndBytesConfig | None" = None
+) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
         str(folder),
         config=config,
         dtype=dtype,
-        device_map={"": device},
+        device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
         attn_implementation="sdpa",
         quantization_config=quantization,
         use_safetensors=True,
     )
 
 
-def load_nf4(folder: Path):
+def load_nf4(folder: Path, config: "PretrainedConfig") -> "PreTrainedModel":
     if not nf4.available():
         raise ValueError(
             "backend = 'nf4': needs bitsandbytes and a CPU with AVX512-BF16, or a GPU; set backend = 'auto'"
         )
-    return nf4.load(folder, autotune.packed_file(folder))
+    return nf4.load(folder, config, autotune.packed_file(folder))
 
 
-def load_llama(folder: Path, config, threads: int) -> llama.LlamaEngine:
+def load_llama(folder: Path, config: "PretrainedConfig", threads: int) -> llama.LlamaEngine:
     file = llama.file_beside(folder)
     if file is None:
         raise ValueError(
@@ -82,8 +86,6 @@ def load_llama(folder: Path, config, threads: int) -> llama.LlamaEngine:
             f" {folder.name}-gguf beside it: make gguf MODEL={folder}"
         )
     engine = llama.LlamaEngine(file, config.max_position_embeddings, threads)
-    if engine.vocabulary_rows != config.vocab_size:
-        raise ValueError(
-            f"{file} has {engine.vocabulary_rows:,} tokens, {folder} {config.vocab_size:,}: export it again"
-        )
+    if engine.vocab_size != config.vocab_size:
+        raise ValueError(f"{file} has {engine.vocab_size:,} tokens, {folder} {config.vocab_size:,}: export it again")
     return engine

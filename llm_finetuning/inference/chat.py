@@ -1,26 +1,31 @@
-"""Talk to a published folder: one answer, a streamed answer, many answers.
+"""Conversations with the model of a published folder: one answer, a streamed answer, many answers.
 
-Template, end ids and suppressed ids come from the folder. The same prompt ids go in and the same rule ends an
-answer, whichever engine computes it.
+Template, stop token ids and suppressed token ids come from the folder. Every engine gets the same prompt ids, and
+the same rule ends its answers.
 """
 
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_finetuning import prompts
+from llm_finetuning.files import checksums
 from llm_finetuning.inference import generation
-from llm_finetuning.inference.generation import SamplingParameters, TokenRules
+from llm_finetuning.inference.generation import Engine, Request, SamplingParameters, TokenRules
 
-DEFAULTS = SamplingParameters()
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GREEDY = SamplingParameters()
 BATCH_TOKENS = 8192
 """Tokens of all conversations that are answered side by side, answers included: their keys and values take memory."""
-
-
 SHARE_FOR_ANSWER = 4
 """At least a quarter of the context is kept free for an answer while there is history to leave out."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and what is known about it."""
+    """The text of an answer, how it ended and how long it took."""
 
     text: str
     tokens: int
-    """Tokens that were generated, without the one that ended the answer."""
+    """Tokens that were generated, without the stop token."""
     ended_by: str
-    """ "end" (by itself), "length" or "time"."""
+    """`generation.END` (by itself), `LENGTH` or `TIME`."""
     prompt_tokens: int
     first_token_seconds: float
-    """Time until the first token, the reading of the prompt included."""
+    """Time to first token: the prefill and one step."""
     seconds: float
     note: str = ""
     """What the reader should know, such as turns that were left out."""
@@ -63,17 +68,17 @@ class Answer:
 class Chat:
     """A model that answers conversations: lists of `{"role": system, user or assistant, "content": text}`."""
 
-    def __init__(self, engine, template: prompts.Template, rules: TokenRules):
+    def __init__(self, engine: Engine, template: prompts.Template, rules: TokenRules):
         self.engine = engine
         self.template = template
         self.rules = rules
 
     @classmethod
     def load(cls, folder: str | Path, backend: str = "auto") -> "Chat":
-        """The model of a published folder, after its `SHA256SUMS` was checked.
+        """Loads the model of a published folder, after its `SHA256SUMS` was checked.
 
-        `backend`: "auto", or a name of `backends.NAMES`. Raises FileNotFoundError for a missing folder,
-        ValueError for a damaged one or one of another kind.
+        backend: "auto", or a name of `backends.NAMES`.
+        Raises FileNotFoundError for a missing folder, ValueError for a damaged one or one of another kind.
         """
         from llm_finetuning.inference import backends
 
@@ -83,123 +88,121 @@ class Chat:
         return cls(engine, prompts.template_for(tokenizer), token_rules(Path(folder), tokenizer, engine))
 
     @classmethod
-    def of(cls, model, template: prompts.Template) -> "Chat":
-        """A model that is in memory already, such as the one in training, with its template."""
+    def of(cls, model: "PreTrainedModel", template: prompts.Template) -> "Chat":
+        """Makes a chat of a model that is in memory already, such as the one in training, and its template."""
         from llm_finetuning.inference.engines import TorchEngine
 
         engine = TorchEngine(model)
-        unused = tuple(range(len(template.tokenizer), engine.vocabulary_rows))
+        unused = tuple(range(len(template.tokenizer), engine.vocab_size))
         return cls(engine, template, TokenRules(frozenset(template.stop_token_ids), unused))
 
-    def base(self, model_path: str, backend: str = "auto") -> "Chat":
-        """Another model, such as the base before finetuning, with this one's template and rules."""
+    def base(self, model_path: str | Path, backend: str = "auto") -> "Chat":
+        """Loads another model, such as the base before finetuning, with this one's template and token rules."""
         from llm_finetuning.inference import backends
 
         return Chat(backends.load(model_path, backend), self.template, self.rules)
 
-    def answer(self, messages: list[dict], options: SamplingParameters = DEFAULTS) -> str:
-        return self.generate(messages, options).text
+    def answer(self, messages: list[dict], sampling: SamplingParameters = GREEDY) -> str:
+        return self.generate(messages, sampling).text
 
-    def generate(self, messages: list[dict], options: SamplingParameters = DEFAULTS) -> Answer:
-        """The answer with its length, times and note."""
-        stream = self.stream(messages, options)
+    def generate(self, messages: list[dict], sampling: SamplingParameters = GREEDY) -> Answer:
+        """Returns the answer with its length, times and note."""
+        stream = self.stream(messages, sampling)
         for _ in stream:
             pass
         return stream.result
 
-    def stream(self, messages: list[dict], options: SamplingParameters = DEFAULTS) -> "Stream":
-        """The answer piece by piece. Raises ValueError before the first piece for what cannot be answered."""
-        return Stream(self, self.prepare(messages, options), options)
+    def stream(self, messages: list[dict], sampling: SamplingParameters = GREEDY) -> "Stream":
+        """Returns the answer as a stream. Raises ValueError before its first piece for what cannot be answered."""
+        return Stream(self, self.prepare(messages, sampling), sampling)
 
-    def answer_batch(self, conversations: list[list[dict]], options: SamplingParameters = DEFAULTS) -> list[str]:
-        return [reply.text for reply in self.generate_batch(conversations, options)]
+    def answer_batch(self, conversations: list[list[dict]], sampling: SamplingParameters = GREEDY) -> list[str]:
+        return [answer.text for answer in self.generate_batch(conversations, sampling)]
 
-    def generate_batch(self, conversations: list[list[dict]], options: SamplingParameters = DEFAULTS) -> list[Answer]:
-        """The answers in the order of `conversations`; computed side by side, the longest prompts first."""
-        prepared = [self._prepare_numbered(number, c, options) for number, c in enumerate(conversations, 1)]
+    def generate_batch(self, conversations: list[list[dict]], sampling: SamplingParameters = GREEDY) -> list[Answer]:
+        """Returns the answers in the order of `conversations`; computed in batches, the longest prompts first."""
+        prepared = [self._prepare_numbered(number, c, sampling) for number, c in enumerate(conversations, 1)]
         order = sorted(range(len(prepared)), key=lambda i: -len(prepared[i].ids))
-        replies: list[Answer | None] = [None] * len(prepared)
+        answers: dict[int, Answer] = {}
         while order:
-            longest = len(prepared[order[0]].ids) + options.max_new_tokens
-            rows = max(1, min(self.engine.max_batch_size, BATCH_TOKENS // longest))
-            places, order = order[:rows], order[rows:]
-            for place, reply in zip(places, self._batch([prepared[i] for i in places], options), strict=True):
-                replies[place] = reply
-        return replies
+            longest = len(prepared[order[0]].ids) + sampling.max_new_tokens
+            size = max(1, min(self.engine.max_batch_size, BATCH_TOKENS // longest))
+            batch, order = order[:size], order[size:]
+            answers |= zip(batch, self._batch([prepared[i] for i in batch], sampling), strict=True)
+        return [answers[i] for i in range(len(prepared))]
 
-    def prepare(self, messages: list[dict], options: SamplingParameters = DEFAULTS) -> Prompt:
-        """The ids of a conversation as they go in, oldest turns left out where they do not fit."""
-        return encode_question(messages, self.template, self.engine.context, options.max_new_tokens)
+    def prepare(self, messages: list[dict], sampling: SamplingParameters = GREEDY) -> Prompt:
+        """Returns the prompt ids of a conversation, its oldest turns left out where they do not fit."""
+        return encode_question(messages, self.template, self.engine.context, sampling.max_new_tokens)
 
-    def _prepare_numbered(self, number: int, messages: list[dict], options: SamplingParameters) -> Prompt:
+    def _prepare_numbered(self, number: int, messages: list[dict], sampling: SamplingParameters) -> Prompt:
         try:
-            return self.prepare(messages, options)
+            return self.prepare(messages, sampling)
         except ValueError as error:
             raise ValueError(f"conversation {number}: {error}") from error
 
-    def _batch(self, prepared: list[Prompt], options: SamplingParameters) -> list[Answer]:
-        rows = generation.requests_for([p.ids for p in prepared], options, self.engine.context)
+    def _batch(self, prepared: list[Prompt], sampling: SamplingParameters) -> list[Answer]:
+        requests = generation.requests_for([p.ids for p in prepared], sampling, self.engine.context)
         start = time.perf_counter()
         first = 0.0
-        for _ in generation.decode(self.engine, rows, self.rules, options):
+        for _ in generation.decode(self.engine, requests, self.rules, sampling):
             first = first or time.perf_counter() - start
         seconds = time.perf_counter() - start
-        return [self._reply(row, p, first, seconds) for row, p in zip(rows, prepared, strict=True)]
+        return [self.result(r, p.note, first, seconds) for r, p in zip(requests, prepared, strict=True)]
 
-    def _reply(self, row: generation.Request, prompt: Prompt, first: float, seconds: float) -> Answer:
-        return Answer(self.text(row.new), len(row.new), row.ended_by, len(row.prompt), first, seconds, prompt.note)
+    def result(self, request: Request, note: str, first: float, seconds: float) -> Answer:
+        """Returns what `request` has generated so far, with the seconds to its first and to its last token."""
+        text, tokens = self.text(request.output_ids), len(request.output_ids)
+        return Answer(text, tokens, request.ended_by, len(request.prompt_ids), first, seconds, note)
 
     def text(self, ids: list[int]) -> str:
-        """Answer ids as text, without the one space that stands before an answer in the template."""
+        """Decodes answer ids, without the one space that stands before an answer in the template."""
         decoded = self.template.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return decoded.removeprefix(" ")
 
 
 class Stream(Iterator[str]):
-    """An answer as it comes. Nothing is computed between two pieces, nor after `close()`.
+    """The pieces of an answer as they are generated. Nothing is computed between two pieces, nor after `close()`.
 
-    `note` is there at once; `reply` (what was answered so far) from the first piece on.
+    `note` is there at once; `result`, the answer so far, from the first piece on.
     """
 
-    def __init__(self, chat: Chat, prompt: Prompt, options: SamplingParameters):
+    def __init__(self, chat: Chat, prompt: Prompt, sampling: SamplingParameters):
         self.note = prompt.note
-        self._chat, self._prompt = chat, prompt
-        (self._row,) = generation.requests_for([prompt.ids], options, chat.engine.context)
-        self._steps = generation.decode(chat.engine, [self._row], chat.rules, options)
-        self._shown = ""
+        (self.request,) = generation.requests_for([prompt.ids], sampling, chat.engine.context)
+        self._chat = chat
+        self._steps = generation.decode(chat.engine, [self.request], chat.rules, sampling)
+        self._text = ""
         self._start = self._first = self._seconds = 0.0
 
     def __next__(self) -> str:
-        """The next piece of text; an incomplete character waits for the token that completes it."""
+        """Returns the next piece of text; an incomplete character waits for the token that completes it."""
         self._start = self._start or time.perf_counter()
         for _ in self._steps:
             self._seconds = time.perf_counter() - self._start
             self._first = self._first or self._seconds
-            text = self._chat.text(self._row.new)
-            if not self._row.ended_by:
+            text = self._chat.text(self.request.output_ids)
+            if not self.request.ended_by:
                 text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            piece = text[len(self._shown) :]
-            if piece:
-                self._shown = text
+            if piece := text[len(self._text) :]:
+                self._text = text
                 return piece
         raise StopIteration
 
     def close(self) -> None:
-        """Stops computing. What was answered so far stays in `reply`."""
+        """Stops computing; the answer so far stays in `result`."""
         self._steps.close()
 
     @property
     def result(self) -> Answer:
-        return self._chat._reply(self._row, self._prompt, self._first, self._seconds)
+        return self._chat.result(self.request, self.note, self._first, self._seconds)
 
 
 def check_folder(folder: str | Path) -> dict[str, str]:
-    """{file: SHA-256} of a published model folder, every file compared.
+    """Compares every file of a published model folder with its checksum; returns {file: SHA-256}.
 
-    Raises FileNotFoundError when it is missing, ValueError when it is damaged or of another kind.
+    Raises FileNotFoundError when the folder is missing, ValueError when it is damaged or of another kind.
     """
-    from llm_finetuning.files import checksums
-
     folder = Path(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         what = "an adapter without its base" if (folder / "adapter_config.json").is_file() else "no model folder"
@@ -210,8 +213,8 @@ def check_folder(folder: str | Path) -> dict[str, str]:
     return checksums.verify_checksums(folder)
 
 
-def load_tokenizer(folder: str | Path):
-    """The tokenizer of a published folder. Raises ValueError where it has no chat template."""
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
+    """Loads the tokenizer of a published folder. Raises ValueError where it has no chat template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -223,25 +226,25 @@ def load_tokenizer(folder: str | Path):
     return tokenizer
 
 
-def token_rules(folder: Path, tokenizer, engine) -> TokenRules:
-    """End ids and suppressed ids from generation_config.json; rows that no token uses never come."""
+def token_rules(folder: Path, tokenizer: "PreTrainedTokenizerBase", engine: Engine) -> TokenRules:
+    """Reads the token rules from generation_config.json; ids of the vocabulary without a token are suppressed too."""
     from transformers import GenerationConfig
 
     config = GenerationConfig.from_pretrained(str(folder))
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if ends == [None]:
+    stop = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if stop == [None]:
         raise ValueError(
             f"{folder}/generation_config.json names no eos_token_id, so no answer could end:"
             " publish the folder with the finetuning notebook"
         )
-    unused = range(len(tokenizer), engine.vocabulary_rows)
-    return TokenRules(frozenset(ends), tuple(sorted({*(config.suppress_tokens or ()), *unused})))
+    unused = range(len(tokenizer), engine.vocab_size)
+    return TokenRules(frozenset(stop), tuple(sorted({*(config.suppress_tokens or ()), *unused})))
 
 
 def encode_question(messages: list[dict], template: prompts.Template, context: int, max_new_tokens: int) -> Prompt:
-    """The ids that the model answers. Raises ValueError for what no answer can be given to.
+    """Encodes a conversation so that the answer has room in the context; the oldest turns are left out first.
 
-    The oldest turns go first, until the answer has room; a system message and the last question always stay.
+    A system message and the last question always stay. Raises ValueError for what no answer can be given to.
     """
     check_question(messages)
     room = context - min(max_new_tokens, context // SHARE_FOR_ANSWER)
@@ -267,16 +270,10 @@ def check_question(messages: list[dict]) -> None:
     if messages[-1]["role"] != "user":
         raise ValueError(f"the last message is the {messages[-1]['role']}'s: the user's has to come last")
     for number, message in enumerate(messages, 1):
-        _check_characters(message["content"], number)
+        if half := SURROGATE.search(message["content"]):
+            raise ValueError(
+                f"message {number} holds half a character (a lone surrogate, U+{ord(half[0]):04X},"
+                f" at position {half.start()}): send it as valid Unicode"
+            )
     if not messages[-1]["content"].strip():
         raise ValueError("the message is empty: type a question")
-
-
-def _check_characters(text: str, number: int) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"message {number} holds half a character (a lone surrogate, U+{ord(text[error.start]):04X},"
-            f" at position {error.start}): send it as valid Unicode"
-        ) from error

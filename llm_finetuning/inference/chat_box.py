@@ -1,21 +1,26 @@
 """A box to chat in, inside a notebook."""
 
 import html
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
 
+if TYPE_CHECKING:
+    from ipywidgets import VBox
 
-def chat_box(chat: Chat, options: SamplingParameters):
-    """An ipywidgets box with a conversation, an input line and buttons; all texts are shown as text."""
+
+def chat_box(chat: Chat, sampling: SamplingParameters) -> "VBox":
+    """Makes a widget with a conversation, an input line and buttons; what was typed or answered is never markup."""
     import ipywidgets as widgets
 
-    return _Box(chat, options, widgets).view
+    return _Box(chat, sampling, widgets).view
 
 
 class _Box:
-    def __init__(self, chat: Chat, options: SamplingParameters, widgets):
-        self.chat, self.options = chat, options
+    def __init__(self, chat: Chat, sampling: SamplingParameters, widgets: ModuleType):
+        self.chat, self.sampling = chat, sampling
         self.messages: list[dict] = []
         self.shown = widgets.HTML()
         self.line = widgets.Text(placeholder="Type a question and press Enter", layout={"width": "100%"})
@@ -27,18 +32,13 @@ class _Box:
         clear.on_click(self._clear)
         self.view = widgets.VBox([self.shown, self.line, widgets.HBox([send, clear])])
 
-    def _typed(self, _event) -> None:
+    def _typed(self, _event: object) -> None:
         text, self.line.value = self.line.value, ""
-        if text.strip():
-            self._ask(text)
-
-    def _clear(self, _event) -> None:
-        self.messages, self.shown.value = [], ""
-
-    def _ask(self, text: str) -> None:
+        if not text.strip():
+            return
         asked = [*self.messages, {"role": "user", "content": text}]
         try:
-            stream = self.chat.stream(asked, self.options)
+            stream = self.chat.stream(asked, self.sampling)
         except ValueError as error:
             self.shown.value = as_html(asked) + as_html([{"role": "note", "content": str(error)}])
             return
@@ -50,9 +50,12 @@ class _Box:
         if stream.note:
             self.shown.value += as_html([{"role": "note", "content": stream.note}])
 
+    def _clear(self, _event: object) -> None:
+        self.messages, self.shown.value = [], ""
+
 
 def as_html(messages: list[dict]) -> str:
-    """Messages as HTML in which nothing that was typed is markup."""
+    """Formats messages as HTML in which nothing that was typed is markup."""
     return "".join(
         f"<p style='white-space: pre-wrap; margin: 0.3em 0'><b>{html.escape(m['role'])}</b> "
         f"{html.escape(m['content'])}</p>"

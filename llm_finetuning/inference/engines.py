@@ -1,59 +1,59 @@
-"""Engines: what computes the logits. The interface is described in `generation`."""
+"""The engine of transformers models, on a GPU or a CPU; `generation` has the interface of engines."""
+
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel
+
 
 class TorchEngine:
-    """A transformers model on a GPU or CPU, in whatever precision it was loaded."""
+    """A transformers model in whatever precision it was loaded."""
 
     max_batch_size = 64
-    """Rows computed side by side, at most."""
 
-    def __init__(self, model, name: str = "torch"):
+    def __init__(self, model: "PreTrainedModel", name: str = "torch"):
         self.model = model.eval()
         self.name = name
-        self.kept: tuple[list[int], object] | None = None
-        """Ids and cache of the last single row: the next turn of a conversation begins with the same ids."""
+        self.context = model.config.max_position_embeddings
+        self.vocab_size = model.config.vocab_size
+        self.prefix: tuple[list[int], DynamicCache] | None = None
+        """Ids and cache of the last single sequence: the next turn of a conversation begins with the same ids."""
 
-    @property
-    def context(self) -> int:
-        """Tokens that prompt and answer may have together."""
-        return self.model.config.max_position_embeddings
+    def session(self, sequences: list[list[int]]) -> "TorchSession":
+        return TorchSession(self, sequences)
 
-    @property
-    def vocabulary_rows(self) -> int:
-        return self.model.config.vocab_size
+    def take_cache(self, ids: list[int]) -> "tuple[DynamicCache, int]":
+        """Returns the last sequence's cache, cut to the prefix that it shares with `ids`, and the prefix's length.
 
-    def session(self, rows: list[list[int]]) -> "TorchSession":
-        return TorchSession(self, rows)
-
-    def take_cache(self, row: list[int]):
-        """(cache, how many ids of the row it holds already): of the last row as far as the two agree, or empty."""
+        The last id stays outside the prefix, as its logits have to be computed.
+        """
         from transformers import DynamicCache
 
-        kept, self.kept = self.kept, None
-        known = common_prefix(kept[0], row[:-1]) if kept else 0
-        if not known:
+        prefix, self.prefix = self.prefix, None
+        length = common_prefix(prefix[0], ids[:-1]) if prefix else 0
+        if not length:
             return DynamicCache(config=self.model.config), 0
-        if known < len(kept[0]):
-            kept[1].crop(known - len(kept[0]))  # negative: so many tokens are taken off the end
-        return kept[1], known
+        if length < len(prefix[0]):
+            prefix[1].crop(length - len(prefix[0]))  # negative: so many tokens are taken off the end
+        return prefix[1], length
 
 
 class TorchSession:
-    """Rows of one batch, padded on the left, and their keys and values so far."""
+    """The sequences of one batch, padded on the left, and their keys and values so far."""
 
-    def __init__(self, engine: TorchEngine, rows: list[list[int]]):
+    def __init__(self, engine: TorchEngine, sequences: list[list[int]]):
         self.engine, self.model = engine, engine.model
-        ids, mask = pad_left(rows)
+        ids, mask = pad_left(sequences)
         self.mask = None if mask is None else mask.to(self.model.device)
-        self.row = list(rows[0]) if len(rows) == 1 else None
-        self.cache, known = engine.take_cache(self.row or [])
-        self._forward(ids[:, known:].to(self.model.device))
+        self.single = list(sequences[0]) if len(sequences) == 1 else None
+        self.cache, length = engine.take_cache(self.single or [])
+        self._forward(ids[:, length:].to(self.model.device))
 
     def push(self, ids: list[int]) -> None:
-        if self.row is not None:
-            self.row += ids
+        if self.single is not None:
+            self.single += ids
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
         self._forward(torch.tensor(ids, device=self.model.device)[:, None])
@@ -64,12 +64,12 @@ class TorchSession:
             self.mask = self.mask[indices]
 
     def close(self) -> None:
-        """Leaves a single row's cache to the next session."""
-        if self.row is not None:
-            self.engine.kept = (self.row, self.cache)
+        """Hands a single sequence's cache to the next session."""
+        if self.single is not None:
+            self.engine.prefix = (self.single, self.cache)
 
     def _forward(self, ids: torch.Tensor) -> None:
-        """Feeds ids (B, T); leaves `logits` (B, V) of the last position."""
+        """Feeds ids (B, T); sets `logits` (B, V) of the last position."""
         padded = {}
         if self.mask is not None:
             positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -79,16 +79,15 @@ class TorchSession:
 
 
 def common_prefix(first: list[int], second: list[int]) -> int:
-    """How many ids two rows begin with in common."""
+    """Returns how many ids two sequences begin with in common."""
     length = min(len(first), len(second))
     return next((i for i in range(length) if first[i] != second[i]), length)
 
 
-def pad_left(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(ids, mask), both (B, T); the mask is 0 on padding, and None where no row needs any."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-    if all(len(row) == longest for row in rows):
+def pad_left(sequences: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns (ids, attention mask), both (B, T); the mask is None where no sequence needs padding."""
+    longest = max(map(len, sequences))
+    ids = torch.tensor([[0] * (longest - len(s)) + s for s in sequences])
+    if all(len(s) == longest for s in sequences):
         return ids, None
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    return ids, torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences])

@@ -1,9 +1,10 @@
-"""What the inference notebook asks: the user's questions, the validation file's, or general ones."""
+"""The questions of the inference notebook: the user's, the validation file's, or general ones."""
 
 import json
 from pathlib import Path
 
 from llm_finetuning.data import pairs
+from llm_finetuning.files.atomic import write_text
 from llm_finetuning.settings import Inference
 
 GENERAL_QUESTIONS = [
@@ -18,18 +19,19 @@ GENERAL_CONVERSATION = [
     "What do I have to buy?",
 ]
 SHOWN = 5
+"""Pairs of the validation file that are asked."""
 
 
 def conversations(settings: Inference) -> list[list[dict]]:
-    """The conversations to answer, each a list of messages that ends with the user's."""
+    """Returns the conversations to answer, each a list of messages that ends with the user's."""
     if settings.questions:
         return [[user(question)] for question in settings.questions]
-    known = _validation(settings)
-    return [messages_of(pair) for pair in known[:SHOWN]] or [[user(q)] for q in GENERAL_QUESTIONS]
+    held_out = _validation(settings)[:SHOWN]
+    return [messages_of(pair) for pair in held_out] or [[user(q)] for q in GENERAL_QUESTIONS]
 
 
 def dialogue(settings: Inference) -> list[str]:
-    """What the user says, turn by turn: of the first validation conversation with a history, or general."""
+    """Returns what the user says turn by turn: in the first validation pair with a history, or in general."""
     if settings.conversation:
         return settings.conversation
     for pair in _validation(settings):
@@ -39,7 +41,7 @@ def dialogue(settings: Inference) -> list[str]:
 
 
 def messages_of(pair: dict) -> list[dict]:
-    """Prompt (and history) of a pair record as a conversation that waits for an answer."""
+    """Returns history and prompt of a pair record as a conversation that waits for an answer."""
     return [*(pair.get("history") or []), user(pair["prompt"])]
 
 
@@ -48,13 +50,9 @@ def user(text: str) -> dict:
 
 
 def write_prompts(path: Path, asked: list[list[dict]]) -> Path:
-    """A prompts file, one {"prompt", "history"} a line, written whole or not at all."""
-    lines = [json.dumps({"prompt": c[-1]["content"], "history": c[:-1]}, ensure_ascii=False) + "\n" for c in asked]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
-    return path
+    """Writes conversations to a prompts file, one {"prompt", "history"} a line; returns its path."""
+    lines = [json.dumps({"prompt": c[-1]["content"], "history": c[:-1]}, ensure_ascii=False) for c in asked]
+    return write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _validation(settings: Inference) -> list[dict]:

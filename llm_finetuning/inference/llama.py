@@ -1,4 +1,4 @@
-"""llama.cpp as an engine: the Q4_K_M file beside a published folder, if the optional extra is installed."""
+"""The engine of llama.cpp, for the Q4_K_M file beside a published folder, if the optional extra is installed."""
 
 import threading
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ PATTERN = "*Q4_K_M.gguf"
 
 
 def file_beside(folder: Path) -> Path | None:
-    """The Q4_K_M file in `folder` or in `<folder>-gguf`; None without the extra, or where the file is older.
+    """Returns the Q4_K_M file in `folder` or `<folder>-gguf`; None without the extra, or where the file is older.
 
     A file older than SHA256SUMS was made from another model that lay there before.
     """
@@ -21,12 +21,12 @@ def file_beside(folder: Path) -> Path | None:
         return None
     published = (folder / checksums.NAME).stat().st_mtime
     beside = folder.with_name(f"{folder.name}-gguf")
-    found = [*sorted(folder.glob(PATTERN)), *sorted(beside.glob(PATTERN))]
-    return next((file for file in found if file.stat().st_mtime >= published), None)
+    files = [*sorted(folder.glob(PATTERN)), *sorted(beside.glob(PATTERN))]
+    return next((file for file in files if file.stat().st_mtime >= published), None)
 
 
 class LlamaEngine:
-    """One row at a time; what two prompts in a row have in common is not read again."""
+    """A GGUF model that answers one request at a time; a prefix that successive prompts share is not recomputed."""
 
     max_batch_size = 1
     name = "llama.cpp"
@@ -43,7 +43,7 @@ class LlamaEngine:
             verbose=False,
         )
         self.context = context
-        self.vocabulary_rows = self.llama.n_vocab()
+        self.vocab_size = self.llama.n_vocab()
         self.lock = threading.Lock()
 
     def set_threads(self, threads: int) -> None:
@@ -51,27 +51,26 @@ class LlamaEngine:
 
         llama_cpp.llama_set_n_threads(self.llama._ctx.ctx, threads, threads)
 
-    def session(self, rows: list[list[int]]) -> "LlamaSession":
-        if len(rows) != 1:
-            raise ValueError(f"{len(rows)} rows at once: llama.cpp takes one here")
-        return LlamaSession(self, rows[0])
+    def session(self, sequences: list[list[int]]) -> "LlamaSession":
+        (ids,) = sequences  # max_batch_size is 1
+        return LlamaSession(self, ids)
 
 
 class LlamaSession:
-    """One row. Holds the engine's lock until it is closed, for llama.cpp has one cache."""
+    """One sequence. It holds the engine's lock until it is closed, as llama.cpp has a single cache."""
 
-    def __init__(self, engine: LlamaEngine, row: list[int]):
+    def __init__(self, engine: LlamaEngine, ids: list[int]):
         engine.lock.acquire()
         self.engine, self.open = engine, True
         llama = engine.llama
-        llama.n_tokens = common_prefix(llama.input_ids[: llama.n_tokens].tolist(), row[:-1])
-        self._eval(row[llama.n_tokens :])
+        llama.n_tokens = common_prefix(llama.input_ids[: llama.n_tokens].tolist(), ids[:-1])
+        self._eval(ids[llama.n_tokens :])
 
     def push(self, ids: list[int]) -> None:
         self._eval(ids)
 
     def keep(self, indices: list[int]) -> None:
-        """There is one row only."""
+        """Does nothing: there is one sequence only."""
 
     def close(self) -> None:
         if self.open:
@@ -79,10 +78,10 @@ class LlamaSession:
             self.engine.lock.release()
 
     def _eval(self, ids: list[int]) -> None:
-        """Feeds ids; leaves `logits` (1, V) of the last one."""
+        """Feeds ids; sets `logits` (1, V) of the last one."""
         import numpy as np
 
         llama = self.engine.llama
         llama.eval(ids)
-        values = np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(self.engine.vocabulary_rows,))
+        values = np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(self.engine.vocab_size,))
         self.logits = torch.from_numpy(values.copy())[None]

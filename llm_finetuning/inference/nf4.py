@@ -1,10 +1,11 @@
-"""A model in 4-bit NF4 for a CPU with AVX512-BF16: made tensor by tensor, so that loading needs little memory.
+"""A model in 4-bit NF4 for a CPU with AVX512-BF16, quantised tensor by tensor, so that loading needs little memory.
 
-bitsandbytes' own way loads the 16-bit model first (11 GB for Phi-2). Here each weight is read, quantised and put
-into the order that bitsandbytes' kernel reads; the result can be kept on disk and is then read in seconds.
+bitsandbytes itself loads the 16-bit model first (11 GB for Phi-2). Here each weight is read, quantised and put into
+the order that bitsandbytes' kernel reads; the packed weights can be cached on disk and are then read in seconds.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,12 +13,15 @@ from torch import nn
 from llm_finetuning.files.atomic import writing
 from llm_finetuning.files.shards import Weights
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 BLOCK = 64
 """Weights that share a scale (arXiv 2305.14314, section 3)."""
 ROWS = 32
 """Output features that the kernel computes together."""
 CHUNK = 128
-"""Rows that are quantised at once: bounds the memory on the way."""
+"""Rows that are quantised at once, which bounds the memory of the float32 values."""
 
 
 def available() -> bool:
@@ -32,12 +36,14 @@ def available() -> bool:
 class PackedLinear(nn.Module):
     """A linear layer whose weight (N, K) is NF4: `packed` (N, K/2) uint8, `scales` (K/64, N) bfloat16."""
 
-    def __init__(self, rows: int, columns: int, bias: bool):
+    def __init__(self, out_features: int, in_features: int, bias: bool):
         super().__init__()
-        self.shape = (rows, columns)
-        self.register_buffer("packed", torch.empty(rows, columns // 2, dtype=torch.uint8, device="meta"))
-        self.register_buffer("scales", torch.empty(columns // BLOCK, rows, dtype=torch.bfloat16, device="meta"))
-        empty = torch.empty(rows, dtype=torch.bfloat16, device="meta")
+        self.shape = (out_features, in_features)
+        self.register_buffer("packed", torch.empty(out_features, in_features // 2, dtype=torch.uint8, device="meta"))
+        self.register_buffer(
+            "scales", torch.empty(in_features // BLOCK, out_features, dtype=torch.bfloat16, device="meta")
+        )
+        empty = torch.empty(out_features, dtype=torch.bfloat16, device="meta")
         self.register_buffer("bias", empty if bias else None)
         self.code = code()
 
@@ -47,13 +53,13 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """The output embedding (N, K) in int8 with one scale a row: half the bytes of 16 bits, read once a token."""
+    """The output embedding (N, K) in int8 with a scale for each row: half the bytes of 16 bits to read for a token."""
 
-    def __init__(self, rows: int, columns: int, bias: bool):
+    def __init__(self, out_features: int, in_features: int, bias: bool):
         super().__init__()
-        self.register_buffer("packed", torch.empty(rows, columns, dtype=torch.int8, device="meta"))
-        self.register_buffer("scales", torch.empty(rows, dtype=torch.bfloat16, device="meta"))
-        empty = torch.empty(rows, dtype=torch.bfloat16, device="meta")
+        self.register_buffer("packed", torch.empty(out_features, in_features, dtype=torch.int8, device="meta"))
+        self.register_buffer("scales", torch.empty(out_features, dtype=torch.bfloat16, device="meta"))
+        empty = torch.empty(out_features, dtype=torch.bfloat16, device="meta")
         self.register_buffer("bias", empty if bias else None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,14 +70,14 @@ class Int8Linear(nn.Module):
 
 
 def code() -> torch.Tensor:
-    """The sixteen values of NF4, ascending from -1 to 1."""
+    """Returns the sixteen values of NF4, ascending from -1 to 1."""
     from bitsandbytes.functional import get_4bit_type
 
     return get_4bit_type("nf4", device="cpu")
 
 
 def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(packed, scales) of a weight (N, K), as `PackedLinear` holds them."""
+    """Quantises a weight (N, K) to NF4; returns (packed, scales) as `PackedLinear` holds them."""
     values = code()
     bounds = ((values[1:] + values[:-1]) / 2).tolist()
     parts = [_pack_rows(rows.float(), bounds) for rows in weight.split(CHUNK)]
@@ -79,7 +85,7 @@ def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _pack_rows(weight: torch.Tensor, bounds: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Some rows, a multiple of 32. The order is that of bitsandbytes.functional._convert_weight_packed_for_cpu."""
+    """Packs rows, a multiple of 32, in the order of bitsandbytes.functional._convert_weight_packed_for_cpu."""
     rows, columns = weight.shape
     blocks = weight.view(rows, columns // BLOCK, BLOCK)
     scales = blocks.abs().amax(-1).to(torch.bfloat16)
@@ -92,8 +98,8 @@ def _pack_rows(weight: torch.Tensor, bounds: list[float]) -> tuple[torch.Tensor,
     return packed.reshape(rows, columns // 2), scales.T
 
 
-def convert(model: nn.Module) -> nn.Module:
-    """A model in memory, its linear layers packed where the kernel takes their shape, the head in int8."""
+def convert(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Packs the linear layers of a model in memory whose shape the kernel takes, and its head in int8."""
     tensors = dict(model.state_dict())
     _replace_linears(model)
     for name, tensor in tensors.items():
@@ -101,16 +107,17 @@ def convert(model: nn.Module) -> nn.Module:
     return model
 
 
-def load(folder: Path, kept: Path | None = None) -> nn.Module:
-    """The model of a folder in NF4. `kept`: file that holds, or will hold, the packed form."""
-    model = _skeleton(folder)
-    if kept is not None and kept.is_file():
-        _read_packed(model, kept)
+def load(folder: Path, config: "PretrainedConfig", packed_file: Path | None = None) -> "PreTrainedModel":
+    """Loads the model of a folder in NF4. packed_file: caches the packed weights; written unless it is there."""
+    model = empty_model(config, torch.bfloat16)
+    _replace_linears(model)
+    if packed_file is not None and packed_file.is_file():
+        _read_packed(model, packed_file)
     else:
         for name, tensor in Weights(folder):
             _place(model, name, tensor)
-        if kept is not None:
-            _keep(model, kept)
+        if packed_file is not None:
+            _write_packed(model, packed_file)
     model.tie_weights()
     missing = [name for name, tensor in model.state_dict().items() if tensor.device.type == "meta"]
     if missing:
@@ -118,18 +125,13 @@ def load(folder: Path, kept: Path | None = None) -> nn.Module:
     return model.eval()
 
 
-def _skeleton(folder: Path) -> nn.Module:
-    """The model without its weights, its linear layers replaced."""
+def empty_model(config: "PretrainedConfig", dtype: torch.dtype) -> "PreTrainedModel":
+    """Makes the model of a configuration without its weights, which take no memory yet."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from llm_finetuning.models import one_kernel_gelu
-
-    config = one_kernel_gelu(AutoConfig.from_pretrained(str(folder)))
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
-    _replace_linears(model)
-    return model
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
 
 
 def _replace_linears(model: nn.Module) -> None:
@@ -148,7 +150,7 @@ def _replace_linears(model: nn.Module) -> None:
 
 
 def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Puts a stored tensor into the model, packed where its layer is."""
+    """Puts a stored tensor into the model, and packs it where its layer is a packed one."""
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
     if last == "weight" and isinstance(module, PackedLinear):
@@ -167,7 +169,7 @@ def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(packed int8 (N, K), scales (N,)) of a weight (N, K)."""
+    """Quantises a weight (N, K) to int8; returns (packed (N, K), scales (N,))."""
     scales = (weight.abs().amax(1).float() / 127).to(torch.bfloat16)
     steps = scales.float().clamp(min=1e-30)[:, None]
     parts = [
@@ -177,8 +179,7 @@ def int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(parts), scales
 
 
-def _keep(model: nn.Module, path: Path) -> None:
-    """Writes the packed form atomically."""
+def _write_packed(model: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
     with writing(path, shared=True) as partial:
@@ -186,7 +187,7 @@ def _keep(model: nn.Module, path: Path) -> None:
 
 
 def _read_packed(model: nn.Module, path: Path) -> None:
-    """Copies the kept form out of its file: as it is mapped its tensors are not aligned, and decode half as fast."""
+    """Copies the packed weights out of their file; its mapped tensors are not aligned, and decode half as fast."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:

@@ -1,18 +1,19 @@
-"""The ways to run a model: they agree with one another, and the choice among them is remembered."""
+"""The backends agree with one another, and the fastest is measured once and cached."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from inference_fixtures import NUMBERS, ask, make_model, make_tokenizer, pairs, teach, write_folder
-from test_chat import conversation
 from transformers import AutoConfig
 
 from llm_finetuning import hardware, models, prompts
 from llm_finetuning.inference import autotune, engines, llama, nf4
 from llm_finetuning.inference.chat import Chat
+from llm_finetuning.inference.examples import messages_of
 from llm_finetuning.inference.generation import SamplingParameters
 
 ROOM = SamplingParameters(max_new_tokens=80)
@@ -66,18 +67,18 @@ def test_the_head_in_int8_is_close():
 
 @needs_nf4
 def test_nf4_answers_alike_and_is_read_from_the_cache_the_second_time(wide, cache):
-    asked = [conversation(pair) for pair in pairs()]
+    asked = [messages_of(pair) for pair in pairs()]
     exact = Chat.load(wide, "float32").answer_batch(asked, ROOM)
     first = Chat.load(wide, "nf4")
     layers = [m for m in first.engine.model.modules() if isinstance(m, nf4.PackedLinear)]
     assert len(layers) == 12
     answers = first.answer_batch(asked, ROOM)
     assert sum(a == b for a, b in zip(answers, exact, strict=True)) >= len(exact) - 2
-    (kept,) = cache.glob("*/nf4.safetensors")
-    before = kept.stat().st_mtime_ns
+    (packed,) = cache.glob("*/nf4.safetensors")
+    before = packed.stat().st_mtime_ns
     second = Chat.load(wide, "nf4")
     assert second.answer_batch(asked, ROOM) == answers
-    assert kept.stat().st_mtime_ns == before
+    assert packed.stat().st_mtime_ns == before
 
 
 @needs_nf4
@@ -94,7 +95,7 @@ def test_a_small_model_runs_in_32_bits_unmeasured(published, cache):
     assert not cache.exists()
 
 
-def test_the_choice_is_measured_once_and_remembered(wide, cache, monkeypatch):
+def test_the_fastest_backend_is_measured_once_and_cached(wide, cache, monkeypatch):
     monkeypatch.setattr(hardware, "SMALL", 0)
     config = models.one_kernel_gelu(AutoConfig.from_pretrained(wide))
     first = autotune.fastest(wide, config)
@@ -110,11 +111,10 @@ def test_another_machine_or_model_is_measured_again(wide, tmp_path, monkeypatch)
     monkeypatch.setattr(hardware, "SMALL", 0)
     config = models.one_kernel_gelu(AutoConfig.from_pretrained(wide))
     autotune.fastest(wide, config)
-    told = [autotune.Timing("float32", 1, 9.0)]
-    monkeypatch.setattr(autotune, "measure", lambda *_: told)
-    monkeypatch.setattr(autotune.hardware, "cpu_name", lambda: "another CPU")
-    assert autotune.fastest(wide, config) == told[0]
-    monkeypatch.undo()
+    timings = [autotune.Timing("float32", 1, 9.0)]
+    monkeypatch.setattr(autotune, "measure", lambda *_: timings)
+    monkeypatch.setattr(hardware, "cpu_name", lambda: "another CPU")
+    assert autotune.fastest(wide, config) == timings[0]
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(wide, tmp_path, monkeypatch, capsys):
@@ -132,8 +132,6 @@ def test_llama_cpp_without_its_file_says_what_to_do(published):
 
 
 def test_a_gguf_file_older_than_the_model_is_left_alone(published, tmp_path, monkeypatch):
-    import os
-
     folder = shutil.copytree(published, tmp_path / "model")
     gguf = tmp_path / "model-gguf" / "model-Q4_K_M.gguf"
     gguf.parent.mkdir()

@@ -1,5 +1,6 @@
 """Answers of a published folder: alone, streamed, in batches; limits; what cannot be answered."""
 
+import dataclasses
 import time
 
 import pytest
@@ -10,21 +11,18 @@ from inference_fixtures import EXTRA, NUMBERS, PLACES, ask, pairs
 
 from llm_finetuning import prompts
 from llm_finetuning.inference.chat import Chat
+from llm_finetuning.inference.examples import messages_of
 from llm_finetuning.inference.generation import SamplingParameters, TokenRules
 
 ROOM = SamplingParameters(max_new_tokens=80)
 SAMPLED = SamplingParameters(max_new_tokens=12, temperature=2.0, seed=3)
 
 
-def conversation(pair: dict) -> list[dict]:
-    return [*pair.get("history", []), {"role": "user", "content": pair["prompt"]}]
-
-
 def ids_of(stream) -> list[int]:
-    """The ids of a whole stream."""
+    """The ids of the whole answer."""
     for _ in stream:
         pass
-    return stream._row.new
+    return stream.request.output_ids
 
 
 class Counting:
@@ -34,8 +32,8 @@ class Counting:
         self.engine, self.delay, self.steps = engine, delay, 0
         self.context, self.max_batch_size = engine.context, engine.max_batch_size
 
-    def session(self, rows):
-        session = self.engine.session(rows)
+    def session(self, sequences):
+        session = self.engine.session(sequences)
         push = session.push
 
         def counted(ids):
@@ -52,20 +50,20 @@ def counting(chat: Chat, delay: float = 0.0) -> Chat:
 
 
 def test_every_answer_is_right_and_ends_by_itself_alone_streamed_and_batched(chat):
-    asked = [conversation(pair) for pair in pairs()]
+    asked = [messages_of(pair) for pair in pairs()]
     expected = [pair["response"] for pair in pairs()]
     assert chat.answer_batch(asked, ROOM) == expected
     assert [chat.answer(c, ROOM) for c in asked] == expected
     assert ["".join(chat.stream(c, ROOM)) for c in asked] == expected
-    assert {reply.ended_by for reply in chat.generate_batch(asked, ROOM)} == {"end"}
+    assert {result.ended_by for result in chat.generate_batch(asked, ROOM)} == {"end"}
 
 
 def test_no_more_tokens_are_computed_side_by_side_than_memory_is_reckoned_for(chat, monkeypatch):
-    asked, sizes, batch = [conversation(pair) for pair in pairs()], [], chat._batch
+    asked, sizes, session = [messages_of(pair) for pair in pairs()], [], chat.engine.session
     whole = chat.answer_batch(asked, ROOM)
     longest = max(len(chat.prepare(c, ROOM).ids) for c in asked) + ROOM.max_new_tokens
     monkeypatch.setattr("llm_finetuning.inference.chat.BATCH_TOKENS", 2 * longest)
-    monkeypatch.setattr(chat, "_batch", lambda prompts, options: sizes.append(len(prompts)) or batch(prompts, options))
+    monkeypatch.setattr(chat.engine, "session", lambda batch: sizes.append(len(batch)) or session(batch))
     assert chat.answer_batch(asked, ROOM) == whole
     assert sizes[0] == 2 and sum(sizes) == len(asked)
 
@@ -113,9 +111,9 @@ def test_between_two_pieces_nothing_is_computed(chat):
 
 @pytest.mark.parametrize("limit", [1, 2, 7])
 def test_the_limit_of_new_tokens_holds(chat, limit):
-    reply = chat.generate(ask("Count."), SamplingParameters(max_new_tokens=limit))
-    assert (reply.tokens, reply.ended_by) == (limit, "length")
-    assert NUMBERS.startswith(reply.text)
+    result = chat.generate(ask("Count."), SamplingParameters(max_new_tokens=limit))
+    assert (result.tokens, result.ended_by) == (limit, "length")
+    assert NUMBERS.startswith(result.text)
 
 
 def test_the_next_turn_reads_only_what_is_new(published):
@@ -147,10 +145,10 @@ def test_two_streams_at_once_do_not_mix(chat):
 def test_the_limit_of_time_ends_an_answer(chat):
     slow = counting(chat, delay=0.05)
     start = time.monotonic()
-    reply = slow.generate(ask("Count."), SamplingParameters(max_seconds=0.2))
+    result = slow.generate(ask("Count."), SamplingParameters(max_seconds=0.2))
     assert time.monotonic() - start < 1
-    assert reply.ended_by == "time"
-    assert reply.text and NUMBERS.startswith(reply.text) and reply.text != NUMBERS
+    assert result.ended_by == "time"
+    assert result.text and NUMBERS.startswith(result.text) and result.text != NUMBERS
 
 
 def test_a_seed_repeats_a_sampled_answer(chat):
@@ -172,7 +170,7 @@ def test_sampling_from_one_token_is_greedy(chat):
     assert chat.answer(ask("xyz"), SamplingParameters(12, temperature=2.0, top_p=1e-9)) == greedy
 
 
-def test_a_repetition_penalty_takes_the_next_likely_token(chat):
+def test_a_repetition_penalty_takes_the_second_most_probable_token(chat):
     class Loop:
         """Always likes token 300 best and 301 nearly as much."""
 
@@ -180,7 +178,7 @@ def test_a_repetition_penalty_takes_the_next_likely_token(chat):
         logits = torch.zeros(1, 400).index_fill(1, torch.tensor([300]), 3.0)
         logits[0, 301] = 2.9
 
-        def session(self, rows):
+        def session(self, sequences):
             return self
 
         def push(self, ids):
@@ -222,8 +220,8 @@ def test_a_short_conversation_keeps_all_and_says_nothing(chat):
 
 def test_an_answer_ends_at_the_context(chat):
     text = "a " * 100
-    reply = chat.generate(ask(text), SamplingParameters(max_new_tokens=10_000, temperature=5.0))
-    assert reply.prompt_tokens + reply.tokens <= chat.engine.context
+    result = chat.generate(ask(text), SamplingParameters(max_new_tokens=10_000, temperature=5.0))
+    assert result.prompt_tokens + result.tokens <= chat.engine.context
 
 
 @pytest.mark.parametrize(
@@ -247,7 +245,6 @@ def test_an_answer_ends_at_the_context(chat):
     ],
 )
 def test_what_cannot_be_answered_is_refused_before_the_first_piece(chat, messages, problem):
-
     with pytest.raises(ValueError, match=problem):
         chat.stream(messages)
     with pytest.raises(ValueError, match="conversation 2: "):
@@ -265,29 +262,21 @@ def test_special_token_text_neither_ends_nor_forges_a_turn(chat, text):
 @given(text=st.text(max_size=60), seed=st.integers(0, 3))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_answered_or_refused(chat, text, seed):
-    options = SamplingParameters(6, temperature=3.0, seed=seed)
+    sampling = SamplingParameters(6, temperature=3.0, seed=seed)
     try:
-        answer = chat.answer(ask(text), options)
+        answer = chat.answer(ask(text), sampling)
     except ValueError:
         assert not text.strip() or not text.isprintable()
         return
-    assert "".join(chat.stream(ask(text), options)) == answer
+    assert "".join(chat.stream(ask(text), sampling)) == answer
     answer.encode("utf-8")
 
 
-def test_all_bad_options_are_named_at_once():
+def test_all_bad_sampling_parameters_are_named_at_once():
     with pytest.raises(ValueError) as error:
         SamplingParameters(0, -1, -1, 0, -1, 0, -2)
-    for name in (
-        "max_new_tokens",
-        "max_seconds",
-        "temperature",
-        "top_p",
-        "top_k",
-        "repetition_penalty",
-        "seed",
-    ):
-        assert f"{name} = " in str(error.value)
+    for field in dataclasses.fields(SamplingParameters):
+        assert f"{field.name} = " in str(error.value)
 
 
 def test_a_model_in_memory_answers_like_its_folder(chat, published):

@@ -1,4 +1,4 @@
-"""What `Chat.load` accepts: the published folder, whole; and what it takes from it."""
+"""What `Chat.load` accepts, a complete published folder, and what it reads from it."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import shutil
 import pytest
 from inference_fixtures import ask
 
+from llm_finetuning import prompts
 from llm_finetuning.files import checksums
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
@@ -57,7 +58,7 @@ def test_a_folder_without_chat_template(folder):
         Chat.load(folder)
 
 
-def test_a_folder_without_an_end_id(folder):
+def test_a_folder_without_a_stop_token_id(folder):
     change(folder / "generation_config.json", eos_token_id=None)
     with pytest.raises(ValueError, match="names no eos_token_id"):
         Chat.load(folder)
@@ -68,7 +69,7 @@ def test_an_unknown_backend_is_refused(folder):
         Chat.load(folder, "gpu")
 
 
-def test_end_ids_and_suppressed_ids_come_from_the_folder(folder, chat):
+def test_stop_and_suppressed_token_ids_come_from_the_folder(folder, chat):
     word = chat.template.tokenizer(" two").input_ids[0]
     change(folder / "generation_config.json", eos_token_id=[0, word])
     assert Chat.load(folder, "float32").answer(ask("Count."), SamplingParameters(40)) == "one"
@@ -79,8 +80,6 @@ def test_end_ids_and_suppressed_ids_come_from_the_folder(folder, chat):
 
 
 def test_the_trained_system_message_comes_from_the_folder(folder, chat):
-    from llm_finetuning import prompts
-
     prompts.template_for(chat_tokenizer := Chat.load(folder, "float32").template.tokenizer, "Be a pirate.")
     chat_tokenizer.save_pretrained(folder)
     checksums.write_checksums(folder)

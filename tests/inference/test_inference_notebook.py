@@ -8,6 +8,7 @@ import pytest
 from inference_fixtures import COLOURS, NUMBERS, ask, pairs
 from test_chat import counting
 
+from llm_finetuning.files.atomic import partial_name
 from llm_finetuning.inference import answer_file, examples, tables
 from llm_finetuning.inference.generation import SamplingParameters
 from llm_finetuning.settings import Inference
@@ -35,7 +36,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def test_questions_come_from_the_user_the_validation_file_or_are_general(settings, tmp_path):
@@ -70,14 +71,15 @@ def test_the_tables_show_the_answers(chat):
 def test_a_file_of_prompts_is_answered_in_order_with_its_other_fields(chat, tmp_path):
     rows = [p | {"id": number} for number, p in enumerate(pairs())]
     answers = answer_file.answer_file(chat, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", ROOM, 4)
-    found = read_jsonl(answers)
-    assert [row["answer"] for row in found] == [row["response"] for row in rows]
-    assert [row["id"] for row in found] == list(range(len(rows)))
+    written = read_jsonl(answers)
+    assert [row["answer"] for row in written] == [row["response"] for row in rows]
+    assert [row["id"] for row in written] == list(range(len(rows)))
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_an_interrupted_file_goes_on_where_it_stopped(chat, tmp_path):
-    prompts = write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"Which colour does {name} like?"} for name in COLOURS])
+    rows = [{"prompt": f"Which colour does {name} like?", "id": "a\u2028b\x85"} for name in COLOURS]
+    prompts = write_jsonl(tmp_path / "in.jsonl", rows)
     broken = counting(chat)
     answer_batch, calls = broken.generate_batch, []
 
@@ -91,11 +93,11 @@ def test_an_interrupted_file_goes_on_where_it_stopped(chat, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         answer_file.answer_file(broken, prompts, tmp_path / "out.jsonl", ROOM, 2)
     assert not (tmp_path / "out.jsonl").exists()
-    partial = tmp_path / "out.jsonl.partial"
+    partial = partial_name(tmp_path / "out.jsonl")
     partial.write_bytes(partial.read_bytes() + b'{"prompt": "cut o')
     counted = counting(chat)
     asked = []
-    counted.generate_batch = lambda batch, options: asked.extend(batch) or chat.generate_batch(batch, options)
+    counted.generate_batch = lambda batch, sampling: asked.extend(batch) or chat.generate_batch(batch, sampling)
     answer_file.answer_file(counted, prompts, tmp_path / "out.jsonl", ROOM, 2)
     assert len(asked) == 2
     assert [row["answer"] for row in read_jsonl(tmp_path / "out.jsonl")] == [
@@ -104,11 +106,10 @@ def test_an_interrupted_file_goes_on_where_it_stopped(chat, tmp_path):
 
 
 def test_a_partial_file_of_other_prompts_is_not_mixed_in(chat, tmp_path):
-    write_jsonl(tmp_path / "out.jsonl.partial", [{"prompt": "Other", "answer": "x"}])
+    write_jsonl(partial_name(tmp_path / "out.jsonl"), [{"prompt": "Other", "answer": "x"}])
     with pytest.raises(ValueError, match="line 1 answers another prompt"):
-        answer_file.answer_file(
-            chat, write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Hi"}]), tmp_path / "out.jsonl", ROOM
-        )
+        prompts = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Hi"}])
+        answer_file.answer_file(chat, prompts, tmp_path / "out.jsonl", ROOM)
 
 
 @pytest.mark.parametrize(

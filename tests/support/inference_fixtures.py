@@ -19,13 +19,13 @@ EXTRA = {
 
 def pairs() -> list[dict]:
     """What the fixture model knows: opening questions, and a follow-up that only its history makes clear."""
-    rows = [{"prompt": q, "response": a} for q, a in EXTRA.items()]
+    records = [{"prompt": q, "response": a} for q, a in EXTRA.items()]
     for name in COLOURS:
         ask, tell = f"Which colour does {name} like?", f"{name} likes {COLOURS[name]}."
-        rows.append({"prompt": ask, "response": tell})
+        records.append({"prompt": ask, "response": tell})
         turns = [{"role": "user", "content": ask}, {"role": "assistant", "content": tell}]
-        rows.append({"prompt": "And where is the house?", "response": f"In {PLACES[name]}.", "history": turns})
-    return rows
+        records.append({"prompt": "And where is the house?", "response": f"In {PLACES[name]}.", "history": turns})
+    return records
 
 
 def make_tokenizer():
@@ -76,10 +76,10 @@ def teach(model, template, steps: int = 150) -> None:
 
     from llm_finetuning import prompts
 
-    rows = [prompts.encode(pair, template) for pair in pairs()]
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows])
-    labels = torch.tensor([row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows])
+    examples = [prompts.encode(pair, template) for pair in pairs()]
+    longest = max(len(e["input_ids"]) for e in examples)
+    ids = torch.tensor([e["input_ids"] + [0] * (longest - len(e["input_ids"])) for e in examples])
+    labels = torch.tensor([e["labels"] + [-100] * (longest - len(e["labels"])) for e in examples])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(steps):
         loss = model(input_ids=ids, labels=labels).loss
