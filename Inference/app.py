@@ -9,6 +9,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
 from llm_finetuning.inference import page
+from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
 from llm_finetuning.inference.page import loading
 
@@ -33,10 +34,8 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def load(model: str, backend: str):
-    """The chat of a published folder, fetched from the Hub first where `model` is no folder here."""
-    from llm_finetuning.inference.chat import Chat
-
+def load(model: str, backend: str) -> Chat:
+    """Loads a published folder, which a Space downloads from the Hub first."""
     if not Path(model).is_dir() and "SPACE_ID" in os.environ:
         from huggingface_hub import snapshot_download
 

@@ -1,15 +1,17 @@
-"""The chat page (Gradio): streaming, stop, retry, edit, examples, settings; for one visitor or many."""
+"""The chat page in Gradio, for one visitor or many: streaming, stop, retry, edit, examples, settings."""
 
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
 import gradio as gr
 
 from llm_finetuning.inference import tables
+from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
 from llm_finetuning.inference.page.loading import Loading
-from llm_finetuning.inference.page.markup import STYLE, as_shown, as_typed
+from llm_finetuning.inference.page.markup import STYLE, as_shown, as_typed, text_of
 from llm_finetuning.inference.page.visitors import Visitors
 
 MAX_CHARACTERS = 4_000
@@ -25,61 +27,70 @@ REDRAW_SECONDS = 0.05
 
 @dataclass
 class Page:
-    """What the page's events do; each returns (input line, conversation, status line)."""
+    """The handlers of the page's events; most return (input line, conversation, status line)."""
 
     loading: Loading
     visitors: Visitors = field(default_factory=lambda: Visitors(MAX_WAITING, 2 * MAX_SECONDS))
 
-    def enter(self, text: str, shown: list[dict], request: gr.Request):
+    def enter(self, text: str, shown: list[dict], request: gr.Request) -> tuple:
         """Puts a visitor's message into the conversation and the queue."""
         problem = _problem_of(text) or self.visitors.refusal(request.session_hash)
         if problem:
             return gr.skip(), gr.skip(), f"⚠️ {problem}"
         if shown and shown[-1]["role"] == "user":  # it got no answer: stopped, or refused
             shown = shown[:-1]
-        return busy(""), [*shown, {"role": "user", "content": as_shown(text)}], "…"
+        return busy(), [*shown, {"role": "user", "content": as_shown(text)}], "…"
 
-    def example(self, shown: list[dict], request: gr.Request, chosen: gr.SelectData):
-        return self.enter(chosen.value["text"], shown, request)
+    def example(self, shown: list[dict], request: gr.Request, event: gr.SelectData) -> tuple:
+        return self.enter(event.value["text"], shown, request)
 
-    def retry(self, shown: list[dict], request: gr.Request, event: gr.RetryData):
-        """The question of the retried turn again, without its answer and what followed."""
-        kept = _up_to_question(shown, event.index)
-        return self.enter(as_typed(_text(kept[-1])), kept[:-1], request)
+    def retry(self, shown: list[dict], request: gr.Request, event: gr.RetryData) -> tuple:
+        """Asks the question of a turn again; its answer and what followed are dropped."""
+        messages = _up_to_question(shown, event.index)
+        return self.enter(as_typed(text_of(messages[-1])), messages[:-1], request)
 
-    def edit(self, shown: list[dict], request: gr.Request, event: gr.EditData):
-        """The edited question instead of the old one, without what followed."""
+    def edit(self, shown: list[dict], request: gr.Request, event: gr.EditData) -> tuple:
+        """Asks the edited question instead of the old one; what followed is dropped."""
         return self.enter(as_typed(event.value), shown[: _first(event.index)], request)
 
-    def undo(self, shown: list[dict], event: gr.UndoData):
-        """Takes the last turn out, its question back into the input line."""
-        kept = _up_to_question(shown, event.index)
-        return gr.update(value=as_typed(_text(kept[-1]))), kept[:-1], ""
+    def undo(self, shown: list[dict], event: gr.UndoData) -> tuple:
+        """Drops the last turn and puts its question back into the input line."""
+        messages = _up_to_question(shown, event.index)
+        return gr.update(value=as_typed(text_of(messages[-1]))), messages[:-1], ""
 
     def answer(
-        self, shown: list[dict], system: str, length, temperature, top_p, top_k, penalty, seed, request: gr.Request
-    ):
+        self,
+        shown: list[dict],
+        system: str,
+        length: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        penalty: float,
+        seed: int,
+        request: gr.Request,
+    ) -> Iterator[tuple]:
         """Streams the answer to the last message; yields (conversation, status line)."""
         if not self.visitors.take(request.session_hash):
             yield gr.skip(), gr.skip()
             return
-        options = SamplingParameters(length, MAX_SECONDS, temperature, top_p, top_k, penalty, seed)
+        sampling = SamplingParameters(length, MAX_SECONDS, temperature, top_p, top_k, penalty, seed)
         try:
             for chat in self._when_loaded():
                 if chat is None:
                     yield shown, "⏳ The model is still loading; the answer comes as soon as it is there."
                 else:
-                    yield from self._stream(chat, shown, system, options)
+                    yield from self._stream(chat, shown, system, sampling)
         except ValueError as error:
             yield shown, f"⚠️ {as_shown(str(error))}"
         finally:
             self.visitors.leave(request.session_hash)
 
-    def _stream(self, chat, shown: list[dict], system: str, options: SamplingParameters):
-        asked = [{"role": message["role"], "content": as_typed(_text(message))} for message in shown]
+    def _stream(self, chat: Chat, shown: list[dict], system: str, sampling: SamplingParameters) -> Iterator[tuple]:
+        asked = [{"role": message["role"], "content": as_typed(text_of(message))} for message in shown]
         if system.strip():
             asked = [{"role": "system", "content": system[:MAX_CHARACTERS]}, *asked]
-        stream = chat.stream(asked, options)
+        stream = chat.stream(asked, sampling)
         answer, drawn = "", 0.0
         with closing(stream):
             yield gr.skip(), stream.note or "…"
@@ -90,28 +101,30 @@ class Page:
                     drawn = time.monotonic()
         yield [*shown, _said(answer)], f"{tables.speed(stream.result)} {stream.note}"
 
-    def _when_loaded(self):
-        """None as long as the model loads, then the chat."""
-        while not self.loading.done.wait(timeout=0.5):
+    def _when_loaded(self) -> Iterator[Chat | None]:
+        """Yields None at once and again as long as the model loads, then the chat."""
+        while not self.loading.done.is_set():
             yield None
+            self.loading.done.wait(timeout=0.5)
         yield self.loading.chat()
 
-    def status(self):
-        """What a visitor sees on opening the page, until the model is there."""
-        while not self.loading.done.wait(timeout=0.5):
+    def status(self) -> Iterator[str]:
+        """Yields what a visitor who opens the page sees, until the model is there."""
+        while not self.loading.done.is_set():
             yield f"⏳ {self.loading.message}"
+            self.loading.done.wait(timeout=0.5)
         yield "" if not self.loading.error else f"⚠️ {as_shown(self.loading.error)}"
 
     def leave(self, request: gr.Request) -> None:
-        """The visitor closed the page."""
+        """Forgets a visitor who closed the page."""
         self.visitors.leave(request.session_hash)
 
-    def stop(self, request: gr.Request):
+    def stop(self, request: gr.Request) -> tuple[dict, str]:
         self.leave(request)
         return idle(), ""
 
-    def rest(self, request: gr.Request):
-        """The input line after an answer."""
+    def rest(self, request: gr.Request) -> dict:
+        """Returns the input line after an answer."""
         return gr.skip() if self.visitors.waits(request.session_hash) else idle()
 
 
@@ -123,40 +136,33 @@ def _problem_of(text: str) -> str:
     return ""
 
 
-def _text(message: dict) -> str:
-    """The text of a message as Gradio hands it over: a string, or a list of blocks."""
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
-
-
 def _said(answer: str) -> dict:
     return {"role": "assistant", "content": as_shown(answer)}
 
 
-def _first(index) -> int:
-    return index[0] if isinstance(index, (list, tuple)) else index
+def _first(index: int | list[int]) -> int:
+    return index[0] if isinstance(index, list | tuple) else index
 
 
-def _up_to_question(shown: list[dict], index) -> list[dict]:
-    """The conversation up to the user's message at or before `index`."""
+def _up_to_question(shown: list[dict], index: int | list[int]) -> list[dict]:
+    """Returns the conversation up to the user's message at or before `index`."""
     last = _first(index)
     while shown[last]["role"] != "user":
         last -= 1
     return shown[: last + 1]
 
 
-def busy(value: str | None = None):
-    """The input line while an answer comes: a stop button, nothing to type."""
-    change = {} if value is None else {"value": value}
-    return gr.update(submit_btn=False, stop_btn=True, **change)
+def busy() -> dict:
+    """Returns the input line while an answer is generated: empty, with a stop button."""
+    return gr.update(value="", submit_btn=False, stop_btn=True)
 
 
-def idle():
+def idle() -> dict:
     return gr.update(submit_btn=True, stop_btn=False)
 
 
-def build(loading: Loading, title: str, examples: list[str], defaults: SamplingParameters, side_by_side: int = 1):
-    """The page as Gradio blocks. `side_by_side`: answers computed at once."""
+def build(loading: Loading, title: str, examples: list[str], defaults: SamplingParameters) -> gr.Blocks:
+    """Builds the page; one answer is generated at a time, and further questions wait in the queue."""
     page = Page(loading)
     with gr.Blocks(title=title, analytics_enabled=False, fill_height=True) as blocks:
         gr.Markdown(f"# {title}", elem_id="title")
@@ -184,12 +190,12 @@ def build(loading: Loading, title: str, examples: list[str], defaults: SamplingP
             autofocus=True,
         )
         settings = _settings(defaults)
-        _events(page, blocks, shown, status, line, settings, side_by_side)
+        _events(page, blocks, shown, status, line, settings)
     return blocks.queue(max_size=MAX_WAITING)
 
 
 def _settings(defaults: SamplingParameters) -> list:
-    """The controls, in the order in which `Page.answer` takes them."""
+    """Makes the controls, in the order in which `Page.answer` takes them."""
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         system = gr.Textbox(
             "",
@@ -201,29 +207,21 @@ def _settings(defaults: SamplingParameters) -> list:
         length = gr.Slider(1, MAX_NEW_TOKENS, defaults.max_new_tokens, step=1, label="Longest answer, in tokens")
         with gr.Row():
             temperature = gr.Slider(
-                0,
-                2,
-                defaults.temperature,
-                step=0.05,
-                label="Temperature",
-                info="0: always the likeliest word",
+                0, 2, defaults.temperature, step=0.05, label="Temperature", info="0: always the likeliest word"
             )
             top_p = gr.Slider(0.05, 1, defaults.top_p, step=0.05, label="Top-p", info="Share of the likeliest words")
         with gr.Row():
             top_k = gr.Slider(0, 200, defaults.top_k, step=1, label="Top-k", info="0: all words")
             penalty = gr.Slider(1, 2, defaults.repetition_penalty, step=0.05, label="Repetition penalty", info="1: off")
             seed = gr.Number(
-                defaults.seed,
-                label="Seed",
-                info="-1: another each time",
-                precision=0,
-                minimum=-1,
-                maximum=2**31,
+                defaults.seed, label="Seed", info="-1: another each time", precision=0, minimum=-1, maximum=2**31
             )
     return [system, length, temperature, top_p, top_k, penalty, seed]
 
 
-def _events(page: Page, blocks, shown, status, line, settings, side_by_side) -> None:
+def _events(
+    page: Page, blocks: gr.Blocks, shown: gr.Chatbot, status: gr.Markdown, line: gr.Textbox, settings: list
+) -> None:
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     began = [line, shown, status]
     starts = [
@@ -238,7 +236,7 @@ def _events(page: Page, blocks, shown, status, line, settings, side_by_side) -> 
             page.answer,
             [shown, *settings],
             [shown, status],
-            concurrency_limit=side_by_side,
+            concurrency_limit=1,
             concurrency_id="answers",
             show_progress="hidden",
             api_visibility="private",
@@ -252,8 +250,8 @@ def _events(page: Page, blocks, shown, status, line, settings, side_by_side) -> 
     blocks.unload(page.leave)
 
 
-def launch(blocks, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
-    """Serves the page and returns its address; nothing is loaded from anywhere else."""
+def launch(blocks: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
+    """Serves the page and returns its address; the page loads nothing from elsewhere."""
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,

@@ -1,4 +1,4 @@
-"""A model that loads in the background while the page is already there."""
+"""A model that is loaded in the background, so that the page opens at once."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from llm_finetuning.inference.chat import Chat
 
 @dataclass
 class Loading:
-    """`done` is set when the model is there, or when `error` says why it is not."""
+    """The state of loading a model; `done` is set when it is there, or when `error` says why it is not."""
 
     message: str = "The model is loading …"
     error: str = ""
@@ -17,13 +17,13 @@ class Loading:
     _chat: Chat | None = None
 
     def chat(self) -> Chat:
-        """The loaded chat; raises ValueError with the reason where loading failed."""
+        """Returns the loaded chat; raises ValueError with the reason where loading failed."""
         if self._chat is None:
             raise ValueError(self.error or self.message)
         return self._chat
 
     def run(self, load: Callable[[], Chat]) -> None:
-        """Loads. What goes wrong is kept for the visitors and raised for who started it."""
+        """Loads the model. An error is kept for the visitors, and raised for whoever started the page."""
         try:
             self._chat = load()
         except Exception as error:
@@ -33,14 +33,15 @@ class Loading:
             self.done.set()
 
 
-def in_background(load: Callable[[], Chat], message: str = "The model is loading …") -> Loading:
+def in_background(load: Callable[[], Chat], message: str) -> Loading:
+    """Starts loading in a thread of its own; the page shows `message` meanwhile."""
     loading = Loading(message)
     threading.Thread(target=loading.run, args=(load,), daemon=True).start()
     return loading
 
 
 def loaded(chat: Chat) -> Loading:
-    """A chat that is there already."""
+    """Wraps a chat that is loaded already."""
     loading = Loading()
     loading.run(lambda: chat)
     return loading

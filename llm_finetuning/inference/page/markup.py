@@ -1,7 +1,8 @@
-"""Texts on the chat page: Markdown is drawn, HTML is shown as the text that it is."""
+"""Texts on the chat page: Markdown is rendered, and HTML is shown as the text that it is."""
 
 import html
 import re
+from collections.abc import Callable
 
 CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]*`)", re.DOTALL)
 """Fenced or inline code, in which Markdown shows HTML as text by itself."""
@@ -19,16 +20,22 @@ footer { display: none !important; }
 
 
 def as_shown(text: str) -> str:
-    """Text for a Markdown component: <, > and & outside code become entities, and no markup."""
+    """Escapes text for a Markdown component: <, > and & outside code become entities."""
     return _outside_code(text, lambda part: html.escape(part, quote=False))
 
 
 def as_typed(shown: str) -> str:
-    """The text that `as_shown` was given."""
+    """Reverses `as_shown`."""
     return _outside_code(shown, html.unescape)
 
 
-def _outside_code(text: str, change) -> str:
+def text_of(message: dict) -> str:
+    """Returns the text of a message as Gradio hands it over: a string, or a list of blocks."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
+
+
+def _outside_code(text: str, change: Callable[[str], str]) -> str:
     parts = CODE.split(text)
     parts[::2] = [change(part) for part in parts[::2]]
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""Who waits for an answer on the page: one question at a time for each visitor, and so many in all."""
+"""The limits of the page's queue: one question at a time for each visitor, and a number of questions in all."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Ticket:
+    """A visitor's place in the queue; `taken` once the answer has begun."""
+
     since: float
     taken: bool = False
 
 
 @dataclass
 class Visitors:
-    """`limit`: questions in the queue, all visitors together. `lost_after`: seconds until a ticket is forgotten."""
+    """The visitors who wait for an answer: `limit` in all, each forgotten after `lost_after` seconds."""
 
     limit: int
     lost_after: float
@@ -30,7 +32,7 @@ class Visitors:
         return ""
 
     def take(self, visitor: str) -> bool:
-        """True for the one answer that the visitor's ticket stands for."""
+        """Returns whether the visitor holds a ticket whose answer has not begun, and begins it."""
         ticket = self.tickets.get(visitor)
         if ticket is None or ticket.taken:
             return False
