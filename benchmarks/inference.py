@@ -1,4 +1,4 @@
-"""The original's way to answer (fp32, a transformers pipeline) against chat.py, and answers side by side.
+"""Compares the original's inference (fp32, a transformers pipeline) with chat.py, and batches of several sizes.
 
     python benchmarks/inference.py [--size true] [--gguf FILE] [--tokenizer FOLDER] [--backends auto nf4 bfloat16]
 
@@ -10,12 +10,13 @@ again for caches); 64-token prompt, 32 new tokens. The original's way is written
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import measuring
 import shapes
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 from llm_finetuning import models, prompts
 from llm_finetuning.files import checksums
@@ -28,13 +29,13 @@ ROUNDS = {"small": 9, "true": 3, "tiny": 2}
 TURN = {"small": 1.0, "true": 0.0, "tiny": 0.0}
 """A turn answers for so many seconds: short answers are averaged."""
 GROWTH = (1, 8, 32)
-"""Rows that are answered side by side; not at the true size on a CPU, where 32 take many minutes."""
+"""Batch sizes; not measured at the true size on a CPU, where 32 answers take many minutes."""
 GROWTH_ROUNDS = 3
 ORIGINAL = "the original's pipeline in fp32"
 
 
 def published(work: Path, size: str, tokenizer_folder: str, gguf: str) -> Path:
-    """A published folder with random weights, and the GGUF file beside it if there is one."""
+    """Makes a published folder with random weights, and copies the GGUF file beside it if there is one."""
     weights, folder = shapes.base(work, size, tokenizer_folder), work / f"published-{size}"
     if not (folder / checksums.NAME).is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -53,8 +54,8 @@ def published(work: Path, size: str, tokenizer_folder: str, gguf: str) -> Path:
     return folder
 
 
-def question(prompt_length) -> str:
-    """A question whose prompt has PROMPT_TOKENS tokens by `prompt_length(text)`."""
+def question(prompt_length: Callable[[str], int]) -> str:
+    """Returns a question whose prompt has PROMPT_TOKENS tokens by `prompt_length(text)`."""
     text = "Why"
     while prompt_length(text + " a") <= PROMPT_TOKENS:
         text += " a"
@@ -63,24 +64,23 @@ def question(prompt_length) -> str:
     return text
 
 
-class Clock(TextStreamer):
-    """Notes when each token came; the first one is the prompt itself."""
+class Clock:
+    """A streamer for `generate` that records the time of each token; the first one is the prompt itself."""
 
-    def __init__(self, tokenizer):
-        super().__init__(tokenizer)
+    def __init__(self):
         self.times: list[float] = []
 
-    def put(self, value):
+    def put(self, value: torch.Tensor) -> None:
         self.times.append(time.perf_counter())
 
-    def end(self):
-        pass
+    def end(self) -> None:
+        """Does nothing: the last token has been recorded."""
 
 
-def original(folder: Path):
-    """(its name, `answer(new_tokens)` → seconds to the first and to the last token), as the original did.
+def original(folder: Path) -> tuple[str, Callable]:
+    """Returns its name and `answer(new_tokens)`, which gives the seconds to the first and to the last token.
 
-    Everything in fp32, a pipeline for every question, the prompt as a string.
+    As the original did: everything in fp32, a pipeline for every question, the prompt as a string.
     """
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": device})
@@ -89,7 +89,7 @@ def original(folder: Path):
 
     def answer(new_tokens: int) -> tuple[float, float]:
         length = {"do_sample": False, "min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
-        start, clock = time.perf_counter(), Clock(tokenizer)
+        start, clock = time.perf_counter(), Clock()
         run = pipeline(task="text-generation", model=model, tokenizer=tokenizer)
         run(f"Instruct: {text}\nOutput:", streamer=clock, **length)
         return clock.times[1] - start, clock.times[-1] - start
@@ -97,34 +97,34 @@ def original(folder: Path):
     return ORIGINAL, answer
 
 
-def ours(folder: Path, backend: str):
-    """The same by chat.py; the end ids are taken away, so that every answer has its number of tokens."""
+def ours(folder: Path, backend: str) -> tuple[str, Callable]:
+    """Returns the same of chat.py; without stop token ids, so that every answer has its number of tokens."""
     chat = Chat.load(folder, backend)
     text = question(lambda t: len(chat.prepare([{"role": "user", "content": t}]).ids))
     endless = Chat(chat.engine, chat.template, TokenRules(frozenset(), chat.rules.suppressed_token_ids))
     asked = [text, text[::-1]]
 
-    def answer(new_tokens: int, rows: int = 0) -> tuple[float, float]:
-        """To one question, or to `rows` of them side by side."""
+    def answer(new_tokens: int, batch_size: int = 0) -> tuple[float, float]:
+        """Answers one question, or a batch of them."""
         asked.reverse()  # no prompt begins like the one before
-        turn, limit = [{"role": "user", "content": asked[0]}], SamplingParameters(max_new_tokens=new_tokens)
-        reply = endless.generate_batch([turn] * rows, limit)[0] if rows else endless.generate(turn, limit)
-        return reply.first_token_seconds, reply.seconds
+        turn, sampling = [{"role": "user", "content": asked[0]}], SamplingParameters(max_new_tokens=new_tokens)
+        batch = [turn] * batch_size
+        result = endless.generate_batch(batch, sampling)[0] if batch else endless.generate(turn, sampling)
+        return result.first_token_seconds, result.seconds
 
     return f"chat.py, {chat.engine.name}", answer
 
 
-def job(side: str, folder: Path, turn_seconds: float):
-    """The turn of a side: answers until the turn is over, or one answer to `rows` questions side by side."""
+def job(side: str, folder: Path, turn_seconds: float) -> Callable[..., dict]:
+    """Returns the turn of a side, which answers one question after another, or one batch of them."""
     start = time.perf_counter()
     way, answer = original(folder) if side == ORIGINAL else ours(folder, side)
     load = time.perf_counter() - start
 
-    def turn(rows: int = 0) -> dict:
-        asked = {"rows": rows} if rows else {}
-        answers = [answer(NEW_TOKENS, **asked)]
+    def turn(**batch_size: int) -> dict:
+        answers = [answer(NEW_TOKENS, **batch_size)]
         while sum(seconds for _, seconds in answers) < turn_seconds:
-            answers.append(answer(NEW_TOKENS, **asked))
+            answers.append(answer(NEW_TOKENS, **batch_size))
         first, seconds = (sum(times) / len(answers) for times in zip(*answers, strict=True))
         peak = measuring.peak_memory() / 1e9
         return {"way": way, "load": load, "first": first, "seconds": seconds, "peak": peak}
@@ -134,7 +134,7 @@ def job(side: str, folder: Path, turn_seconds: float):
 
 
 def figures(found: dict[str, list[dict]]) -> list[dict]:
-    """Speed, first token, loading and memory of the original's way beside those of every backend."""
+    """Returns speed, time to first token, loading and memory of the original beside those of every backend."""
     made: dict[str, dict] = {}
     original, *others = found.values()
     for other in others:
@@ -143,7 +143,7 @@ def figures(found: dict[str, list[dict]]) -> list[dict]:
 
 
 def beside(original: list[dict], other: list[dict]) -> list[dict]:
-    def both(take) -> list[tuple[str, list[float]]]:
+    def both(take: Callable[[list[dict]], list[float]]) -> list[tuple[str, list[float]]]:
         return [(turns[0]["way"], take(turns)) for turns in (original, other)]
 
     whole = both(lambda turns: [NEW_TOKENS / turn["seconds"] for turn in turns])
@@ -164,10 +164,10 @@ def main() -> None:
     parser = measuring.options(__doc__, "small", "true", "tiny")
     parser.add_argument("--tokenizer", default="", help="folder of Phi-2's tokenizer; without: the sample's")
     parser.add_argument("--gguf", default="", help="Q4_K_M file of the same shape, to be put beside the folder")
-    parser.add_argument("--backends", nargs="+", default=["auto"], help="auto, or names of serving.backends.NAMES")
+    parser.add_argument("--backends", nargs="+", default=["auto"], help="auto, or names of inference.backends.NAMES")
     given = parser.parse_args()
     if given.side:
-        os.environ["XDG_CACHE_HOME"] = str(given.work / "cache")  # what chat.py remembers of a made-up model
+        os.environ["XDG_CACHE_HOME"] = str(given.work / "cache")  # what chat.py caches of a made-up model
         measuring.serve(lambda: job(given.side, given.work / f"published-{given.size}", TURN[given.size]))
         return
     published(given.work, given.size, given.tokenizer, given.gguf)
@@ -180,13 +180,14 @@ def main() -> None:
     print(f"written to {measuring.record(PART, given.size, found, given.results)}")
 
 
-def how_it_grows(turn) -> list[dict]:
-    """Seconds and tokens per second of answers to 1, 8 and 32 questions side by side."""
-    grown = measuring.in_turn({rows: (lambda rows=rows: turn(rows=rows)["seconds"]) for rows in GROWTH}, GROWTH_ROUNDS)
-    speeds = {rows: [rows * NEW_TOKENS / seconds for seconds in times] for rows, times in grown.items()}
+def how_it_grows(turn: Callable[..., dict]) -> list[dict]:
+    """Returns seconds and tokens per second of batches of 1, 8 and 32 questions."""
+    batches = {size: (lambda size=size: turn(batch_size=size)["seconds"]) for size in GROWTH}
+    grown = measuring.in_turn(batches, GROWTH_ROUNDS)
+    speeds = {size: [size * NEW_TOKENS / seconds for seconds in times] for size, times in grown.items()}
     figures = measuring.growth("time of answers side by side", "rows", "s", grown)
-    for rows, speed in speeds.items():
-        figures.append(measuring.figure(f"tokens per second of all answers, {rows} side by side", "tokens/s", speed))
+    for size, speed in speeds.items():
+        figures.append(measuring.figure(f"tokens per second of all answers, {size} side by side", "tokens/s", speed))
     return figures
 
 
