@@ -56,9 +56,9 @@ Where something was measured, the last section holds the formulas against it.
 ## The formulas
 
 - FLOPs of a token: `planning.flops_per_token`. {flops}
-- Time = tokens × FLOPs of a token ÷ (matmul throughput × {efficiency} × GPUs). Here the rate is the data sheet's; on
-  a real machine the plan measures it, and a GPU reaches less than its data sheet. GPUs share the rows, each holds the whole
-  base, and what they tell one another is not counted.
+- Time = tokens × FLOPs of a token ÷ (matmul throughput × {efficiency} × GPUs). Here the rate is the data sheet's;
+  on a real machine the plan measures it, and a GPU reaches less than its data sheet. GPUs share the rows, each holds
+  the whole base, and what they tell one another is not counted.
 - Memory = `memory.StepMemory.parts`: process + base weights + adapters + gradients and moments + activations + working
   space; the micro-batch is the largest that leaves a tenth free, with recomputation only where nothing else fits. In
   bf16 and fp32 all but the process is within 3% of what the operators of a true-size training step keep alive, counted
@@ -262,8 +262,9 @@ def checked(reports: list[dict]) -> str:
     if not rows:
         return ""
     text = (
-        "Predicted by today's formulas from the peak matmul throughput that was measured at the start of the run. A plan"
-        " is made for a model that keeps the machine busy: a small one also pays for everything that is no matrix product."
+        "Predicted by today's formulas from the peak matmul throughput that was measured at the start of the run. A"
+        " plan is made for a model that keeps the machine busy: a small one also pays for everything that is no matrix"
+        " product."
     )
     return section(
         "Predicted and measured", text, ["machine", "what", "predicted", "measured", "measured ÷ predicted"], rows

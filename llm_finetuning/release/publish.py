@@ -26,16 +26,14 @@ if TYPE_CHECKING:
     from llm_finetuning.training.planning import Plan
 
 
-def publish(
-    merged: "Merged", settings: "Finetuning", plan: "Plan", model_path: Path, board: dict, entries: list[dict]
-) -> Path:
+def publish(merged: "Merged", plan: "Plan", board: dict, entries: list[dict]) -> Path:
     """Completes the merged folder and the adapter, publishes both, and returns where the model was published.
 
     board: the scoreboard; entries: of metrics.jsonl. Raises what `replace_published` raises; the last good version then
     stays.
     """
-    folders = settings.folders
-    facts = _facts(merged, settings, plan, model_path, board, entries)
+    settings, folders = plan.settings, plan.settings.folders
+    facts = _facts(merged, plan, board, entries)
     for folder in (merged.folder, folders.adapter):
         figure = folder / "loss.png"
         save(figures.loss_curve(entries), figure)
@@ -58,16 +56,15 @@ def _shareable(settings: "Finetuning") -> dict:
     return {name: value for name, value in values.items() if not name.endswith("_folder")}
 
 
-def _facts(
-    merged: "Merged", settings: "Finetuning", plan: "Plan", model_path: Path, board: dict, entries: list[dict]
-) -> dict:
+def _facts(merged: "Merged", plan: "Plan", board: dict, entries: list[dict]) -> dict:
     """The facts of this run that the model card tells."""
+    settings = plan.settings
     trained = [entry for entry in entries if "tokens_per_second" in entry]
     seconds = sum(entry["seconds"] for entry in trained)
     rate = settings.rate_per_hour
     return {
         "base": settings.model_name,
-        "base_revision": commit_of(model_path),
+        "base_revision": commit_of(plan.model_path),
         "tiny": settings.model_name == SAMPLE,
         "data": model_card.data_facts(settings.folders.train_file, settings.folders.val_file),
         "settings": _shareable(settings),

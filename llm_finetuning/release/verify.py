@@ -14,7 +14,6 @@ from llm_finetuning.files.shards import Weights
 from llm_finetuning.prompts import Template
 from llm_finetuning.release import merging
 from llm_finetuning.release.merging import BASES, Merge
-from llm_finetuning.settings import Finetuning
 from llm_finetuning.training.planning import Plan
 
 LOSS_TOLERANCE = 1.01
@@ -37,23 +36,17 @@ class Merged:
 
 
 def merge_and_verify(
-    settings: Finetuning,
-    plan: Plan,
-    model_path: Path,
-    quantised: set[str],
-    template: Template,
-    held_out: list[dict],
-    after_loss: float,
+    plan: Plan, quantised: set[str], template: Template, held_out: list[dict], after_loss: float
 ) -> Merged:
     """Merges the adapter into each base that the settings ask for, keeps the better one and verifies it.
 
-    model_path: folder of the base (`models.locate`); quantised: names of the weights that were trained in 4 bits
-    (`merging.quantised_names`); after_loss: held-out loss of the trained model. The trainer's model must have been
-    freed. Raises ValueError with what differed.
+    quantised: names of the weights that were trained in 4 bits (`merging.quantised_names`); after_loss: held-out loss
+    of the trained model. The trainer's model must have been freed. Raises ValueError with what differed.
     """
+    settings = plan.settings
     adapter = merging.read_adapter(settings.folders.adapter)
     dtypes = (plan.dtype, plan.save_dtype)
-    merge = Merge("original", settings, *dtypes, plan.device, Weights(model_path), adapter, quantised)
+    merge = Merge("original", settings, *dtypes, plan.device, Weights(plan.model_path), adapter, quantised)
     candidates = BASES if settings.merge_base == "best" else [settings.merge_base]
     losses: dict[str, float] = {}
     for base in candidates if quantised else ["original"]:

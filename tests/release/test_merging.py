@@ -1,5 +1,6 @@
 """The merge and its verification: right when it is right, and refused when anything else changed."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -30,7 +31,7 @@ def trained(tiny_base, tmp_path_factory):
 def merge(small, **changed):
     chosen = small_settings(Path(small.settings.drive_folder), small.settings.model_name, **changed)
     args = (small.quantised, small.template, small.held_out, small.after)
-    return verify.merge_and_verify(chosen, small.plan, chosen.model_name, *args)
+    return verify.merge_and_verify(dataclasses.replace(small.plan, settings=chosen), *args)
 
 
 def step_of(small, base, adapter) -> merging.Merge:
@@ -229,7 +230,5 @@ def test_another_model_family_trains_and_merges(family, tmp_path):
     training.save_adapter(small.trainer)
     after = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
     quantised = merging.quantised_names(small.trainer.model)
-    made = verify.merge_and_verify(
-        small.settings, small.plan, str(base), quantised, small.template, small.held_out, after
-    )
+    made = verify.merge_and_verify(small.plan, quantised, small.template, small.held_out, after)
     assert made.checks.passed.all()
