@@ -96,13 +96,8 @@ def test_fifty_visitors_at_once_each_get_their_own_answer(visitors):
             asked = [f"Which colour does {name} like?" for name in names]
             answers = list(pool.map(lambda v, text: v.ask(text)[0], everyone, asked))
         assert answers == [f"{name} likes {COLOURS[name]}." for name in names]
-        before = before or peak_memory()
-    assert peak_memory() - before < 50e6
-
-
-def peak_memory() -> int:
-    """The largest resident set of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 50e6
 
 
 def test_a_visitor_asks_one_question_at_a_time():
