@@ -106,7 +106,7 @@ def check_same_run(checkpoint: Path, run: dict) -> None:
     changed = [
         f"{name}: {before.get(name)!r} in the checkpoint, {value!r} now"
         for name, value in run.items()
-        if before.get(name) != value
+        if before.get(name, value) != value  # what earlier versions did not note counts as unchanged
     ]
     if changed:
         raise ValueError(

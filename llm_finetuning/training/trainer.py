@@ -34,7 +34,6 @@ SAME_RUN = (
     "lora_target_modules",
     "learning_rate",
     "lr_scheduler_type",
-    "warmup_ratio",
     "weight_decay",
     "max_grad_norm",
     "seed",
@@ -73,7 +72,7 @@ def arguments(settings: Finetuning, plan: Plan, steps: int) -> SFTConfig:
         max_steps=settings.max_steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=round(settings.warmup_ratio * steps),
+        warmup_steps=warmup_steps(settings, steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=plan.optimizer,
@@ -117,7 +116,7 @@ class AssistantTrainer(SFTTrainer):
         packed = pack(inputs.data.examples, settings, plan)
         self.settings, self.plan, self.run_inputs = settings, plan, inputs
         self.steps = count_steps(len(packed), settings, plan)
-        self.identity = identity(settings, plan, inputs.data)
+        self.identity = identity(settings, plan, inputs.data, self.steps)
         super().__init__(
             model=model,
             args=arguments(settings, plan, self.steps),
@@ -189,6 +188,11 @@ class AssistantTrainer(SFTTrainer):
         Trainer.log(self, logs | {"tokens": self.seen_tokens * self.args.world_size}, start_time)
 
 
+def warmup_steps(settings: Finetuning, steps: int) -> int:
+    """Optimizer steps of the run over which the learning rate rises."""
+    return round(settings.warmup_ratio * steps)
+
+
 def count_steps(sequences: int, settings: Finetuning, plan: Plan) -> int:
     """Optimizer steps of the whole run: sequences of one epoch over batch and accumulation, rounded up."""
     if settings.max_steps > 0:
@@ -205,7 +209,7 @@ def compile_layers(model: torch.nn.Module) -> None:
                 layer.compile()
 
 
-def identity(settings: Finetuning, plan: Plan, data: TrainingData) -> dict:
+def identity(settings: Finetuning, plan: Plan, data: TrainingData, steps: int) -> dict:
     """What two runs must share for one to resume the other's checkpoints; written to run.json in each of them."""
     names = list(SAME_RUN)
     if settings.lr_scheduler_type not in ("constant", "constant_with_warmup"):
@@ -215,6 +219,7 @@ def identity(settings: Finetuning, plan: Plan, data: TrainingData) -> dict:
         digest.update(json.dumps(example["input_ids"]).encode())
     return {
         **{name: getattr(settings, name) for name in names},
+        "warmup_steps": warmup_steps(settings, steps),
         "dtype": str(plan.dtype),
         "optimizer": plan.optimizer,
         "micro_batch_tokens": plan.micro_batch_tokens,
@@ -273,31 +278,28 @@ def train(trainer: AssistantTrainer) -> Outcome:
 
 
 def _train_from(trainer: AssistantTrainer, start: Path | None) -> str:
-    """Trains from the checkpoint `start`, unless the run had ended there; returns by what the run ended."""
-    if start and ended_early(start, trainer.settings):
+    """Trains from the checkpoint `start`, unless the run had ended there; returns by what the run ended.
+
+    Trainer itself would train further steps from a checkpoint at or past the end. Raises ValueError for a checkpoint
+    that has trained more steps than the run is to have, and for a sharded one that is not over.
+    """
+    step, steps = checkpoints.step_of(start) if start else 0, trainer.steps
+    if step > steps:
+        raise ValueError(
+            f"{start} has trained {step} steps, and this run is to have {steps}: raise num_train_epochs or max_steps"
+            " again, or set resume = False to start afresh (old checkpoints are moved aside, not deleted)"
+        )
+    if start and (step == steps or ended_early(start, trainer.settings)):
+        qlora.set_adapter(trainer.model, start)
         trainer.state = TrainerState.load_from_json(str(start / "trainer_state.json"))
         return "finished before"
     if start and (start / SHARDED).exists() and not trainer.is_fsdp_enabled:
-        load_sharded_result(trainer, start)
-        return "finished before"
-    trainer.train(resume_from_checkpoint=str(start) if start else None)
-    if trainer.monitor.stopped_early:
-        return "early stopping"
-    return "finished" if trainer.seen_tokens else "finished before"
-
-
-def load_sharded_result(trainer: AssistantTrainer, start: Path) -> None:
-    """Loads the adapter of a run that was finished with a sharded model; raises ValueError when it was not."""
-    settings, state = trainer.settings, TrainerState.load_from_json(str(start / "trainer_state.json"))
-    longer = settings.max_steps <= 0 and state.num_train_epochs < settings.num_train_epochs
-    if longer or state.global_step < max(state.max_steps, settings.max_steps):
         raise ValueError(
-            f"{start} is of a run with a sharded model, which is not over at step {state.global_step}: go on with the"
-            " command that began it (accelerate launch --config_file profiles/accelerate/fsdp.yaml …), or set"
-            " resume = False"
+            f"{start} is of a run with a sharded model, which is not over at step {step}: go on with the command that"
+            " began it (accelerate launch --config_file profiles/accelerate/fsdp.yaml …), or set resume = False"
         )
-    qlora.set_adapter(trainer.model, start)
-    trainer.state = state
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    return "early stopping" if trainer.monitor.stopped_early else "finished"
 
 
 def starting_point(trainer: AssistantTrainer) -> Path | None:

@@ -229,6 +229,59 @@ def test_a_finished_run_is_not_trained_again(trained, tiny_base):
     assert again.trainer.seen_tokens == 0
 
 
+ENDS = [
+    {"max_steps": 3, "lr_scheduler_type": "constant"},
+    {"num_train_epochs": 0.5, "lr_scheduler_type": "cosine"},
+    {"num_train_epochs": 1.5, "lr_scheduler_type": "constant"},
+    {"num_train_epochs": 1.5, "lr_scheduler_type": "cosine"},
+    {"max_steps": 3, "lr_scheduler_type": "cosine"},
+    {"num_train_epochs": 1.0, "lr_scheduler_type": "constant_with_warmup"},
+    {"num_train_epochs": 8.0, "learning_rate": 0.3, "eval_steps": 1, "early_stopping_patience": 1},
+]
+
+
+@pytest.mark.parametrize("changed", [*ENDS[:2], *(pytest.param(end, marks=pytest.mark.more) for end in ENDS[2:])])
+def test_run_all_after_the_end_changes_nothing(changed, tiny_base, tmp_path):
+    """Three times the cells of one run: one adapter, byte for byte, and nothing is trained after the first time."""
+    digests, outcomes = set(), []
+    for _ in range(3):
+        small = prepare(small_settings(tmp_path, tiny_base, **changed))
+        outcomes.append(training.train(small.trainer))
+        training.save_adapter(small.trainer)
+        digests.add(digest(tmp_path))
+    assert len(digests) == 1
+    assert outcomes[0].ended_by != "finished before"
+    assert [outcome.ended_by for outcome in outcomes[1:]] == ["finished before"] * 2
+    assert {(outcome.step, outcome.of) for outcome in outcomes} == {(outcomes[0].step, small.steps)}
+    assert small.trainer.seen_tokens == 0
+
+
+def test_fewer_steps_than_were_trained_are_refused(tiny_base, tmp_path):
+    chosen = small_settings(tmp_path, tiny_base, max_steps=3, lr_scheduler_type="constant")
+    training.train(prepare(chosen).trainer)
+    fewer = prepare(dataclasses.replace(chosen, max_steps=2))
+    with pytest.raises(ValueError, match="has trained 3 steps, and this run is to have 2: raise"):
+        training.train(fewer.trainer)
+
+
+def test_more_steps_go_on_where_the_schedule_so_far_is_the_same(tiny_base, tmp_path):
+    at_once = small_settings(
+        tmp_path / "at once", tiny_base, max_steps=4, lr_scheduler_type="constant", warmup_ratio=0.0
+    )
+    first = dataclasses.replace(
+        at_once, max_steps=2, drive_folder=str(tmp_path / "twice"), work_folder=str(tmp_path / "twice")
+    )
+    for chosen in (at_once, first, dataclasses.replace(first, max_steps=4)):
+        small = prepare(chosen)
+        outcome = training.train(small.trainer)
+        training.save_adapter(small.trainer)
+    assert (outcome.resumed_from, outcome.step) == ("checkpoint-2", 4)
+    assert digest(tmp_path / "twice") == digest(tmp_path / "at once")
+    warm = dataclasses.replace(first, max_steps=40, lr_scheduler_type="constant", warmup_ratio=0.1)
+    with pytest.raises(ValueError, match="warmup_steps: 0 in the checkpoint, 4 now"):
+        training.train(prepare(warm).trainer)
+
+
 def test_other_settings_are_refused_by_name(trained, tiny_base):
     other = prepare(small_settings(trained, tiny_base, eval_steps=2, learning_rate=1e-3, lora_alpha=16))
     with pytest.raises(ValueError, match="(?s)lora_alpha: 8 in the checkpoint, 16 now.*learning_rate.*resume = False"):
