@@ -44,7 +44,7 @@ class Must:
 Count = Annotated[int, Must(lambda value: value >= 1, "at least 1")]
 CountOrZero = Annotated[int, Must(lambda value: value >= 0, "0 or more")]
 NotNegative = Annotated[float, Must(lambda value: value >= 0, "0 or more")]
-Positive = Annotated[float, Must(lambda value: value > 0, "above 0")]
+Positive = Annotated[float, Must(lambda value: 0 < value < float("inf"), "above 0")]
 Fraction = Annotated[float, Must(lambda value: 0 <= value < 1, "from 0 to below 1")]
 Threshold = Annotated[float, Must(lambda value: value == -1 or 0 <= value <= 1, "0 to 1, or -1 for auto")]
 Length = Annotated[int, Must(lambda value: value >= 16, "at least 16 tokens")]
@@ -277,7 +277,7 @@ class Finetuning:
     """Gradients are clipped to this norm; 0.3 as in arXiv 2305.14314."""
     optim: str = AUTO
     """"auto" or a name of transformers.OptimizerNames."""
-    seed: int = 42
+    seed: CountOrZero = 42
     """Seed of the adapters' initial weights, of the order of the examples and of dropout."""
     tokens_per_step: int = 16384
     """Tokens per optimizer step; the plan divides it into micro-batches that fit in memory."""

@@ -20,6 +20,7 @@ from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import attention, checkpoints, model_size
 from llm_finetuning.training.memory import StepMemory, shares_a_mask
 from llm_finetuning.training.model_size import ModelSize
+from llm_finetuning.training.preconditions import check_names
 
 EFFICIENCY = 0.55
 """Share of the peak matmul throughput that a whole training step is expected to reach."""
@@ -150,8 +151,9 @@ def plan_run(settings: Finetuning, lengths: list[int]) -> Plan:
     """Plans a run on this machine: fetches or makes the base, looks at the machine, and checks the disks.
 
     A run that is to be continued keeps its micro-batch and its optimizer, whatever is free today. Raises what
-    `models.locate` and `plan` raise, and OSError when a disk has too little room.
+    `check_names`, `models.locate` and `plan` raise, and OSError when a disk has too little room.
     """
+    check_names(settings)
     folders = settings.folders
     path = models.locate(settings.model_name, folders.base, settings.tokenizer_folder, settings.model_revision)
     before = checkpoints.newest_run(folders.checkpoints, folders.drive / "checkpoints") if settings.resume else None
