@@ -150,6 +150,14 @@ def four_bit(
     )
 
 
+def padded_attention(config: "PretrainedConfig") -> str:
+    """The attention for padded batches and generation: "sdpa", or "eager" for a model that has no sdpa."""
+    from transformers import AutoModelForCausalLM
+
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return "sdpa" if getattr(model_class, "_supports_sdpa", True) else "eager"
+
+
 def load_strict(folder: Path, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
     """A model folder through plain transformers. Raises ValueError for a missing or unexpected key."""
     from transformers import AutoModelForCausalLM

@@ -5,25 +5,27 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from llm_finetuning import models
+
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Runs the block in evaluation mode, with sdpa attention and the cache allowed; the mode before is restored."""
+    """Runs the block in evaluation mode, with attention for padded batches; the mode before is restored."""
     was_training = model.training
     model.eval()
     try:
-        with attention_for(model, "sdpa"), torch.no_grad(), _uncompiled(model):
+        with attention_for(model), torch.no_grad(), _uncompiled(model):
             yield model
     finally:
         model.train(was_training)
 
 
 @contextmanager
-def attention_for(model: torch.nn.Module, implementation: str) -> Iterator[torch.nn.Module]:
-    """Runs the block with another attention, such as sdpa for padded batches and generation."""
+def attention_for(model: torch.nn.Module, implementation: str | None = None) -> Iterator[torch.nn.Module]:
+    """Runs the block with another attention; None = the one for padded batches and generation."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = base.config._attn_implementation
-    base.set_attn_implementation(implementation)
+    base.set_attn_implementation(implementation or models.padded_attention(base.config))
     try:
         yield model
     finally:

@@ -64,7 +64,7 @@ def load_torch(
         config=config,
         dtype=dtype,
         device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
-        attn_implementation="sdpa",
+        attn_implementation=models.padded_attention(config),
         quantization_config=quantization,
         use_safetensors=True,
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 from llm_finetuning.files.atomic import writing
 from llm_finetuning.files.shards import Weights
+from llm_finetuning.models import padded_attention
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -131,7 +132,7 @@ def empty_model(config: "PretrainedConfig", dtype: torch.dtype) -> "PreTrainedMo
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=padded_attention(config))
 
 
 def _replace_linears(model: nn.Module) -> None:

@@ -8,10 +8,18 @@ elsewhere, and for padded batches and generation, sdpa does the work.
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
+from llm_finetuning import models
 from llm_finetuning.hardware import Machine
+from llm_finetuning.settings import Finetuning
 
 NAME = "varlen"
+HARMLESS = {
+    *("position_ids", "cache_position", "cu_seq_lens_k", "max_length_k", "seq_idx", "is_causal", "use_cache"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep", "cache"),
+}
+"""Arguments of transformers' attention that do not change what this one computes."""
 
 
 def register() -> str:
@@ -40,12 +48,14 @@ def packed_attention(
     dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each packed document.
+    """Causal attention within each packed document, over its last `sliding_window` tokens where a layer has one.
 
     query: (1, H, T, D), key and value: (1, Hkv, T, D), 16-bit, or cast to it under autocast; returns (1, T, H, D)
-    and None. Raises ValueError for a batch that is not packed, and for attention dropout, which the kernel lacks.
+    and None. Raises ValueError for a batch that is not packed, and for what the kernel lacks: dropout, soft-capping,
+    sinks, and any other argument that could change the result.
     """
     if cu_seq_lens_q is None or query.shape[0] != 1:
         raise ValueError(
@@ -54,12 +64,14 @@ def packed_attention(
         )
     if dropout:
         raise ValueError(f"varlen attention has no dropout ({dropout}): set attention = 'sdpa'")
+    if lacking := [name for name, given in kwargs.items() if given is not None and name not in HARMLESS]:
+        raise ValueError(f"varlen attention does not know {', '.join(lacking)} of this model: set attention = 'sdpa'")
     device = query.device.type
     if query.dtype == torch.float32 and torch.is_autocast_enabled(device):
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     key, value = for_every_head(query, key, value)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = causal_varlen(q, k, v, cu_seq_lens_q, int(max_length_q), scaling)
+    out = causal_varlen(q, k, v, cu_seq_lens_q, int(max_length_q), scaling, sliding_window)
     return out.unsqueeze(0), None
 
 
@@ -76,47 +88,46 @@ def causal_varlen(
     cu_seq_lens: torch.Tensor,
     max_length: int,
     scale: float | None = None,
+    window: int | None = None,
 ) -> torch.Tensor:
-    """q, k, v: (T, H, D) → (T, H, D), over documents that end at `cu_seq_lens[1:]`."""
+    """q, k, v: (T, H, D) → (T, H, D), over documents that end at `cu_seq_lens[1:]`; window: keys a query sees."""
     from torch.nn.attention.varlen import varlen_attn
 
     borders = cu_seq_lens.to(device=q.device, dtype=torch.int32)
-    return varlen_attn(
-        q.contiguous(),
-        k.contiguous(),
-        v.contiguous(),
-        borders,
-        borders,
-        max_length,
-        max_length,
-        scale=scale,
-        **_CAUSAL,
-    )
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    lengths = (borders, borders, max_length, max_length)
+    return varlen_attn(q, k, v, *lengths, scale=scale, **_causal_window(window))
 
 
-def _causal_argument() -> dict:
-    """How this torch spells a causal window: window_size=(-1, 0), or is_causal=True in its first releases."""
+def _causal_window(window: int | None) -> dict:
+    """How this torch spells a causal window: window_size=(keys before, 0), or is_causal in its first releases."""
     import inspect
 
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return {}
-    parameters = inspect.signature(varlen_attn).parameters
-    return {"window_size": (-1, 0)} if "window_size" in parameters else {"is_causal": True}
+    from torch.nn.attention.varlen import varlen_attn
+
+    if "window_size" in inspect.signature(varlen_attn).parameters:
+        return {"window_size": (-1 if window is None else window - 1, 0)}
+    if window is None:
+        return {"is_causal": True}
+    raise ValueError("this torch's varlen attention has no sliding window: set attention = 'sdpa'")
 
 
-_CAUSAL = _causal_argument()
+def choose_attention(settings: Finetuning, machine: Machine, dtype: torch.dtype, config: PretrainedConfig) -> str:
+    """Chooses "varlen" where torch's kernel runs on packed sequences, else "sdpa", or "eager" for a model without it.
 
-
-def choose_attention(wanted: str, machine: Machine, dtype: torch.dtype, packing: bool) -> str:
-    """Chooses "varlen" where torch's kernel runs on packed sequences, else "sdpa"; ValueError for what cannot be."""
-    possible = packing and dtype != torch.float32 and machine.varlen
-    if wanted == "varlen" and not possible:
+    config: of the model. Raises ValueError for an attention that the model or the machine does not have.
+    """
+    wanted, padded = settings.attention, models.padded_attention(config)
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    kernel = settings.packing and dtype != torch.float32 and machine.varlen
+    possible = kernel and padded == "sdpa" and not capped  # sinks come with models that have no sdpa
+    if wanted == NAME and kernel and not possible or wanted == "sdpa" and padded != "sdpa":
+        raise ValueError(f"attention = {wanted!r}: {config.model_type} does not support it; set attention = 'auto'")
+    if wanted == NAME and not possible:
         raise ValueError(
             "attention = 'varlen' needs packing = True, 16-bit values and a GPU of capability 8.0 or later:"
             " set attention = 'auto'"
         )
     if wanted == "auto":
-        return NAME if possible else "sdpa"
+        return NAME if possible else padded
     return wanted

@@ -175,7 +175,7 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
     """
     dtype = hardware.choose_dtype(settings.dtype, machine.capability)
     adapter_dtype = torch.bfloat16 if machine.on_gpu and dtype == torch.bfloat16 else torch.float32
-    implementation = attention.choose_attention(settings.attention, machine, dtype, settings.packing)
+    implementation = attention.choose_attention(settings, machine, dtype, model_config)
     size = model_size.measure_size(settings, model_config, dtype, adapter_dtype, machine.on_gpu)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
