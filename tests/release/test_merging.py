@@ -194,6 +194,9 @@ FAMILIES = {
     "qwen2": {"num_key_value_heads": 1, "tie_word_embeddings": True},
     "gpt_neox": {},
     "gemma": {"num_key_value_heads": 1, "head_dim": 32},
+    "gemma2": {"num_key_value_heads": 1, "head_dim": 32, "sliding_window": 16},
+    "mistral": {"num_key_value_heads": 1, "sliding_window": 16},
+    "bloom": {},
 }
 
 
