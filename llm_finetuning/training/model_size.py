@@ -45,12 +45,20 @@ class ModelSize:
 def measure_size(
     settings: Finetuning, model_config: PretrainedConfig, dtype: torch.dtype, adapter_dtype: torch.dtype, on_gpu: bool
 ) -> ModelSize:
-    """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used."""
+    """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used.
+
+    Raises ValueError for a model that adapters cannot be added to.
+    """
     model = build_on_meta(model_config, dtype)
     adapters, linears, head = adapter_weights(model, settings)
     total = sum(p.numel() for p in model.parameters())
     config = model_config.get_text_config()
-    per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype, on_gpu)
+    qlora.add_adapters(build_on_meta(model_config, dtype), settings)  # what PEFT refuses is known before the base loads
+    try:
+        per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype, on_gpu)
+    except Exception as error:  # of any library: not every model runs on the meta device, or with the probe's attention
+        print(f"activations are estimated, for {model_config.model_type} cannot be probed ({error})")
+        per_layer = estimated_layer_bytes(model, settings, adapter_dtype, config.num_hidden_layers)
     return ModelSize(
         linear=sum(linears),
         other=total - sum(linears),
@@ -97,6 +105,17 @@ def layer_activation_bytes(
     with _FusedDropout() if on_gpu else nullcontext():
         one, two = (_saved_bytes(model_config, layers, settings, dtype, adapter_dtype, on_gpu) for layers in (1, 2))
     return (two - one) / PROBE_TOKENS
+
+
+def estimated_layer_bytes(
+    model: PreTrainedModel, settings: Finetuning, adapter_dtype: torch.dtype, layers: int
+) -> float:
+    """An upper estimate of the same without a forward pass: every linear layer keeps what goes in and what comes out.
+
+    Twice each for what stands between linear layers, in the adapters' dtype, into which inputs are cast.
+    """
+    widths = sum(2 * (m.in_features + m.out_features) + settings.lora_r for m in qlora.linear_modules(model).values())
+    return widths / layers * adapter_dtype.itemsize
 
 
 class _FusedDropout(TorchFunctionMode):

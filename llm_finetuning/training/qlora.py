@@ -110,6 +110,11 @@ def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 def target_names(model: torch.nn.Module, wanted: str) -> list[str]:
     """'all-linear' or 'q_proj, v_proj' → the sorted last names of the modules that get an adapter."""
     known = Counter(name.rsplit(".", 1)[-1] for name in linear_modules(model))
+    if not known:
+        raise ValueError(
+            f"{model.config.model_type} has no linear layers that can be quantised and adapted (GPT-2's are Conv1D):"
+            " set model_name to another base"
+        )
     if wanted.strip() == "all-linear":
         return sorted(known)
     names = split_names(wanted)

@@ -20,6 +20,8 @@ from llm_finetuning.training import qlora
 from llm_finetuning.training.trainer import AssistantTrainer
 
 TIMED_BATCHES = 3
+ISOLATION = {torch.float32: 1e-3}
+"""Relative difference of the logits of a packed example and the same one alone; 16 bits round to 0.05."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def run(trainer: AssistantTrainer) -> Checks:
     ]
     seconds, memory = plan.seconds, int(plan.peak_memory)
     if plan.shards == 1:
+        if trainer.settings.packing and len(inputs.data.examples) > 1:
+            found.append(("packed examples", check_packing(trainer)))
         found[2:2], seconds, memory = check_steps(trainer)
     return Checks(pd.DataFrame(found, columns=["check", "found"]), seconds, memory)
 
@@ -65,6 +69,33 @@ def check_steps(trainer: AssistantTrainer) -> tuple[list[tuple[str, str]], float
         ("memory, peak", f"{hardware.as_gib(peak.read())}; planned {hardware.as_gib(plan.peak_memory)}"),
     ]
     return lines, seconds, peak.read()
+
+
+@torch.no_grad()
+def check_packing(trainer: AssistantTrainer) -> str:
+    """An example that is packed behind another one gets the logits that it gets alone; raises ValueError otherwise.
+
+    Recurrent and convolutional layers, and masks that do not know of packing, carry one example into the next.
+    """
+    first, second = sorted((example["input_ids"] for example in trainer.run_inputs.data.examples), key=len)[:2]
+
+    def logits(*examples: list[int]) -> torch.Tensor:
+        ids = [token for example in examples for token in example]
+        batch = trainer.data_collator([{"input_ids": ids, "labels": ids, "seq_lengths": [*map(len, examples)]}])
+        batch = {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in batch.items() if k != "labels"}
+        with trainer.accelerator.autocast():
+            return trainer.model(**batch, use_cache=False).logits[0, -len(examples[-1]) :].float()
+
+    trainer.model.eval()
+    packed, alone = logits(first, second), logits(second)
+    trainer.model.train()
+    difference = float((packed - alone).norm() / alone.norm())
+    if not difference <= ISOLATION.get(trainer.plan.dtype, 0.05):
+        raise ValueError(
+            f"in {trainer.model.config.model_type} packed examples are not isolated from one another (the logits differ"
+            f" by {difference:.1%}): set packing = False"
+        )
+    return f"isolated from one another (logits differ by {difference:.1e})"
 
 
 def check_ends(examples: list[dict], template: Template) -> str:

@@ -14,6 +14,7 @@ from training_fixtures import prepare, save_base, small_settings
 from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.files import shards
 from llm_finetuning.release import merging, verify
+from llm_finetuning.training import qlora, selfcheck
 from llm_finetuning.training import trainer as training
 
 
@@ -197,14 +198,29 @@ FAMILIES = {
     "gemma2": {"num_key_value_heads": 1, "head_dim": 32, "sliding_window": 16},
     "mistral": {"num_key_value_heads": 1, "sliding_window": 16},
     "bloom": {},
+    "cohere": {"num_key_value_heads": 1},
+    "gemma3_text": {"num_key_value_heads": 1, "head_dim": 32},
+    "gpt_neo": {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
+    "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 2, "rotary_dim": 16, "n_positions": 256},
+    "lfm2": {"num_key_value_heads": 1},
+    "mixtral": {"num_key_value_heads": 1, "num_local_experts": 2},
+    "olmo2": {},
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "phi3": {},
+    "qwen2_moe": {"num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 32},
+    "smollm3": {"num_key_value_heads": 1},
+    "stablelm": {"num_key_value_heads": 2},
+    "starcoder2": {"num_key_value_heads": 1},
+    "falcon": {},
 }
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", *(pytest.param(name, marks=pytest.mark.more) for name in FAMILIES if name != "llama")]
-)
-def test_another_model_family_trains_and_merges(family, tmp_path):
-    """Nothing but `model_name` changes; a chat template that the tokenizer has is kept."""
+MIX_PACKED_EXAMPLES = ("bloom", "falcon", "opt")
+
+
+def tiny_base_of(family: str, folder: Path) -> Path:
+    """A folder with an untrained model of the family, of two small layers, and a tokenizer with a chat template."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer()
@@ -223,15 +239,47 @@ def test_another_model_family_trains_and_merges(family, tmp_path):
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=None,
-        **FAMILIES[family],
+        **FAMILIES.get(family, {}),
     )
     torch.manual_seed(0)
-    base = save_base(tmp_path / "base", AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)
-    small = prepare(small_settings(tmp_path / "run", base, max_steps=3))
-    assert "[user] What" in tokenizer.decode(small.data.examples[1]["input_ids"])
+    return save_base(folder, AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.more) for name in FAMILIES if name != "llama")]
+)
+def test_another_model_family_trains_and_merges(family, tmp_path):
+    """Nothing but `model_name` changes; a chat template that the tokenizer has is kept."""
+    small = prepare(
+        small_settings(
+            tmp_path / "run",
+            tiny_base_of(family, tmp_path / "base"),
+            max_steps=3,
+            packing=family not in MIX_PACKED_EXAMPLES,
+        )
+    )
+    selfcheck.run(small.trainer)
+    assert "[user] What" in small.template.tokenizer.decode(small.data.examples[1]["input_ids"])
     training.train(small.trainer)
     training.save_adapter(small.trainer)
     after = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
     quantised = merging.quantised_names(small.trainer.model)
     made = verify.merge_and_verify(small.plan, quantised, small.template, small.held_out, after)
     assert made.checks.passed.all()
+
+
+@pytest.mark.parametrize("family", MIX_PACKED_EXAMPLES)
+def test_a_model_that_mixes_packed_examples_is_refused_by_name(family, tmp_path):
+    small = prepare(small_settings(tmp_path / "run", tiny_base_of(family, tmp_path / "base"), max_steps=3))
+    with pytest.raises(ValueError, match=f"in {family} packed examples are not isolated .*set packing = False"):
+        selfcheck.run(small.trainer)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"), [("gpt2", "gpt2 has no linear layers"), ("mamba", "incompatible with Mamba")]
+)
+def test_a_model_that_takes_no_adapters_is_refused_before_it_is_loaded(family, message, tmp_path, monkeypatch):
+    base = tiny_base_of(family, tmp_path / "base")
+    monkeypatch.setattr(qlora, "load_base", lambda *_: pytest.fail("the base was loaded"))
+    with pytest.raises(ValueError, match=message):
+        prepare(small_settings(tmp_path / "run", base))
