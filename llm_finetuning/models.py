@@ -151,11 +151,15 @@ def four_bit(
 
 
 def padded_attention(config: "PretrainedConfig") -> str:
-    """The attention for padded batches and generation: "sdpa", or "eager" for a model that has no sdpa."""
+    """The attention for padded batches and generation: "sdpa", or "eager" for a model that it cannot serve.
+
+    sdpa has no soft-capping, which earlier versions of transformers leave out in silence.
+    """
     from transformers import AutoModelForCausalLM
 
     model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    return "sdpa" if getattr(model_class, "_supports_sdpa", True) else "eager"
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return "sdpa" if getattr(model_class, "_supports_sdpa", True) and not capped else "eager"
 
 
 def load_strict(folder: Path, dtype: "torch.dtype", device: str) -> "PreTrainedModel":

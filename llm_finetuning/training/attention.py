@@ -118,9 +118,8 @@ def choose_attention(settings: Finetuning, machine: Machine, dtype: torch.dtype,
     config: of the model. Raises ValueError for an attention that the model or the machine does not have.
     """
     wanted, padded = settings.attention, models.padded_attention(config)
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     kernel = settings.packing and dtype != torch.float32 and machine.varlen
-    possible = kernel and padded == "sdpa" and not capped  # sinks come with models that have no sdpa
+    possible = kernel and padded == "sdpa"  # what sdpa cannot serve, sinks and soft-capping, the kernel cannot either
     if wanted == NAME and kernel and not possible or wanted == "sdpa" and padded != "sdpa":
         raise ValueError(f"attention = {wanted!r}: {config.model_type} does not support it; set attention = 'auto'")
     if wanted == NAME and not possible:
