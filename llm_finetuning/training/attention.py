@@ -5,6 +5,8 @@ where each begins, and no token attends across a border. Needs a GPU of capabili
 elsewhere, and for padded batches and generation, sdpa does the work.
 """
 
+import inspect
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,7 +62,7 @@ def packed_attention(
     if cu_seq_lens_q is None or query.shape[0] != 1:
         raise ValueError(
             "varlen attention serves packed training batches alone (cu_seq_lens_q is missing): use"
-            " qlora.attention_for(model, 'sdpa') around evaluation and generation"
+            " evaluation.mode.attention_for(model) around evaluation and generation"
         )
     if dropout:
         raise ValueError(f"varlen attention has no dropout ({dropout}): set attention = 'sdpa'")
@@ -99,10 +101,9 @@ def causal_varlen(
     return varlen_attn(q, k, v, *lengths, scale=scale, **_causal_window(window))
 
 
+@cache  # every layer asks at every step
 def _causal_window(window: int | None) -> dict:
     """How this torch spells a causal window: window_size=(keys before, 0), or is_causal in its first releases."""
-    import inspect
-
     from torch.nn.attention.varlen import varlen_attn
 
     if "window_size" in inspect.signature(varlen_attn).parameters:

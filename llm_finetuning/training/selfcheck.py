@@ -81,8 +81,8 @@ def check_packing(trainer: AssistantTrainer) -> str:
 
     def logits(*examples: list[int]) -> torch.Tensor:
         ids = [token for example in examples for token in example]
-        batch = trainer.data_collator([{"input_ids": ids, "labels": ids, "seq_lengths": [*map(len, examples)]}])
-        batch = {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in batch.items() if k != "labels"}
+        batch = _batch(trainer, [{"input_ids": ids, "labels": ids, "seq_lengths": [*map(len, examples)]}])
+        del batch["labels"]
         with trainer.accelerator.autocast():
             return trainer.model(**batch, use_cache=False).logits[0, -len(examples[-1]) :].float()
 
@@ -139,12 +139,17 @@ def _forward_backward(trainer: AssistantTrainer, indices: list[int]) -> float:
     if trainer.args.gradient_checkpointing:
         trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     trainer.model.train()
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in indices])
-    batch = {k: v.to(trainer.args.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+    batch = _batch(trainer, [trainer.train_dataset[i] for i in indices])
     with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
         loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     return loss.item()
+
+
+def _batch(trainer: AssistantTrainer, examples: list[dict]) -> dict:
+    """The examples collated as in training, on the device."""
+    batch = trainer.data_collator(examples)
+    return {name: v.to(trainer.args.device) if torch.is_tensor(v) else v for name, v in batch.items()}
 
 
 def seconds_per_token(trainer: AssistantTrainer) -> float:
