@@ -1,7 +1,7 @@
 """Counts a model's weights and saved activations on torch's meta device, which has shapes and no memory."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -53,12 +53,13 @@ def measure_size(
     adapters, linears, head = adapter_weights(model, settings)
     total = sum(p.numel() for p in model.parameters())
     config = model_config.get_text_config()
-    qlora.add_adapters(build_on_meta(model_config, dtype), settings)  # what PEFT refuses is known before the base loads
+    modules = qlora.linear_modules(model)
+    qlora.add_adapters(model, settings)  # what PEFT refuses is known before the base loads
     try:
         per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype, on_gpu)
     except Exception as error:  # of any library: not every model runs on the meta device, or with the probe's attention
         print(f"activations are estimated, for {model_config.model_type} cannot be probed ({error})")
-        per_layer = estimated_layer_bytes(model, settings, adapter_dtype, config.num_hidden_layers)
+        per_layer = estimated_bytes(modules.values(), settings, adapter_dtype) / config.num_hidden_layers
     return ModelSize(
         linear=sum(linears),
         other=total - sum(linears),
@@ -107,15 +108,13 @@ def layer_activation_bytes(
     return (two - one) / PROBE_TOKENS
 
 
-def estimated_layer_bytes(
-    model: PreTrainedModel, settings: Finetuning, adapter_dtype: torch.dtype, layers: int
-) -> float:
-    """An upper estimate of the same without a forward pass: every linear layer keeps what goes in and what comes out.
+def estimated_bytes(linears: Iterable[torch.nn.Linear], settings: Finetuning, adapter_dtype: torch.dtype) -> float:
+    """An upper estimate for all layers without a forward pass: each linear layer keeps what goes in and what comes out.
 
     Twice each for what stands between linear layers, in the adapters' dtype, into which inputs are cast.
     """
-    widths = sum(2 * (m.in_features + m.out_features) + settings.lora_r for m in qlora.linear_modules(model).values())
-    return widths / layers * adapter_dtype.itemsize
+    widths = sum(2 * (linear.in_features + linear.out_features) + settings.lora_r for linear in linears)
+    return widths * adapter_dtype.itemsize
 
 
 class _FusedDropout(TorchFunctionMode):
