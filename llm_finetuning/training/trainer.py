@@ -189,8 +189,8 @@ class AssistantTrainer(SFTTrainer):
 
 
 def warmup_steps(settings: Finetuning, steps: int) -> int:
-    """Optimizer steps of the run over which the learning rate rises."""
-    return round(settings.warmup_ratio * steps)
+    """Optimizer steps of the run over which the learning rate rises; "constant" knows no warm-up."""
+    return 0 if settings.lr_scheduler_type == "constant" else round(settings.warmup_ratio * steps)
 
 
 def count_steps(sequences: int, settings: Finetuning, plan: Plan) -> int:

@@ -265,9 +265,7 @@ def test_fewer_steps_than_were_trained_are_refused(tiny_base, tmp_path):
 
 
 def test_more_steps_go_on_where_the_schedule_so_far_is_the_same(tiny_base, tmp_path):
-    at_once = small_settings(
-        tmp_path / "at once", tiny_base, max_steps=4, lr_scheduler_type="constant", warmup_ratio=0.0
-    )
+    at_once = small_settings(tmp_path / "at once", tiny_base, max_steps=4, warmup_ratio=0.0)
     first = dataclasses.replace(
         at_once, max_steps=2, drive_folder=str(tmp_path / "twice"), work_folder=str(tmp_path / "twice")
     )
@@ -277,7 +275,7 @@ def test_more_steps_go_on_where_the_schedule_so_far_is_the_same(tiny_base, tmp_p
         training.save_adapter(small.trainer)
     assert (outcome.resumed_from, outcome.step) == ("checkpoint-2", 4)
     assert digest(tmp_path / "twice") == digest(tmp_path / "at once")
-    warm = dataclasses.replace(first, max_steps=40, lr_scheduler_type="constant", warmup_ratio=0.1)
+    warm = dataclasses.replace(first, max_steps=40, warmup_ratio=0.1)
     with pytest.raises(ValueError, match="warmup_steps: 0 in the checkpoint, 4 now"):
         training.train(prepare(warm).trainer)
 
