@@ -120,6 +120,22 @@ def token(name: str = "HF_TOKEN", seconds: int = 60) -> str | None:
         signal.signal(signal.SIGALRM, before)
 
 
+def hub_token() -> str:
+    """Returns the Hub's token from HF_TOKEN, Colab's secrets or `hf auth login`, or raises PermissionError."""
+    found = token()
+    if not found and "google.colab" not in sys.modules:  # there get_token would wait for the secret for ever
+        from huggingface_hub import get_token
+
+        found = get_token()
+    if not found:
+        raise PermissionError(
+            "No token for the Hugging Face Hub. In Colab add the secret HF_TOKEN (the key in the left bar) "
+            "and allow this notebook to read it; elsewhere set the environment variable HF_TOKEN, "
+            "or run `hf auth login`."
+        )
+    return found
+
+
 class _TimeIsUp(BaseException):
     """Raised when a secret takes too long. Not an Exception, because google.colab swallows those while it waits."""
 

@@ -6,6 +6,7 @@ weights, which proves that a machine can hold the real job. Code from a model re
 """
 
 import tempfile
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,10 +30,11 @@ def tokenizer(model_name: str, tokenizer_folder: str = "", revision: str = "main
     from transformers import AutoTokenizer
 
     if tokenizer_folder:
-        return AutoTokenizer.from_pretrained(_tokenizer_folder(tokenizer_folder))
+        return AutoTokenizer.from_pretrained(_tokenizer_folder(tokenizer_folder), trust_remote_code=False)
     if model_name in (SAMPLE, REHEARSAL):
         return _sample_tokenizer()
-    return AutoTokenizer.from_pretrained(_hub_id_or_folder(model_name), revision=revision)
+    name = _hub_id_or_folder(model_name)
+    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 def _tokenizer_folder(folder: str) -> str:
@@ -61,6 +63,13 @@ def _sample_tokenizer_files(recipe: "Recipe") -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         phi.train_tokenizer(recipe).save_pretrained(folder)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def configuration(model_name: str, revision: str = "main") -> "PretrainedConfig":
+    """The configuration of a hub id or a model folder, without its weights. Raises what `locate` raises."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(_hub_id_or_folder(model_name), revision=revision, trust_remote_code=False)
 
 
 def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "", revision: str = "main") -> Path:
@@ -167,12 +176,29 @@ def load_strict(folder: Path, dtype: "torch.dtype", device: str) -> "PreTrainedM
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map={"": device}, output_loading_info=True, use_safetensors=True
+        folder,
+        dtype=dtype,
+        device_map={"": device},
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     problems = {kind: keys for kind, keys in info.items() if keys}
     if problems:
         raise ValueError(f"{folder} does not load as its own model: {problems}")
     return model.eval()
+
+
+def stored_name(name: str, stored: Collection[str], config: "PretrainedConfig") -> str | None:
+    """The name under which a checkpoint with the tensors `stored` holds the model's `name`; None where it does not.
+
+    Checkpoints that were saved without the head leave out the prefix of the model inside, such as `model.`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    short = name.removeprefix(f"{getattr(model_class, 'base_model_prefix', '')}.")
+    return next((candidate for candidate in (name, short) if candidate in stored), None)
 
 
 def count_parameters(config: "PretrainedConfig") -> int:

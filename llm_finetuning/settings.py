@@ -289,6 +289,8 @@ class Finetuning:
     """Attention implementation: "auto" | "varlen" (flash attention on packed sequences) | "sdpa" | "eager"."""
     compile_layers: bool = False
     """torch.compile each decoder layer: pays on long runs on a fast GPU."""
+    allow_slow: bool = False
+    """Train without a GPU even if it takes more than two hours."""
     logging_steps: Count = 1
     """Steps between two entries in the metrics."""
     save_steps: Count = 50

@@ -33,7 +33,7 @@ def main() -> None:
 
     inputs = read_inputs(config)
     say(inputs.data.table().to_string(index=False))
-    plan = plan_run(config, inputs.data.lengths)
+    plan = plan_run(config, inputs)
     say(plan.table().to_string(index=False))
     model = add_adapters(load_base(config, plan), config)
     trainer = AssistantTrainer(model, config, plan, inputs)

@@ -13,21 +13,27 @@ from llm_finetuning.files.atomic import write_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARD_BYTES = 2 * 10**9
+"""Largest file of a merged model."""
 
 
 class Weights:
     """The tensors of a local model folder, read one at a time; a file is mapped only while one is read from it.
 
-    single: the file that holds them where no index says which.
+    single: the file that holds them where no index says which. Raises FileNotFoundError for a folder that lacks a file.
     """
 
     def __init__(self, folder: str | Path, single: str = SINGLE):
         self.folder = folder = Path(folder)
         if (folder / INDEX).is_file():
             self.files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        else:
+        elif (folder / single).is_file():
             with safe_open(folder / single, "pt") as file:
                 self.files = dict.fromkeys(file.keys(), single)
+        else:
+            raise FileNotFoundError(f"{folder} holds no weights as safetensors: neither {single} nor {INDEX}")
+        if missing := sorted(name for name in set(self.files.values()) if not (folder / name).is_file()):
+            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names: fetch the folder again")
 
     def names(self) -> list[str]:
         return sorted(self.files)

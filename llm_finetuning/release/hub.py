@@ -1,9 +1,8 @@
 """Uploading a finished folder to the Hugging Face Hub, compared with what the Hub then lists."""
 
-import sys
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi
 
 from llm_finetuning import colab
 from llm_finetuning.files import checksums
@@ -30,7 +29,7 @@ def push_to_hub(
     _check_folder(folder)
     if "/" not in repository:
         raise ValueError(f"hub_repository = {repository!r} is not user/name.")
-    api = api or HfApi(token=token or find_token())
+    api = api or HfApi(token=token or colab.hub_token())
     url = api.create_repo(repository, private=private, exist_ok=True)
     commit = api.upload_folder(
         repo_id=repository,
@@ -41,20 +40,6 @@ def push_to_hub(
     )
     check_commit(api, folder, repository, commit.oid)
     return f"{url}/tree/{commit.oid}"
-
-
-def find_token() -> str:
-    """Returns the Hub's token from HF_TOKEN, Colab's secrets or `hf auth login`, or raises PermissionError."""
-    token = colab.token()
-    if not token and "google.colab" not in sys.modules:  # there get_token would wait for the secret for ever
-        token = get_token()
-    if not token:
-        raise PermissionError(
-            "No token for the Hugging Face Hub. In Colab add the secret HF_TOKEN (the key in the left bar) "
-            "and allow this notebook to read it; elsewhere set the environment variable HF_TOKEN, "
-            "or run `hf auth login`."
-        )
-    return token
 
 
 def _check_folder(folder: Path) -> None:

@@ -6,17 +6,17 @@ themselves would quantise again and lose more than a small adapter adds.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from llm_finetuning import hardware
-from llm_finetuning.files.shards import Weights, write_shards
+from llm_finetuning import hardware, models
+from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import Finetuning
 
-SHARD_BYTES = 2 * 10**9
 BASES = ("dequantized", "original")
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
 
@@ -32,6 +32,10 @@ class Adapter:
         """Returns scaling · B·A in float32, (out, in), multiplied on `device`."""
         a, b = (factor.to(device) for factor in self.factors[name])
         return (self.scaling * b.float()) @ a.float()
+
+    def renamed(self, names: dict[str, str]) -> "Adapter":
+        """The same adapter for a base whose tensors have other names."""
+        return Adapter({names[name]: pair for name, pair in self.factors.items()}, self.scaling)
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -174,6 +178,12 @@ def write_companions(folder: Path, base: Path, template: Template, save_dtype: t
         pad_token_id=eos if pad is None else pad,
         suppress_tokens=unused or None,
     ).save_pretrained(folder)
+
+
+def stored_names(names: Iterable[str], weights: Weights) -> dict[str, str]:
+    """The names under which the base's checkpoint holds the model's tensors `names` (`models.stored_name`)."""
+    config, stored = models.configuration(str(weights.folder)), set(weights.names())
+    return {name: models.stored_name(name, stored, config) or name for name in names}
 
 
 def quantised_names(model: torch.nn.Module) -> set[str]:

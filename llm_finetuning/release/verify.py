@@ -14,11 +14,11 @@ from llm_finetuning.files.shards import Weights
 from llm_finetuning.prompts import Template
 from llm_finetuning.release import merging
 from llm_finetuning.release.merging import BASES, Merge
+from llm_finetuning.training.memory import VERIFIED_EXAMPLES
 from llm_finetuning.training.planning import Plan
 
 LOSS_TOLERANCE = 1.01
 """Held-out loss of the merged model over that of the trained 4-bit model with its adapter."""
-PROMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ def merge_and_verify(
     of the trained model. The trainer's model must have been freed. Raises ValueError with what differed.
     """
     settings = plan.settings
-    adapter = merging.read_adapter(settings.folders.adapter)
-    dtypes = (plan.dtype, plan.save_dtype)
-    merge = Merge("original", settings, *dtypes, plan.device, Weights(plan.model_path), adapter, quantised)
+    adapter, weights = merging.read_adapter(settings.folders.adapter), Weights(plan.model_path)
+    stored = merging.stored_names(quantised | set(adapter.factors), weights)
+    adapter, quantised = adapter.renamed(stored), {stored[name] for name in quantised}
+    merge = Merge("original", settings, plan.dtype, plan.save_dtype, plan.device, weights, adapter, quantised)
     candidates = BASES if settings.merge_base == "best" else [settings.merge_base]
     losses: dict[str, float] = {}
     for base in candidates if quantised else ["original"]:
@@ -72,7 +73,7 @@ def _verify(
     merge: Merge, template: Template, held_out: list[dict], losses: dict[str, float], after_loss: float
 ) -> Merged:
     folder = merge.settings.folders.merged / merge.base
-    examples = held_out[:PROMPTS]
+    examples = held_out[:VERIFIED_EXAMPLES]
 
     def outputs(model: torch.nn.Module) -> tuple[list[torch.Tensor], list[str]]:
         answers = scoreboard.answers(model, examples, template, merge.settings.max_new_tokens)
@@ -158,10 +159,12 @@ def unmerged_model(merge: Merge) -> torch.nn.Module:
 
     model = models.load_strict(merge.weights.folder, merge.save_dtype, merge.device)
     if merge.base == "dequantized":
-        parameters = dict(model.named_parameters())
+        stored = set(merge.weights.names())
         with torch.no_grad():
-            for name in merge.quantised:
-                parameters[name].copy_(merge.start(name))
+            for name, parameter in model.named_parameters():
+                place = models.stored_name(name, stored, model.config)
+                if place in merge.quantised:
+                    parameter.copy_(merge.start(place))
     return PeftModel.from_pretrained(model, merge.settings.folders.adapter).eval()
 
 

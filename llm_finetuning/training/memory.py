@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from llm_finetuning import hardware
+from llm_finetuning.files.shards import SHARD_BYTES
 from llm_finetuning.hardware import Machine, as_gib
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import attention
@@ -22,6 +23,8 @@ VARLEN_TOKENS = 16_384
 OVERHEAD = {"cuda": 0.3 * hardware.GIB, "cpu": 0.9 * hardware.GIB}
 """Memory of a process without a model. On a GPU an estimate of the kernels and libraries that are loaded while it
 trains: CUDA's context is there before the free memory is read. On a CPU Python with torch."""
+VERIFIED_EXAMPLES = 4
+"""Held-out examples whose logits a merge is verified with."""
 HEAD_TILE = (4096, 32_768)
 """Tokens and vocabulary of the tile of logits that TRL's fused head computes at a time (trl.kernels)."""
 
@@ -133,6 +136,20 @@ class StepMemory:
         head = tile * (1 if self.machine.on_gpu else 8.25) + micro * size.hidden * (4 + 3 * byte)
         dequantised = 2 * size.largest_linear * byte * self.settings.use_4bit
         return head, dequantised + 2 * micro * size.largest_linear / size.hidden * byte
+
+
+def verification_memory(settings: Finetuning, size: ModelSize, on_gpu: bool) -> tuple[float, float]:
+    """Bytes of (device, host) at the peak of the merge and its verification, when the trained model has been freed.
+
+    The merged model is loaded whole in 16 bits; two sets of logits wait on the host; the merge holds one shard. On a
+    CPU the device is the host.
+    """
+    model = 2 * size.total
+    logits = VERIFIED_EXAMPLES * settings.max_seq_length * size.vocabulary * 4
+    waiting = OVERHEAD["cpu"] + 2 * logits
+    if on_gpu:
+        return OVERHEAD["cuda"] + model + logits / VERIFIED_EXAMPLES, waiting + SHARD_BYTES
+    return waiting + max(model, SHARD_BYTES), 0.0
 
 
 def shares_a_mask(packing: bool, attention_name: str) -> bool:

@@ -84,13 +84,10 @@ def build_on_meta(model_config: PretrainedConfig, dtype: torch.dtype, attention:
 
 def adapter_weights(model: torch.nn.Module, settings: Finetuning) -> tuple[int, list[int], int]:
     """(adapter weights, weights of each linear module, weights of the head). A·B has r·(in + out) weights."""
-    targets = qlora.target_names(model, settings.lora_target_modules)
-    modules = qlora.linear_modules(model)
-    adapted = [m for name, m in modules.items() if name.rsplit(".", 1)[-1] in targets]
-    adapters = sum(settings.lora_r * (m.in_features + m.out_features) for m in adapted)
+    adapted = qlora.adapted_modules(model, settings).values()
     return (
-        adapters,
-        [m.weight.numel() for m in modules.values()],
+        sum(settings.lora_r * (m.in_features + m.out_features) for m in adapted),
+        [m.weight.numel() for m in qlora.linear_modules(model).values()],
         model.get_output_embeddings().weight.numel(),
     )
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from llm_finetuning import hardware, models
 from llm_finetuning.files.copying import check_space
 from llm_finetuning.hardware import Machine, as_gib, readable_seconds
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import attention, checkpoints, model_size
+from llm_finetuning.training import attention, checkpoints, model_size, preconditions
+from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.memory import StepMemory, shares_a_mask
 from llm_finetuning.training.model_size import ModelSize
-from llm_finetuning.training.preconditions import check_names
 
 EFFICIENCY = 0.55
 """Share of the peak matmul throughput that a whole training step is expected to reach."""
@@ -147,25 +147,35 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def plan_run(settings: Finetuning, lengths: list[int]) -> Plan:
-    """Plans a run on this machine: fetches or makes the base, looks at the machine, and checks the disks.
+def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
+    """Plans a run on this machine, fetches or makes its base, and checks what the stages after this one need.
 
-    A run that is to be continued keeps its micro-batch and its optimizer, whatever is free today. Raises what
-    `check_names`, `models.locate` and `plan` raise, and OSError when a disk has too little room.
+    A run that is to be continued keeps its micro-batch and its optimizer, whatever is free today. The base is fetched
+    when all that can be known without it is known. Raises what `preconditions`, `models.locate` and `plan` raise, and
+    OSError when a disk has too little room.
     """
-    check_names(settings)
+    preconditions.check_names(settings)
     folders = settings.folders
-    path = models.locate(settings.model_name, folders.base, settings.tokenizer_folder, settings.model_revision)
     before = checkpoints.newest_run(folders.checkpoints, folders.drive / "checkpoints") if settings.resume else None
     kept = {}
     if before:
         kept["micro_batch_tokens"] = settings.micro_batch_tokens or before["micro_batch_tokens"]
         kept["optim"] = before["optimizer"] if settings.optim == "auto" else settings.optim
-    config = AutoConfig.from_pretrained(path)
-    made = plan(replace(settings, **kept), hardware.detect(settings.dtype), config, lengths)
+    made_here = settings.model_name in (models.SAMPLE, models.REHEARSAL)
+    config = models.configuration(str(_base(settings)) if made_here else settings.model_name, settings.model_revision)
+    preconditions.check_examples(settings, config, inputs)
+    made = plan(replace(settings, **kept), hardware.detect(settings.dtype), config, inputs.data.lengths)
+    preconditions.check_machine(settings, made)
     check_space(folders.work, made.disk_work, "checkpoints and the merged model")
     check_space(folders.drive, made.disk_drive, "the results")
+    path = _base(settings)
+    preconditions.check_weights(settings, config, path)
     return replace(made, settings=settings, model_path=path)
+
+
+def _base(settings: Finetuning) -> Path:
+    folder = settings.folders.base
+    return models.locate(settings.model_name, folder, settings.tokenizer_folder, settings.model_revision)
 
 
 def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig, lengths: list[int]) -> Plan:

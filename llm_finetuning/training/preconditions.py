@@ -1,25 +1,147 @@
-"""Checks the names of other libraries before a base is fetched: a typing mistake costs seconds, not a download."""
+"""What late stages need, checked before the base is loaded: a mistake costs seconds, not a download or a training."""
 
 import difflib
+import netrc
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import SchedulerType, Trainer, get_scheduler
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from transformers import PretrainedConfig, SchedulerType, Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
+from llm_finetuning import colab, models
+from llm_finetuning.files.shards import Weights
+from llm_finetuning.hardware import as_gib, readable_seconds
+from llm_finetuning.prompts import IGNORE_INDEX
 from llm_finetuning.settings import AUTO, Finetuning
+from llm_finetuning.training import model_size, qlora
+from llm_finetuning.training.dataset import RunInputs
+from llm_finetuning.training.memory import verification_memory
 
+if TYPE_CHECKING:
+    from llm_finetuning.training.planning import Plan
+
+SLOW = 2 * 3600
+"""Seconds of training from which on a machine without a GPU needs `allow_slow`."""
+LOGINS = {"wandb": ("WANDB_API_KEY", "WANDB_MODE", "api.wandb.ai"), "comet_ml": ("COMET_API_KEY", "COMET_MODE", "")}
+"""By report_to: environment variable with the key, variable that may say "offline" or "disabled", host in ~/.netrc."""
 NEEDS_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 """Schedules that Trainer steps with a metric, which it does not have here: evaluations are our own."""
 
 
 def check_names(settings: Finetuning) -> None:
-    """Raises one ValueError with every parameter that names what transformers does not know or cannot use here."""
-    problems = [_scheduler(settings), _optimizer(settings), _reporting(settings)]
+    """Raises one ValueError with every parameter that names what another library or the Hub does not know or allow."""
+    _raise([_scheduler(settings), _optimizer(settings), _reporting(settings), _hub(settings)])
+
+
+def check_examples(settings: Finetuning, config: PretrainedConfig, inputs: RunInputs) -> None:
+    """Raises one ValueError for a base that is quantised already, and for examples that it has no embeddings for."""
+    _raise([_quantised(config), _token_ids(config, inputs), _positions(settings, config, inputs)])
+
+
+def check_machine(settings: Finetuning, plan: "Plan") -> None:
+    """Raises one ValueError for a training that would take hours without a GPU, or a merge that would not fit."""
+    _raise([_too_slow(settings, plan), *_verification(plan)])
+
+
+def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) -> None:
+    """Raises ValueError unless every weight that is trained on is in the checkpoint under a name the merge finds.
+
+    Raises FileNotFoundError for a checkpoint that is not safetensors.
+    """
+    try:
+        stored = set(Weights(folder).names())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"model_name = {settings.model_name!r}: {error}. Pickled weights (pytorch_model.bin) are never opened:"
+            " choose another base or revision, or convert it (https://huggingface.co/spaces/safetensors/convert)"
+        ) from None
+    model = model_size.build_on_meta(config, torch.bfloat16)
+    modules = qlora.linear_modules(model) if settings.use_4bit else qlora.adapted_modules(model, settings)
+    names = [f"{name}.weight" for name in modules]
+    if missing := [name for name in names if models.stored_name(name, stored, config) is None]:
+        raise ValueError(
+            f"model_name = {settings.model_name!r}: {len(missing)} of {len(names)} weights of linear layers"
+            f" are not in its checkpoint under their own name ({missing[0]}, …): transformers renames or joins them on"
+            " loading, and the adapter could not be merged. Set model_name to another base"
+        )
+
+
+def _raise(problems: list[str | None]) -> None:
     if any(problems):
         raise ValueError("\n".join(filter(None, problems)))
+
+
+def _quantised(config: PretrainedConfig) -> str | None:
+    stored = getattr(config, "quantization_config", None)
+    if not stored:
+        return None
+    method = (stored if isinstance(stored, dict) else vars(stored)).get("quant_method", "unknown method")
+    return (
+        f"model_name is a base that is quantised already ({getattr(method, 'value', method)}): QLoRA quantises the"
+        " original 16-bit weights itself, and merges into them. Set model_name to the repository that this one was"
+        " made from"
+    )
+
+
+def _token_ids(config: PretrainedConfig, inputs: RunInputs) -> str | None:
+    rows = config.get_text_config().vocab_size
+    largest = max(max(example["input_ids"]) for example in [*inputs.data.examples, *inputs.held_out])
+    if largest < rows:
+        return None
+    token = inputs.template.tokenizer.convert_ids_to_tokens(largest)
+    return (
+        f"the tokenizer gives ids up to {largest} ({token!r}) and the model has {rows} embeddings: they do not belong"
+        " together, or tokens were added to the tokenizer alone"
+    )
+
+
+def _positions(settings: Finetuning, config: PretrainedConfig, inputs: RunInputs) -> str | None:
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(inputs.data.lengths)
+    answered = max((_prompt_length(example) for example in inputs.held_out), default=0) + settings.max_new_tokens
+    if not most or max(longest, answered) <= most:
+        return None
+    if longest > most:
+        return (
+            f"max_seq_length = {settings.max_seq_length}: the longest example has {longest} tokens and the model"
+            f" {most} positions (max_position_embeddings): set max_seq_length = {most} or less"
+        )
+    return (
+        f"max_new_tokens = {settings.max_new_tokens}: the longest prompt and its answer take {answered} tokens and the"
+        f" model has {most} positions (max_position_embeddings): lower max_new_tokens, or max_seq_length"
+    )
+
+
+def _prompt_length(example: dict) -> int:
+    return next(i for i, label in enumerate(example["labels"]) if label != IGNORE_INDEX)
+
+
+def _too_slow(settings: Finetuning, plan: "Plan") -> str | None:
+    if plan.machine.on_gpu or settings.allow_slow or plan.seconds <= SLOW:
+        return None
+    return (
+        f"there is no GPU here, and the training would take about {readable_seconds(plan.seconds)}: in Colab choose"
+        " Runtime → Change runtime type → A100 GPU and run all cells again; or set allow_slow = True"
+    )
+
+
+def _verification(plan: "Plan") -> list[str]:
+    machine, (on_device, on_host) = plan.machine, verification_memory(plan.settings, plan.size, plan.machine.on_gpu)
+    device = (machine.name, on_device, machine.free_memory, "a smaller base or a machine with more memory")
+    host = ("this machine beside its GPU", on_host, machine.host_memory, "a runtime with more memory (High-RAM)")
+    return [
+        f"merging and verifying the model takes about {as_gib(needed)} on {where}, which has {as_gib(there)}:"
+        f" take {cure}"
+        for where, needed, there, cure in ([device, host] if machine.on_gpu else [device])
+        if needed > there
+    ]
 
 
 def _scheduler(settings: Finetuning) -> str | None:
@@ -57,7 +179,53 @@ def _reporting(settings: Finetuning) -> str | None:
         return _unknown("report_to", name, known)
     if name != "none" and name not in get_available_reporting_integrations():
         return f"report_to = {name!r}: {name} is not installed; install it, or set report_to = 'none'"
+    if name in LOGINS and not _logged_in(*LOGINS[name]):
+        key, mode, _ = LOGINS[name]
+        return (
+            f"report_to = {name!r}: {name} would ask for a login in the middle of the run. Set the environment variable"
+            f" {key}, or {mode} to 'offline', or report_to = 'none'"
+        )
     return None
+
+
+def _logged_in(key: str, mode: str, host: str) -> bool:
+    if os.environ.get(key) or os.environ.get(mode, "").lower() in ("offline", "disabled", "dryrun"):
+        return True
+    try:
+        return bool(host) and netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _hub(settings: Finetuning) -> str | None:
+    """Whether the token may write to the repository that the model is to be uploaded to."""
+    if settings.publish_to != "hub":
+        return None
+    owner = settings.hub_repository.partition("/")[0]
+    begun = f"publish_to = 'hub', hub_repository = {settings.hub_repository!r}: "
+    cure = "Make a token with write access (https://huggingface.co/settings/tokens), or set publish_to = 'folder'"
+    try:
+        account = HfApi(token=colab.hub_token()).whoami()
+    except (PermissionError, OfflineModeIsEnabled) as error:
+        return f"{begun}{error}"
+    except (HfHubHTTPError, OSError) as error:
+        return f"{begun}the Hub does not accept the token, or cannot be reached ({error}). {cure}"
+    names = {account.get("name"), *(organisation.get("name") for organisation in account.get("orgs", []))}
+    if owner not in names:
+        return f"{begun}the token is {account.get('name')}'s, who cannot write to {owner}. {cure}"
+    return None if _may_write(account, owner) else f"{begun}the token may only read. {cure}"
+
+
+def _may_write(account: dict, owner: str) -> bool:
+    """Whether a token of the role "write", or a fine-grained one with "repo.write" for the owner, was asked about."""
+    token = account.get("auth", {}).get("accessToken", {})
+    if token.get("role") != "fineGrained":
+        return token.get("role") != "read"
+    scoped = token.get("fineGrained", {}).get("scoped", [])
+    return any(
+        "repo.write" in s["permissions"] and s.get("entity", {}).get("name", "").partition("/")[0] == owner
+        for s in scoped
+    )
 
 
 def _unknown(parameter: str, value: str, known: Iterable[str]) -> str:

@@ -23,13 +23,13 @@ def load_base(settings: Finetuning, plan: "Plan") -> "PreTrainedModel":
 
     On a CPU it also sets the threads that suit the model's size.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if plan.device == "cpu":
         torch.set_num_threads(hardware.threads_for(plan.size.total, plan.machine.cores))
         if plan.size.total >= hardware.LARGE:
             hardware.return_large_blocks()
-    config = models.one_kernel_gelu(AutoConfig.from_pretrained(plan.model_path))
+    config = models.one_kernel_gelu(models.configuration(str(plan.model_path)))
     if plan.attention == attention.NAME:
         attention.register()
     model = AutoModelForCausalLM.from_pretrained(
@@ -40,6 +40,7 @@ def load_base(settings: Finetuning, plan: "Plan") -> "PreTrainedModel":
         quantization_config=quantization(settings, plan) if settings.use_4bit else None,
         device_map={"": plan.device},
         use_safetensors=True,
+        trust_remote_code=False,
     )
     model.config.use_cache = False
     return prepare_cpu_kernels(unmap_weights(model)) if plan.device == "cpu" else model
@@ -105,6 +106,12 @@ def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Every linear module by its full name, the output embedding left out."""
     head = model.get_output_embeddings()
     return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+
+
+def adapted_modules(model: torch.nn.Module, settings: Finetuning) -> dict[str, torch.nn.Linear]:
+    """The linear modules that get an adapter, by their full name."""
+    targets = target_names(model, settings.lora_target_modules)
+    return {name: m for name, m in linear_modules(model).items() if name.rsplit(".", 1)[-1] in targets}
 
 
 def target_names(model: torch.nn.Module, wanted: str) -> list[str]:

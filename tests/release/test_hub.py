@@ -94,13 +94,13 @@ def test_damaged_folder_is_not_uploaded(tmp_path, stand_in):
 
 def test_token_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert hub.find_token() == TOKEN
+    assert hub.colab.hub_token() == TOKEN
 
 
 def test_token_comes_from_colabs_secrets(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(hub.colab, "token", lambda: TOKEN)
-    assert hub.find_token() == TOKEN
+    assert hub.colab.hub_token() == TOKEN
 
 
 def test_without_a_token_it_says_where_to_put_one(monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ class StandIn:
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, token
         self.created: list[dict] = []
         self.forget = ""  # a pattern of files that commits lose
+        self.account: dict = {}  # whom the token belongs to; none: it is refused
 
     def __enter__(self):
         stand_in = self
@@ -77,7 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.read()
-        if "/tree/" in self.path:
+        if "/whoami" in self.path:
+            self.answer(self.hub.account, 200 if self.hub.account else 401)
+        elif "/tree/" in self.path:
             self.answer(list(self.hub.files.values()))
         else:
             self.answer({"id": "user/model", "sha": "c" * 40, "siblings": [], "tags": [], "private": True})
@@ -107,9 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return content
 
-    def answer(self, value) -> None:
+    def answer(self, value, status: int = 200) -> None:
         content = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

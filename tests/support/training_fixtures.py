@@ -37,6 +37,7 @@ SMALL = {
     "gradient_checkpointing": "off",
     "attention": "auto",
     "compile_layers": False,
+    "allow_slow": False,
     "logging_steps": 1,
     "save_steps": 2,
     "save_total_limit": 2,
@@ -112,6 +113,6 @@ def prepare(chosen, pairs: list[dict] | None = None) -> Run:
 
     pairs = pairs or small_pairs()
     inputs = encode_inputs(chosen, models.tokenizer(chosen.model_name), pairs, pairs)
-    plan = plan_run(chosen, inputs.data.lengths)
+    plan = plan_run(chosen, inputs)
     model = add_adapters(load_base(chosen, plan), chosen)
     return Run(AssistantTrainer(model, chosen, plan, inputs))
