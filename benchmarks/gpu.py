@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict] = {
     "ours, without packing": {"packing": False},
     "ours, without variable-length attention": {"attention": "sdpa"},
     "ours, with bf16 autocast": {"autocast": True},
-    "ours, with fp32 adapters": {"adapter_dtype": torch.float32},
+    "ours, with bf16 adapters": {"adapter_dtype": torch.bfloat16},
     "ours, with gelu_new": {"gelu": True},
     "ours, with recomputation": {"gradient_checkpointing": "on"},
     "ours, with a quarter of the micro-batch": {"share": 0.25},

@@ -243,7 +243,7 @@ def weights(base: str, four_bit: bool) -> float:
     """Bytes of a base in memory, in 4 or in 16 bits."""
     plan = planned(base, SHEETS[-1])
     chosen = notebook_settings(use_4bit=four_bit)
-    step = StepMemory(chosen, plan.machine, plan.size, plan.dtype, plan.adapter_dtype, plan.attention)
+    step = StepMemory(chosen, plan.machine, plan.size, plan.dtype, plan.attention)
     return step.parts(False, plan.micro_batch_tokens)["base weights"]
 
 

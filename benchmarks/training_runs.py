@@ -128,8 +128,7 @@ class Run:
         self.model = qlora.add_adapters(load(chosen, self.planned(chosen, rows), base, self.changes), chosen)
 
     def planned(self, chosen: settings.Finetuning, rows: TrainingData) -> planning.Plan:
-        plan = planning.plan(chosen, self.machine, AutoConfig.from_pretrained(self.base), rows.lengths)
-        return dataclasses.replace(plan, adapter_dtype=self.changes.get("adapter_dtype", plan.adapter_dtype))
+        return planning.plan(chosen, self.machine, AutoConfig.from_pretrained(self.base), rows.lengths)
 
     def train(self, rows: TrainingData, seconds: float, warm_up: int, **changed) -> dict:
         """Trains until `seconds` are over, or the rows are with ONCE, and returns what was measured.
@@ -142,6 +141,7 @@ class Run:
         chosen = settings_for(self.base, self.folder, self.changes | changed)
         plan = self.planned(chosen, rows)
         trainer = AssistantTrainer(self.model, chosen, plan, RunInputs(self.template, rows, []))
+        qlora.cast_trainable(trainer.model, self.changes.get("adapter_dtype", torch.float32))
         if self.changes.get("autocast"):
             trainer.compute_loss_context_manager = lambda: torch.autocast(plan.device.split(":")[0], torch.bfloat16)
         clock = Clock(trainer, plan.device, seconds, warm_up)

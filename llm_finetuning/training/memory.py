@@ -37,7 +37,6 @@ class StepMemory:
     machine: Machine
     size: ModelSize
     dtype: torch.dtype
-    adapter_dtype: torch.dtype
     attention: str
     shards: int = 1
 
@@ -82,14 +81,14 @@ class StepMemory:
         With shards a process keeps its part of the weights, the layer that computes and the next one are whole, and
         the base is loaded whole before it is shared out.
         """
-        size, adapter_byte = self.size, self.adapter_dtype.itemsize
-        base, adapters = self.linear_weights + size.other * self.dtype.itemsize, size.adapter * adapter_byte
+        size = self.size
+        base, adapters = self.linear_weights + size.other * self.dtype.itemsize, size.adapter * 4
         activations, working_space = self._computing(checkpointing, micro)
         parts = {
             "process": OVERHEAD["cuda" if self.machine.on_gpu else "cpu"],
             "base weights": base / self.shards,
             "adapters": adapters / self.shards,
-            "gradients and moments": size.adapter * (adapter_byte + 8) / self.shards,  # AdamW: two moments of 4 bytes
+            "gradients and moments": size.adapter * (4 + 8) / self.shards,  # AdamW: two moments of 4 bytes
             "activations": activations,
             "working space": working_space,
         }
@@ -122,7 +121,12 @@ class StepMemory:
         # one boolean mask (a byte each), which sdpa turns into numbers of the computation's dtype in every layer
         masks = micro**2 * (1 + byte * (1 if checkpointing else size.layers))
         masked = shares_a_mask(self.settings.packing, self.attention)
-        return per_token * micro + masks * masked, max(at_head, at_layer)
+        copies = (
+            size.adapter * byte * (self.dtype != torch.float32)
+        )  # of the master weights, kept for the backward pass
+        if checkpointing:
+            copies /= size.layers
+        return per_token * micro + masks * masked + copies, max(at_head, at_layer)
 
     def _working_space(self, micro: int) -> tuple[float, float]:
         """Bytes that live only for a moment of the backward pass: (in the head, in a layer).

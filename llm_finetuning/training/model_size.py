@@ -42,9 +42,7 @@ class ModelSize:
         return self.linear + self.other
 
 
-def measure_size(
-    settings: Finetuning, model_config: PretrainedConfig, dtype: torch.dtype, adapter_dtype: torch.dtype, on_gpu: bool
-) -> ModelSize:
+def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: torch.dtype, on_gpu: bool) -> ModelSize:
     """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used.
 
     Raises ValueError for a model that adapters cannot be added to.
@@ -56,10 +54,10 @@ def measure_size(
     modules = qlora.linear_modules(model)
     qlora.add_adapters(model, settings)  # what PEFT refuses is known before the base loads
     try:
-        per_layer = layer_activation_bytes(model_config, settings, dtype, adapter_dtype, on_gpu)
+        per_layer = layer_activation_bytes(model_config, settings, dtype, on_gpu)
     except Exception as error:  # of any library: not every model runs on the meta device, or with the probe's attention
         print(f"activations are estimated, for {model_config.model_type} cannot be probed ({error})")
-        per_layer = estimated_bytes(modules.values(), settings, adapter_dtype) / config.num_hidden_layers
+        per_layer = estimated_bytes(modules.values(), settings, dtype) / config.num_hidden_layers
     return ModelSize(
         linear=sum(linears),
         other=total - sum(linears),
@@ -93,7 +91,7 @@ def adapter_weights(model: torch.nn.Module, settings: Finetuning) -> tuple[int, 
 
 
 def layer_activation_bytes(
-    model_config: PretrainedConfig, settings: Finetuning, dtype: torch.dtype, adapter_dtype: torch.dtype, on_gpu: bool
+    model_config: PretrainedConfig, settings: Finetuning, dtype: torch.dtype, on_gpu: bool
 ) -> float:
     """Bytes that one decoder layer with adapters keeps for the backward pass, per token.
 
@@ -101,17 +99,17 @@ def layer_activation_bytes(
     tensor once, parameters left out.
     """
     with _FusedDropout() if on_gpu else nullcontext():
-        one, two = (_saved_bytes(model_config, layers, settings, dtype, adapter_dtype, on_gpu) for layers in (1, 2))
+        one, two = (_saved_bytes(model_config, layers, settings, dtype, on_gpu) for layers in (1, 2))
     return (two - one) / PROBE_TOKENS
 
 
-def estimated_bytes(linears: Iterable[torch.nn.Linear], settings: Finetuning, adapter_dtype: torch.dtype) -> float:
+def estimated_bytes(linears: Iterable[torch.nn.Linear], settings: Finetuning, dtype: torch.dtype) -> float:
     """An upper estimate for all layers without a forward pass: each linear layer keeps what goes in and what comes out.
 
-    Twice each for what stands between linear layers, in the adapters' dtype, into which inputs are cast.
+    Twice each for what stands between linear layers.
     """
     widths = sum(2 * (linear.in_features + linear.out_features) + settings.lora_r for linear in linears)
-    return widths * adapter_dtype.itemsize
+    return widths * dtype.itemsize
 
 
 class _FusedDropout(TorchFunctionMode):
@@ -134,7 +132,6 @@ def _saved_bytes(
     layers: int,
     settings: Finetuning,
     dtype: torch.dtype,
-    adapter_dtype: torch.dtype,
     on_gpu: bool,
 ) -> int:
     config = copy.deepcopy(model_config)
@@ -143,7 +140,9 @@ def _saved_bytes(
         config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
     model = build_on_meta(models.one_kernel_gelu(config), dtype, _register_probe(on_gpu))
     model = qlora.add_adapters(model, settings)
-    qlora.cast_trainable(model, adapter_dtype).train()
+    qlora.cast_trainable(model, dtype).train()  # else the copies of their weights would count for each token
+    if dtype == torch.float16:
+        _as_under_autocast(model)
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: list[torch.Tensor] = []
 
@@ -157,6 +156,19 @@ def _saved_bytes(
     sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
     del out
     return sum(count for storage, count in sizes.items() if storage not in parameters)
+
+
+def _as_under_autocast(model: torch.nn.Module) -> None:
+    """Norms compute in float32 and linear layers cast what they are given, as under float16 autocast on a GPU."""
+
+    def cast_to(dtype: torch.dtype) -> Callable:
+        return lambda module, values: (values[0].to(dtype), *values[1:])
+
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower():
+            module.float().register_forward_pre_hook(cast_to(torch.float32))
+        elif isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(cast_to(torch.float16))
 
 
 class _ProbeAttention(torch.autograd.Function):

@@ -35,8 +35,6 @@ class Plan:
     size: ModelSize
     dtype: torch.dtype
     """Of the computation."""
-    adapter_dtype: torch.dtype
-    """Of the parameters that are trained."""
     attention: str
     gradient_checkpointing: bool
     micro_batch_tokens: int
@@ -96,7 +94,7 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> int:
         """A checkpoint: the adapter and its two moments in 32 bits."""
-        return self.size.adapter * (self.adapter_dtype.itemsize + 8)
+        return self.size.adapter * (4 + 8)
 
     @property
     def disk_work(self) -> int:
@@ -120,7 +118,7 @@ class Plan:
         lines = [
             ("machine", m.name),
             ("memory, peak matmul throughput", f"{as_gib(m.memory)}, {m.flops / 1e12:.2g} TFLOP/s"),
-            ("computes in", f"{_name(self.dtype)}; adapters trained in {_name(self.adapter_dtype)}"),
+            ("computes in", f"{str(self.dtype).removeprefix('torch.')}; adapters trained in float32"),
             ("attention", self.attention),
             ("optimizer", self.optimizer),
             ("gradient checkpointing", "on" if self.gradient_checkpointing else "off"),
@@ -141,10 +139,6 @@ class Plan:
         if self.cost is not None:
             lines.append(("cost, predicted", f"{self.cost:.2f}"))
         return pd.DataFrame(lines, columns=["what", "plan"])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
@@ -184,12 +178,11 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
     Raises ValueError when the model cannot be trained in the memory there is, with the parameter to change.
     """
     dtype = hardware.choose_dtype(settings.dtype, machine.capability)
-    adapter_dtype = torch.bfloat16 if machine.on_gpu and dtype == torch.bfloat16 else torch.float32
     implementation = attention.choose_attention(settings, machine, dtype, model_config)
-    size = model_size.measure_size(settings, model_config, dtype, adapter_dtype, machine.on_gpu)
+    size = model_size.measure_size(settings, model_config, dtype, machine.on_gpu)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
-    memory = StepMemory(settings, machine, size, dtype, adapter_dtype, implementation, shards)
+    memory = StepMemory(settings, machine, size, dtype, implementation, shards)
     checkpointing, micro = memory.choose_micro_batch()
     accumulation = max(1, round(settings.tokens_per_step / micro / processes))
     epoch_steps = math.ceil(math.ceil(sum(lengths) / micro) / (accumulation * processes))
@@ -198,7 +191,6 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
         machine=machine,
         size=size,
         dtype=dtype,
-        adapter_dtype=adapter_dtype,
         attention=implementation,
         gradient_checkpointing=checkpointing,
         micro_batch_tokens=micro,

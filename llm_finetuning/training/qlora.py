@@ -82,12 +82,25 @@ def prepare_cpu_kernels(model: "PreTrainedModel") -> "PreTrainedModel":
     return model
 
 
+class MasterWeightLinear(torch.nn.Linear):
+    """A linear layer whose float32 weight is copied to the dtype of its input each time it computes.
+
+    An optimizer step is often smaller than half a step of bfloat16 and would be lost in a 16-bit weight; in the
+    master weight it is kept (arXiv 1710.03740, section 3.1).
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(values, self.weight.to(values.dtype))
+
+
 def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
     """Adds LoRA adapters to the intended modules of every layer; the base stays frozen.
 
-    Raises ValueError when a target name matches no module.
+    The adapters compute in the dtype of their input (`MasterWeightLinear`). Raises ValueError when a target name
+    matches no module.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     targets = target_names(model, settings.lora_target_modules)
     config = LoraConfig(
@@ -99,7 +112,13 @@ def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False  # PEFT would cast the input to the weight's dtype instead
+            for linear in (*layer.lora_A.values(), *layer.lora_B.values()):
+                linear.__class__ = MasterWeightLinear
+    return adapted
 
 
 def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -157,12 +176,8 @@ def coverage(model: "PeftModel") -> pd.DataFrame:
     return table
 
 
-def cast_trainable(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Casts the parameters that are trained to `dtype`.
-
-    Exact resume needs fp32 on a CPU and on fp16 GPUs: SFTTrainer leaves the adapters of a 4-bit model in bf16,
-    where a checkpoint's optimizer state no longer matches to the bit and fp16's gradient scaler fails.
-    """
+def cast_trainable(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """Casts the parameters that are trained to `dtype`: SFTTrainer leaves the adapters of a 4-bit model in bfloat16."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

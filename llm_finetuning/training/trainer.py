@@ -123,7 +123,7 @@ class AssistantTrainer(SFTTrainer):
             train_dataset=packed,
             processing_class=inputs.template.tokenizer,
         )
-        qlora.cast_trainable(self.model, plan.adapter_dtype)
+        qlora.cast_trainable(self.model)
         folders = settings.folders
         self.mirror = checkpoints.Mirror(folders.checkpoints, folders.drive / "checkpoints", settings.save_total_limit)
         for callback in (PrinterCallback, ProgressCallback):

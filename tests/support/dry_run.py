@@ -121,7 +121,7 @@ def give_weights(model, plan) -> None:
     for module in model.modules():
         for name, old in list(module._parameters.items()):
             if old is not None and id(old) not in packed:
-                dtype = plan.adapter_dtype if old.requires_grad else plan.dtype
+                dtype = torch.float32 if old.requires_grad else plan.dtype
                 module._parameters[name] = torch.nn.Parameter(torch.empty(old.shape, dtype=dtype), old.requires_grad)
         for name, old in list(module._buffers.items()):
             if old is not None:
