@@ -5,11 +5,15 @@ weights, which proves that a machine can hold the real job. Code from a model re
 `trust_remote_code` stays off, transformers has Phi's own.
 """
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llm_finetuning.files import checksums
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +111,15 @@ def fetch(hub_id: str, revision: str = "main") -> Path:
 def commit_of(model_path: Path) -> str | None:
     """The commit of a base from the Hub; None for a folder that is no snapshot of it."""
     return model_path.name if model_path.parent.name == "snapshots" else None
+
+
+def fingerprint(model_path: Path) -> str:
+    """What tells a base's weights from others: its commit on the Hub, or the SHA-256 of its weight files' SHA-256."""
+    if commit := commit_of(model_path):
+        return commit
+    names = [path.name for path in sorted(model_path.glob("*.safetensors"))]
+    hashes = checksums.hash_files(model_path, names)
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def _hub_id_or_folder(model_name: str) -> str:

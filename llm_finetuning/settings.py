@@ -375,7 +375,7 @@ class Folders:
     figures = property(lambda self: self.drive / "figures")
     settings = property(lambda self: self.drive / "settings.json")
     scoreboard = property(lambda self: self.drive / "scoreboard.json")
-    metrics = property(lambda self: self.drive / "metrics.jsonl")
+    metrics = property(lambda self: self.work / "metrics.jsonl")
 
 
 @_validated

@@ -6,8 +6,9 @@ The held-out set is a list of examples (`prompts.encode`) with the pair beside t
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean as mean
 
 import pandas as pd
 import torch
@@ -85,24 +86,23 @@ def measure(model: torch.nn.Module, held_out: list[dict], template: Template, se
     loss = held_out_loss(model, held_out, template)
     asked = held_out[: settings.eval_answers]
     given = answers(model, asked, template, settings.max_new_tokens)
-    scores = {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),
-        "stop_rate": _mean(reply.ended_by == END for reply in given),
-        "repetition_rate": _mean(repetition(reply.text) for reply in given),
-        "samples": [
-            {
-                "prompt": row["pair"]["prompt"],
-                "reference": row["pair"]["response"],
-                "text": reply.text,
-                "stopped": reply.ended_by == END,
-            }
-            for row, reply in zip(asked, given, strict=True)
-        ],
-    }
-    if settings.judge_exact_match:
-        same = [reply.text.strip() == row["pair"]["response"].strip() for reply, row in zip(given, asked, strict=True)]
-        scores["exact_match"] = _mean(same)
+    scores = {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+    if given:
+        scores["stop_rate"] = mean(answer.ended_by == END for answer in given)
+        scores["repetition_rate"] = mean(repetition(answer.text) for answer in given)
+    scores["samples"] = [
+        {
+            "prompt": row["pair"]["prompt"],
+            "reference": row["pair"]["response"],
+            "text": answer.text,
+            "stopped": answer.ended_by == END,
+        }
+        for row, answer in zip(asked, given, strict=True)
+    ]
+    if settings.judge_exact_match and given:
+        scores["exact_match"] = mean(
+            sample["text"].strip() == sample["reference"].strip() for sample in scores["samples"]
+        )
     return scores
 
 
@@ -131,11 +131,6 @@ def published(
     checksums.verify_checksums(folder)
     model = models.load_strict(folder, dtype, device)
     return record(settings.folders.scoreboard, merged=measure(model, held_out, template, settings))
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = [float(v) for v in values]
-    return sum(values) / len(values) if values else 0.0
 
 
 def table(board: dict) -> pd.DataFrame:

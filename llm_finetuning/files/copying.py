@@ -43,6 +43,11 @@ def check_space(path: str | Path, needed_bytes: int, what: str) -> int:
     return free
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full; libraries wrap what the system says in errors of their own."""
+    return getattr(error, "errno", None) in FULL or "No space left on device" in str(error)
+
+
 def gigabytes(count: int) -> str:
     """Formats a number of bytes: in GB (10^9 bytes) from 0.1 GB on, in MB below."""
     return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.3f} MB"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from llm_finetuning import hardware
 from llm_finetuning.files import checksums
-from llm_finetuning.files.atomic import write_json, writing
+from llm_finetuning.files.atomic import write_json, write_text, writing
 from llm_finetuning.models import SAMPLE, commit_of
 from llm_finetuning.plotting import save
 from llm_finetuning.release import hub, model_card
 from llm_finetuning.release.replace import replace_published
 from llm_finetuning.release.safety import PICKLES, check_no_tokens
-from llm_finetuning.training import figures
+from llm_finetuning.training import callbacks, figures
 
 if TYPE_CHECKING:
     from llm_finetuning.release.verify import Merged
@@ -43,6 +43,7 @@ def publish(merged: "Merged", plan: "Plan", board: dict, entries: list[dict]) ->
     published = replace_published(merged.folder, folders.published)
     if folders.work != folders.drive:
         replace_published(folders.adapter, folders.drive / "adapter")
+        write_text(folders.drive / folders.metrics.name, "".join(map(callbacks.Metrics.line, entries)))
     if settings.publish_to == "hub":
         print(hub.push_to_hub(merged.folder, settings.hub_repository))
         print(hub.push_to_hub(folders.adapter, f"{settings.hub_repository}-adapter"))

@@ -89,11 +89,19 @@ def _verify(
         raise ValueError(
             f"the merged model in {folder} is not the trained one, so nothing is published:\n"
             f"{checks[~checks.passed].to_string(index=False)}\n"
-            "The adapter and the checkpoints are untouched; run the cell again, or set merge_base to the other base"
+            "The adapter and the checkpoints are untouched. The same merge would fail again: " + _cure(merge, losses)
         )
     prompts = [example["pair"]["prompt"] for example in examples]
     answers = pd.DataFrame({"prompt": prompts, "unmerged": unmerged_answers, "merged": merged_answers})
     return Merged(folder, merge.base, losses, checks, answers)
+
+
+def _cure(merge: Merge, losses: dict[str, float]) -> str:
+    """What can be changed after a merge that failed its verification; `losses` are of the bases that were tried."""
+    others = [base for base in BASES if merge.quantised and base not in losses]
+    if others:
+        return f"set merge_base = {others[0]!r} and run all cells again"
+    return "the adapter alone can be used, with the base as it was trained on (peft.PeftModel.from_pretrained)"
 
 
 def verification_table(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llm_finetuning import display, hardware
 from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.files.atomic import write_text
+from llm_finetuning.files.copying import is_full
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import checkpoints, figures, planning, qlora
 
@@ -41,6 +43,7 @@ class Monitor(TrainerCallback):
         self.metrics = Metrics(self.settings.folders.metrics)
         self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
         self.terminated = self.listening = self.stopped_early = False
+        self.unsaved_best: dict[str, torch.Tensor] | None = None
         self.skipped = 0
         """Steps in a row that float16's gradient scaler left out."""
         self.bar = None
@@ -163,14 +166,25 @@ class Monitor(TrainerCallback):
     def _stop_early(self, state: TrainerState, control: TrainerControl) -> None:
         best_loss, best_step = min(self.losses)
         if best_step == state.global_step:
-            trained = qlora.gather_adapter(self.trainer.model)
-            if self.main:
-                write = partial(qlora.save_adapter_weights, self.trainer.model, trained)
-                checkpoints.keep_best(write, self.settings.folders.checkpoints)
+            self._keep_best(qlora.gather_adapter(self.trainer.model))
         if is_over(self.losses, self.settings):
             waited = self.settings.early_stopping_patience
             print(f"no better held-out loss than {best_loss:.4f} at step {best_step} in {waited} evaluations: stopping")
             self.stopped_early = control.should_training_stop = control.should_save = True
+
+    def _keep_best(self, trained: dict[str, torch.Tensor]) -> None:
+        """Keeps the adapter with the lowest held-out loss on the disk; in memory as long as that is full."""
+        if not self.main:
+            return
+        self.unsaved_best = None
+        try:
+            write = partial(qlora.save_adapter_weights, self.trainer.model, trained)
+            checkpoints.keep_best(write, self.settings.folders.checkpoints)
+        except Exception as error:  # safetensors raises an error of its own for a full disk
+            if self.plan.processes > 1 or not is_full(error):
+                raise
+            self.unsaved_best = {name: tensor.cpu().clone() for name, tensor in trained.items()}
+            print(f"{self.settings.folders.checkpoints} is full: the best adapter so far is kept in memory alone")
 
     def close(self) -> None:
         """Closes the bar and gives SIGTERM its handler back: ours would keep the model in memory. Idempotent."""
@@ -197,13 +211,17 @@ def is_over(losses: list[tuple[float, int]], settings: Finetuning) -> bool:
     return sum(step > best_step for _, step in losses) >= settings.early_stopping_patience
 
 
-def restore_best(model: torch.nn.Module, settings: Finetuning) -> float | None:
+def restore_best(trainer: "AssistantTrainer") -> float | None:
     """Loads the adapter with the lowest held-out loss of the run, if early stopping kept one; returns that loss."""
+    settings, unsaved = trainer.settings, trainer.monitor.unsaved_best
     best = settings.folders.checkpoints / checkpoints.BEST
-    if not settings.early_stopping_patience or not best.exists():
+    if not settings.early_stopping_patience or not (unsaved or best.exists()):
         return None
-    qlora.set_adapter(model, best)
-    return min(Metrics(settings.folders.metrics).held_out_losses())[0]
+    if unsaved:
+        trainer.model.load_state_dict(unsaved, strict=False)
+    else:
+        qlora.set_adapter(trainer.model, best)
+    return min(trainer.monitor.metrics.held_out_losses())[0]
 
 
 def predicted_and_measured(plan: planning.Plan, checks: "Checks", entries: list[dict]) -> pd.DataFrame:
@@ -235,18 +253,35 @@ class Metrics:
 
     def __init__(self, path: Path):
         self.path = path
+        self.waiting: list[dict] = []
+        """Entries that a full disk did not take."""
 
     def write(self, entry: dict) -> None:
+        """Appends an entry. One that a full disk does not take waits for the next; training goes on."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.waiting.append(entry)
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(map(self.line, self.waiting))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            if len(self.waiting) == 1:
+                print(f"{self.path} cannot be written ({error.strerror}): its entries wait in memory")
+            os.truncate(self.path, size)
+        else:
+            self.waiting.clear()
+
+    @staticmethod
+    def line(entry: dict) -> str:
+        return json.dumps(entry, ensure_ascii=False) + "\n"
 
     def read(self) -> list[dict]:
         """Every whole entry; a last line that was cut off with the machine is left out."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        lines = text.splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")] + self.waiting
 
     def held_out_losses(self) -> list[tuple[float, int]]:
         """(held-out loss, step) of every evaluation."""
@@ -256,4 +291,4 @@ class Metrics:
         """Forgets what came after the checkpoint that a run goes on from; all of it for a fresh start."""
         kept = [entry for entry in self.read() if entry["step"] <= step and step > 0]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
+        write_text(self.path, "".join(map(self.line, kept)))

@@ -12,10 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llm_finetuning.files import checksums
-from llm_finetuning.files.atomic import building, remove_folder, replace_folder
-from llm_finetuning.files.copying import copy_folder
+from llm_finetuning.files.atomic import building, remove_folder, replace_folder, write_text
+from llm_finetuning.files.copying import copy_folder, retrying
 
 RUN_FILE = "run.json"
+METRICS = "metrics.jsonl"
+CHANGED = {
+    "base": "the base's weights changed",
+    "tokenizer": "the tokenizer changed",
+    "chat_template": "the chat template or its system message changed",
+    "rows_sha256": "the training pairs changed, or what they are encoded to",
+    "held_out": "the held-out set changed (the validation file, eval_pairs)",
+}
+"""What a checkpoint notes as a checksum, in words."""
 BEST = "best"
 """Folder of the adapter with the lowest held-out loss so far, beside the checkpoints."""
 BEST_INSIDE = Path("best", "adapter")
@@ -47,9 +56,31 @@ def complete(folder: Path) -> list[Path]:
 
 
 def newest(work: Path, drive: Path) -> Path | None:
-    """The newest complete checkpoint, fetched from `drive` when that one is ahead of `work`."""
-    here = complete(work) if work.exists() else []
-    there = complete(drive) if drive != work and drive.exists() else []
+    """The newest complete checkpoint, fetched from `drive` when that one is ahead of `work`.
+
+    Damaged ones are passed over by name. Raises ValueError when all are damaged, and OSError when `drive` cannot be
+    read and nothing lies in `work`: a run that began afresh would take the place of what is there.
+    """
+    here = complete(work)
+    try:
+        there = retrying(lambda: complete(drive), f"Reading {drive}") if drive != work else []
+    except OSError as error:
+        if not here:
+            cure = "mount the Drive again and run this cell again"
+            raise OSError(
+                error.errno, f"{drive} cannot be read for a checkpoint to go on from ({error}): {cure}"
+            ) from None
+        print(f"{drive} cannot be read ({error}): going on from what is here")
+        there = []
+    damaged = sorted({path for path in found(work) if path not in here}, key=step_of)
+    if damaged and not here and not there:
+        raise ValueError(
+            f"the files of {', '.join(map(str, damaged))} are not those that were written, and there is no other"
+            " checkpoint to go on from. Bring an undamaged copy back, or set resume = False to start afresh (old"
+            " checkpoints are moved aside, not deleted)"
+        )
+    if damaged:
+        print(f"passed over, for its files are not those that were written: {', '.join(path.name for path in damaged)}")
     if there and (not here or step_of(there[-1]) > step_of(here[-1])):
         work.mkdir(parents=True, exist_ok=True)
         return copy_folder(there[-1], work / there[-1].name)
@@ -85,26 +116,34 @@ def keep_best(write: Callable[[Path], None], folder: Path) -> None:
         write(partial)
 
 
-def store_best(partial: Path, folder: Path) -> None:
-    """Copies the best adapter so far into a checkpoint that is being written: it comes back with it."""
+def store_extras(partial: Path, folder: Path, metrics: Path) -> None:
+    """Copies the best adapter so far and the metrics into a checkpoint that is being written."""
     if (folder / BEST).exists():
         shutil.copytree(folder / BEST, partial / BEST_INSIDE)
+    if metrics.exists():
+        shutil.copy(metrics, partial / METRICS)
 
 
-def restore_best(start: Path | None, folder: Path) -> None:
-    """Makes `folder`/best what it was when the checkpoint `start` was written; none for a fresh start."""
+def restore_extras(start: Path | None, folder: Path, metrics: Path, drive: Path) -> None:
+    """Makes `folder`/best and the metrics what they were when the checkpoint `start` was written; none without one.
+
+    Earlier versions kept the metrics in `drive` and not in the checkpoints.
+    """
     if (folder / BEST).exists():
         remove_folder(folder / BEST)
     if start is not None and (start / BEST_INSIDE).exists():
         with building(folder / BEST) as partial:
             shutil.copytree(start / BEST_INSIDE, partial, dirs_exist_ok=True)
+    places = [start / METRICS, metrics, drive / METRICS] if start is not None else []
+    if source := next((place for place in places if place.exists()), None):
+        write_text(metrics, source.read_text(encoding="utf-8"))
 
 
 def check_same_run(checkpoint: Path, run: dict) -> None:
     """Raises ValueError naming every setting in which `run` differs from what the checkpoint was trained with."""
     before = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
     changed = [
-        f"{name}: {before.get(name)!r} in the checkpoint, {value!r} now"
+        CHANGED.get(name, f"{name}: {before.get(name)!r} in the checkpoint, {value!r} now")
         for name, value in run.items()
         if before.get(name, value) != value  # what earlier versions did not note counts as unchanged
     ]
@@ -149,6 +188,8 @@ class Mirror:
                 keep_newest(self.drive, self.limit)
                 self.problem = None
             except (OSError, ValueError) as error:
+                if self.problem is None:
+                    print(f"{checkpoint.name} could not be copied to Drive ({error}): training goes on")
                 self.problem = f"{checkpoint.name} is not on Drive yet: {error}"
 
     def wait(self) -> None:

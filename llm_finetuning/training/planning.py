@@ -197,7 +197,7 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
         accumulation=accumulation,
         processes=processes,
         shards=shards,
-        optimizer=choose_optimizer(settings, machine, shards),
+        optimizer=choose_optimizer(settings, machine, processes, shards),
         examples=len(lengths),
         tokens=sum(lengths),
         steps=settings.max_steps if settings.max_steps > 0 else math.ceil(epoch_steps * settings.num_train_epochs),
@@ -205,13 +205,16 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
     )
 
 
-def choose_optimizer(settings: Finetuning, machine: Machine, shards: int) -> str:
-    """AdamW with 32-bit moments: paged on a GPU (arXiv 2305.14314, section 3), else and for shards torch's own.
+def choose_optimizer(settings: Finetuning, machine: Machine, processes: int, shards: int) -> str:
+    """AdamW with 32-bit moments: paged on one GPU (arXiv 2305.14314, section 3), else torch's own.
 
-    Raises ValueError for one of bitsandbytes' where the model is sharded: its operators do not take shards.
+    Raises ValueError for a paged one on several GPUs, where a resumed one kills the process (bitsandbytes#782), and
+    for any of bitsandbytes' where the model is sharded: its operators do not take shards.
     """
     if settings.optim == "auto":
-        return "paged_adamw_32bit" if machine.on_gpu and shards == 1 else "adamw_torch"
+        return "paged_adamw_32bit" if machine.on_gpu and processes == 1 else "adamw_torch"
+    if processes > 1 and settings.optim.startswith("paged"):
+        raise ValueError(f"optim = {settings.optim!r} cannot be resumed on several GPUs; set optim = 'auto'")
     by_bitsandbytes = any(part in settings.optim for part in ("bit", "bnb", "ademamix"))
     if shards > 1 and by_bitsandbytes and "torch" not in settings.optim:
         raise ValueError(f"optim = {settings.optim!r}: bitsandbytes cannot update a sharded model; set optim = 'auto'")

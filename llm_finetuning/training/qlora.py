@@ -143,7 +143,13 @@ def target_names(model: torch.nn.Module, wanted: str) -> list[str]:
         )
     if wanted.strip() == "all-linear":
         return sorted(known)
-    names = split_names(wanted)
+    names, head = split_names(wanted), model.get_output_embeddings()
+    if refused := [
+        name for name, module in model.named_modules() if module is head and name.rsplit(".", 1)[-1] in names
+    ]:
+        raise ValueError(
+            f"lora_target_modules: {refused[0]} is the output layer, which gets no adapter here: leave it out"
+        )
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(

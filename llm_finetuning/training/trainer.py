@@ -1,9 +1,11 @@
 """Training: the trainer, its atomic checkpoints, and how a run is resumed from the newest one."""
 
+import errno
 import hashlib
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from peft import PeftModel
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
+from llm_finetuning import models
 from llm_finetuning.files.atomic import partial_name, remove_partials
+from llm_finetuning.files.copying import gigabytes, is_full
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import callbacks, checkpoints, qlora
-from llm_finetuning.training.dataset import RunInputs, TrainingData
+from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.planning import Plan
 
 SAME_RUN = (
@@ -116,7 +120,7 @@ class AssistantTrainer(SFTTrainer):
         packed = pack(inputs.data.examples, settings, plan)
         self.settings, self.plan, self.run_inputs = settings, plan, inputs
         self.steps = count_steps(len(packed), settings, plan)
-        self.identity = identity(settings, plan, inputs.data, self.steps)
+        self.identity = identity(settings, plan, inputs, self.steps)
         super().__init__(
             model=model,
             args=arguments(settings, plan, self.steps),
@@ -167,7 +171,10 @@ class AssistantTrainer(SFTTrainer):
         return str(self._partial_dir) if self._partial_dir else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Writes a checkpoint atomically; then older ones go, and its copy to Drive starts."""
+        """Writes a checkpoint atomically; then older ones go, and its copy to Drive starts.
+
+        A full disk does not end the training of one process: what was written goes, and the next checkpoint is tried.
+        """
         folder = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         self._partial_dir = partial_name(folder / name)
@@ -175,11 +182,17 @@ class AssistantTrainer(SFTTrainer):
             Trainer._save_checkpoint(self, model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                checkpoints.store_best(self._partial_dir / name, folder)
+                checkpoints.store_extras(self._partial_dir / name, folder, self.settings.folders.metrics)
                 done = checkpoints.finalize(self._partial_dir / name, folder / name, self.identity)
                 remove_partials(folder)
                 checkpoints.keep_newest(folder, self.settings.save_total_limit)
                 self.mirror.send(done)
+        except Exception as error:  # torch and safetensors raise errors of their own for a full disk
+            if self.plan.processes > 1 or not is_full(error):
+                raise
+            remove_partials(folder)
+            needed = gigabytes(self.plan.checkpoint_bytes)
+            print(f"{name} was not saved, for {folder} is full: free {needed} there; training goes on")
         finally:
             self._partial_dir = None
 
@@ -209,23 +222,31 @@ def compile_layers(model: torch.nn.Module) -> None:
                 layer.compile()
 
 
-def identity(settings: Finetuning, plan: Plan, data: TrainingData, steps: int) -> dict:
+def identity(settings: Finetuning, plan: Plan, inputs: RunInputs, steps: int) -> dict:
     """What two runs must share for one to resume the other's checkpoints; written to run.json in each of them."""
-    names = list(SAME_RUN)
+    names, tokenizer = list(SAME_RUN), inputs.template.tokenizer
     if settings.lr_scheduler_type not in ("constant", "constant_with_warmup"):
         names += ["num_train_epochs", "max_steps"]
-    digest = hashlib.sha256()
-    for example in data.examples:
-        digest.update(json.dumps(example["input_ids"]).encode())
     return {
         **{name: getattr(settings, name) for name in names},
         "warmup_steps": warmup_steps(settings, steps),
         "dtype": str(plan.dtype),
         "optimizer": plan.optimizer,
         "micro_batch_tokens": plan.micro_batch_tokens,
-        "rows": len(data.examples),
-        "rows_sha256": digest.hexdigest(),
+        "base": models.fingerprint(plan.model_path) if plan.model_path else None,
+        "tokenizer": _digest([json.dumps(tokenizer.get_vocab(), sort_keys=True)]),
+        "chat_template": _digest([tokenizer.chat_template]),
+        "rows": len(inputs.data.examples),
+        "rows_sha256": _digest(json.dumps(example["input_ids"]) for example in inputs.data.examples),
+        "held_out": _digest(json.dumps(example["input_ids"]) for example in inputs.held_out),
     }
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -263,7 +284,8 @@ def train(trainer: AssistantTrainer) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():
         remove_partials(folder)
-        checkpoints.restore_best(start, folder)
+        folders = trainer.settings.folders
+        checkpoints.restore_extras(start, folder, folders.metrics, folders.drive)
     trainer.accelerator.wait_for_everyone()
     try:
         ended_by = _train_from(trainer, start)
@@ -272,7 +294,7 @@ def train(trainer: AssistantTrainer) -> Outcome:
     finally:
         trainer.monitor.close()
         trainer.mirror.wait()
-    best = callbacks.restore_best(trainer.model, trainer.settings)
+    best = callbacks.restore_best(trainer)
     state, resumed_from = trainer.state, start.name if start else None
     return Outcome(resumed_from, state.global_step, state.max_steps, ended_by, best, trainer.mirror.problem)
 
@@ -342,16 +364,35 @@ def _out_of_memory(trainer: AssistantTrainer) -> str:
 def save_adapter(trainer: AssistantTrainer) -> Path:
     """Writes the trained adapter, its tokenizer with the chat template and settings.json to `folders.adapter`.
 
-    Every process calls it, the first one writes.
+    Every process calls it, the first one writes. Raises OSError where the local disk is full; the adapter is then
+    written to the folder of the results, if there is room.
     """
     settings, folder = trainer.settings, trainer.settings.folders.adapter
     trained = qlora.gather_adapter(trainer.model)
     if not trainer.is_world_process_zero():
         return folder
+    try:
+        return _write_adapter(trainer, trained, folder)
+    except Exception as error:
+        elsewhere = settings.folders.drive / folder.name
+        if not is_full(error) or elsewhere == folder:
+            raise
+        _write_adapter(trainer, trained, elsewhere)
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder.parent} is full; the adapter is saved in {elsewhere}. Free"
+            f" {gigabytes(trainer.plan.disk_work)} for the merge and run this cell again",
+        ) from error
+
+
+def _write_adapter(trainer: AssistantTrainer, trained: dict[str, torch.Tensor], folder: Path) -> Path:
     partial = partial_name(folder)
     shutil.rmtree(partial, ignore_errors=True)
-    trainer.model.peft_config["default"].base_model_name_or_path = settings.model_name
-    qlora.save_adapter_weights(trainer.model, trained, partial)
-    trainer.run_inputs.template.tokenizer.save_pretrained(partial)
-    settings.save(partial / "settings.json")
-    return checkpoints.finalize(partial, folder, trainer.identity)
+    try:
+        trainer.model.peft_config["default"].base_model_name_or_path = trainer.settings.model_name
+        qlora.save_adapter_weights(trainer.model, trained, partial)
+        trainer.run_inputs.template.tokenizer.save_pretrained(partial)
+        trainer.settings.save(partial / "settings.json")
+        return checkpoints.finalize(partial, folder, trainer.identity)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
