@@ -103,12 +103,16 @@ class Clock(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        hardware._wait(self.device)
+        self.wait()
         self.elapsed = time.perf_counter() - self.start
         self.tokens, self.steps = self.trainer.seen_tokens - self.tokens, state.global_step - self.step
 
+    def wait(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
     def _begin(self, state) -> None:
-        hardware._wait(self.device)
+        self.wait()
         self.start, self.tokens, self.step = time.perf_counter(), self.trainer.seen_tokens, state.global_step
         self.begun = True
 

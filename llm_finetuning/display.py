@@ -1,23 +1,19 @@
 """What a notebook shows besides tables and figures: the loss mask in colour, and a figure that is updated."""
 
 import html
-from typing import TYPE_CHECKING
 
-from llm_finetuning import prompts
+import transformers
+from IPython import get_ipython
+from IPython.display import HTML, Image, display
 
-if TYPE_CHECKING:
-    from IPython.display import HTML
-    from matplotlib.figure import Figure
-    from transformers import PreTrainedTokenizerBase
+from llm_finetuning import plotting, prompts
 
 IN_LOSS_STYLE = "background:#cfe8cf;color:#103010;border-radius:3px;padding:1px 0"
 MASKED_STYLE = "background:#ececec;color:#555"
 
 
-def loss_mask(example: dict, tokenizer: "PreTrainedTokenizerBase") -> "HTML":
+def loss_mask(example: dict, tokenizer: "transformers.PreTrainedTokenizerBase") -> HTML:
     """Shows the loss mask of an example as HTML: tokens in the loss in green, those that are masked out in grey."""
-    from IPython.display import HTML
-
     spans = [
         _span(tokenizer.decode([token]), label != prompts.IGNORE_INDEX)
         for token, label in zip(example["input_ids"], example["labels"], strict=True)
@@ -33,11 +29,8 @@ def _span(text: str, in_loss: bool) -> str:
     return f'<span style="{IN_LOSS_STYLE if in_loss else MASKED_STYLE}; border-right:1px solid #fff">{shown}</span>'
 
 
-def live_figure(figure: "Figure", name: str) -> None:
+def live_figure(figure: plotting.Plot, name: str) -> None:
     """Shows a figure in the notebook; a later call with the same name replaces it. Nothing outside a notebook."""
-    from IPython import get_ipython
-    from IPython.display import Image, display
-
     if get_ipython() is None:
         return
     picture, size = figure._repr_png_()

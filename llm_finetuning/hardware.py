@@ -4,16 +4,19 @@ import ctypes
 import gc
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch.utils.benchmark import Timer
 
 GIB = 2**30
 SMALL = 100_000_000
@@ -69,9 +72,8 @@ def host_memory() -> int:
 
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*: (.*)", info.read_text() if info.is_file() else "", re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def choose_dtype(wanted: str, capability: tuple[int, int] | None) -> torch.dtype:
@@ -99,19 +101,9 @@ def peak_matmul_flops(device: str, dtype: torch.dtype) -> float:
     """Peak matmul throughput in operations per second, median of five products after a warm-up."""
     size = 8192 if device.startswith("cuda") else 768
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(7):
-        _wait(device)
-        start = time.perf_counter()
-        a @ b
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / sorted(seconds[2:])[2]
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())  # it waits for the GPU
+    seconds = [timer.timeit(1).median for _ in range(5)]
+    return 2 * size**3 / sorted(seconds)[2]
 
 
 def threads_for(parameters: int, cores: int) -> int:
@@ -131,22 +123,18 @@ class PeakMemory:
         self.device, self.free, self.peak = device, free, 0
         self._stop = threading.Event()
 
-    def __enter__(self) -> "PeakMemory":
-        return self.start()
-
-    def __exit__(self, *error: Any) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Stops looking; the peak stays readable."""
-        self._stop.set()
-
     def start(self) -> "PeakMemory":
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             threading.Thread(target=self._look, name="peak-memory", daemon=True).start()
         return self
+
+    def stop(self, *error: Any) -> None:
+        """Stops looking; the peak stays readable."""
+        self._stop.set()
+
+    __enter__, __exit__ = start, stop
 
     def _look(self) -> None:
         while not self._stop.wait(0.05):
@@ -172,10 +160,8 @@ def timed(what: str) -> Iterator[None]:
 
 def anonymous_memory() -> int:
     """Bytes of this process that no file stands behind; outside Linux all that is resident."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")]
-    return found[0] if found else psutil.Process().memory_info().rss
+    info = psutil.Process().memory_info()
+    return info.rss - getattr(info, "shared", 0)
 
 
 def return_large_blocks() -> None:
@@ -223,8 +209,6 @@ def free_memory() -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    from importlib.metadata import version
-
     names = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "tokenizers")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
@@ -244,11 +228,6 @@ def readable_seconds(seconds: float) -> str:
 
 
 def has_varlen_kernel(device: torch.device | str = "cuda") -> bool:
-    """Whether torch has the kernel and `device` is a GPU that runs it."""
-    if torch.device(device).type != "cuda" or not torch.cuda.is_available():
-        return False
-    try:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
-    except ImportError:
-        return False
-    return torch.cuda.get_device_capability(device)[0] >= 8
+    """Whether `device` is a GPU that runs torch's variable-length attention."""
+    on_gpu = torch.device(device).type == "cuda" and torch.cuda.is_available()
+    return on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -7,38 +7,40 @@ weights, which proves that a machine can hold the real job. Code from a model re
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Collection
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import huggingface_hub
+import transformers  # lazy: torch comes with what is used of it
+
 from llm_finetuning.files import checksums
+from llm_finetuning.sample import making, phi
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-    from llm_finetuning.sample.phi import Recipe
 
 SAMPLE, REHEARSAL = "sample", "rehearsal"
 MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
 
 
-def tokenizer(model_name: str, tokenizer_folder: str = "", revision: str = "main") -> "PreTrainedTokenizerBase":
+def tokenizer(
+    model_name: str, tokenizer_folder: str = "", revision: str = "main"
+) -> "transformers.PreTrainedTokenizerBase":
     """The tokenizer that `model_name` is used with; the one in `tokenizer_folder`, if given.
 
     revision: branch, tag or commit of a hub id.
     Raises FileNotFoundError for a folder that is not there, ValueError for one without a tokenizer.
     """
-    from transformers import AutoTokenizer
-
     if tokenizer_folder:
-        return AutoTokenizer.from_pretrained(_tokenizer_folder(tokenizer_folder), trust_remote_code=False)
+        folder = _tokenizer_folder(tokenizer_folder)
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if model_name in (SAMPLE, REHEARSAL):
-        return _sample_tokenizer()
+        return deepcopy(_sample_tokenizer())  # callers set chat templates on it
     name = _hub_id_or_folder(model_name)
-    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 def _tokenizer_folder(folder: str) -> str:
@@ -49,31 +51,16 @@ def _tokenizer_folder(folder: str) -> str:
     return folder
 
 
-def _sample_tokenizer() -> "PreTrainedTokenizerBase":
-    from transformers import PreTrainedTokenizerFast
-
-    from llm_finetuning.sample import phi
-
-    with tempfile.TemporaryDirectory() as folder:  # a copy of its own: callers set chat templates on it
-        for name, content in _sample_tokenizer_files(phi.Recipe()).items():
-            (Path(folder) / name).write_bytes(content)
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
 @lru_cache
-def _sample_tokenizer_files(recipe: "Recipe") -> dict[str, bytes]:
-    from llm_finetuning.sample import phi
-
-    with tempfile.TemporaryDirectory() as folder:
-        phi.train_tokenizer(recipe).save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+def _sample_tokenizer() -> "transformers.PreTrainedTokenizerFast":
+    return phi.train_tokenizer(phi.Recipe())
 
 
-def configuration(model_name: str, revision: str = "main") -> "PretrainedConfig":
+def configuration(model_name: str, revision: str = "main") -> "transformers.PreTrainedConfig":
     """The configuration of a hub id or a model folder, without its weights. Raises what `locate` raises."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(_hub_id_or_folder(model_name), revision=revision, trust_remote_code=False)
+    return transformers.AutoConfig.from_pretrained(
+        _hub_id_or_folder(model_name), revision=revision, trust_remote_code=False
+    )
 
 
 def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "", revision: str = "main") -> Path:
@@ -87,9 +74,7 @@ def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "", revi
     if model_name == SAMPLE:
         if tokenizer_folder:
             raise ValueError("the sample's base has its own tokenizer: set tokenizer_folder = ''")
-        from llm_finetuning.sample.making import make_sample
-
-        return make_sample(Path(folder) / SAMPLE)
+        return making.make_sample(Path(folder) / SAMPLE)
     if model_name == REHEARSAL:
         from llm_finetuning.sample.rehearsal import make_rehearsal
 
@@ -103,9 +88,7 @@ def fetch(hub_id: str, revision: str = "main") -> Path:
 
     Only what a safetensors model consists of: no pickles, no code, no second copy of the weights.
     """
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(MODEL_FILES)))
+    return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(MODEL_FILES)))
 
 
 def commit_of(model_path: Path) -> str | None:
@@ -140,7 +123,7 @@ def _hub_id_or_folder(model_name: str) -> str:
     return model_name
 
 
-def one_kernel_gelu(config: "PretrainedConfig") -> "PretrainedConfig":
+def one_kernel_gelu(config: "transformers.PreTrainedConfig") -> "transformers.PreTrainedConfig":
     """The configuration with `gelu_new` replaced by the same function in one kernel instead of eight.
 
     Both are 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))) (transformers.activations).
@@ -155,15 +138,14 @@ def four_bit(
     quant_type: str = "nf4",
     double_quant: bool = True,
     storage: "torch.dtype | None" = None,
-) -> "BitsAndBytesConfig":
+) -> "transformers.BitsAndBytesConfig":
     """The 4-bit configuration (arXiv 2305.14314): NF4 with its constants quantised again, computed in `dtype`.
 
     storage: the dtype under whose name the packed weights are stored; None = uint8.
     """
     import torch
-    from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
+    return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quant_type,
         bnb_4bit_use_double_quant=double_quant,
@@ -172,23 +154,19 @@ def four_bit(
     )
 
 
-def padded_attention(config: "PretrainedConfig") -> str:
+def padded_attention(config: "transformers.PreTrainedConfig") -> str:
     """The attention for padded batches and generation: "sdpa", or "eager" for a model that it cannot serve.
 
     sdpa has no soft-capping, which earlier versions of transformers leave out in silence.
     """
-    from transformers import AutoModelForCausalLM
-
-    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    model_class = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return "sdpa" if getattr(model_class, "_supports_sdpa", True) and not capped else "eager"
 
 
-def load_strict(folder: Path, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
+def load_strict(folder: Path, dtype: "torch.dtype", device: str) -> "transformers.PreTrainedModel":
     """A model folder through plain transformers. Raises ValueError for a missing or unexpected key."""
-    from transformers import AutoModelForCausalLM
-
-    model, info = AutoModelForCausalLM.from_pretrained(
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         device_map={"": device},
@@ -202,22 +180,19 @@ def load_strict(folder: Path, dtype: "torch.dtype", device: str) -> "PreTrainedM
     return model.eval()
 
 
-def stored_name(name: str, stored: Collection[str], config: "PretrainedConfig") -> str | None:
+def stored_name(name: str, stored: Collection[str], config: "transformers.PreTrainedConfig") -> str | None:
     """The name under which a checkpoint with the tensors `stored` holds the model's `name`; None where it does not.
 
     Checkpoints that were saved without the head leave out the prefix of the model inside, such as `model.`.
     """
-    from transformers import AutoModelForCausalLM
-
-    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    model_class = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
     short = name.removeprefix(f"{getattr(model_class, 'base_model_prefix', '')}.")
     return next((candidate for candidate in (name, short) if candidate in stored), None)
 
 
-def count_parameters(config: "PretrainedConfig") -> int:
+def count_parameters(config: "transformers.PreTrainedConfig") -> int:
     """Parameters of the model of a configuration, without making it."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
+    import torch
 
-    with init_empty_weights():
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config).num_parameters()

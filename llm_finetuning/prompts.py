@@ -4,13 +4,12 @@ A message is `{"role": "system" | "user" | "assistant", "content": str}`. What a
 else: a special token's name inside a message is encoded as its characters.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+import jinja2
+import transformers
 
 IGNORE_INDEX = -100
 """Label of a token that is masked out of the loss (torch.nn.CrossEntropyLoss's default ignore_index)."""
@@ -42,7 +41,7 @@ DEFAULT_SYSTEM = """\
 class Template:
     """A tokenizer whose chat template holds the system message that is trained with."""
 
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "transformers.PreTrainedTokenizerBase"
     special_tokens: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +60,7 @@ class Template:
         return {self.tokenizer.eos_token_id} | set(tail[start:]) & special
 
 
-def template_for(tokenizer: "PreTrainedTokenizerBase", system_message: str = "") -> Template:
+def template_for(tokenizer: "transformers.PreTrainedTokenizerBase", system_message: str = "") -> Template:
     """The tokenizer's own chat template, or Phi-2's format if it has none; with `system_message` as the default.
 
     The default becomes part of `tokenizer.chat_template`, so it travels with the saved tokenizer. Raises
@@ -164,13 +163,11 @@ def _unused_character(messages: list[dict]) -> str:
 
 
 def _text(messages: list[dict], template: Template, add_generation_prompt: bool) -> str:
-    from jinja2.exceptions import TemplateError
-
     try:
         return template.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except TemplateError as error:
+    except jinja2.TemplateError as error:
         raise ValueError(f"this model's chat template refuses the conversation: {error}") from error
 
 
@@ -237,22 +234,15 @@ def truncate_histories(pairs: list[dict], template: Template, max_length: int) -
 
     No response is ever cut.
     """
-    examples = encode_all(pairs, template)
-    done = [Truncated(pair, None, len(example["input_ids"])) for pair, example in zip(pairs, examples, strict=True)]
-    waiting = list(range(len(pairs)))
-    while waiting:
-        too_long = []
-        for index, example in zip(waiting, examples, strict=True):
-            pair = done[index].pair
-            if len(example["input_ids"]) <= max_length:
-                done[index] = replace(done[index], example=example)
-            elif pair.get("history"):
-                shorter = pair | {"history": _without_oldest_turn(pair["history"])}
-                done[index] = replace(done[index], pair=shorter)
-                too_long.append(index)
-        waiting = too_long
-        examples = encode_all([done[index].pair for index in waiting], template)
-    return done
+    pairs, examples = list(pairs), dict(enumerate(encode_all(pairs, template)))
+    full_lengths = [len(example["input_ids"]) for example in examples.values()]
+    while too_long := [i for i, example in examples.items() if len(example["input_ids"]) > max_length]:
+        examples = {i: example for i, example in examples.items() if len(example["input_ids"]) <= max_length}
+        shorter = [i for i in too_long if pairs[i].get("history")]
+        for i in shorter:
+            pairs[i] = pairs[i] | {"history": _without_oldest_turn(pairs[i]["history"])}
+        examples |= zip(shorter, encode_all([pairs[i] for i in shorter], template), strict=True)
+    return [Truncated(pair, examples.get(i), full_lengths[i]) for i, pair in enumerate(pairs)]
 
 
 def _without_oldest_turn(history: list[dict]) -> list[dict]:
