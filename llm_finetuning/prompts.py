@@ -173,10 +173,11 @@ def _text(messages: list[dict], template: Template, add_generation_prompt: bool)
 
 def conversation(pair: dict) -> list[dict]:
     """The messages of a pair: its history, the prompt, the response."""
-    return [*_prompt_messages(pair), {"role": "assistant", "content": pair["response"]}]
+    return [*question(pair), {"role": "assistant", "content": pair["response"]}]
 
 
-def _prompt_messages(pair: dict) -> list[dict]:
+def question(pair: dict) -> list[dict]:
+    """The messages of a pair that wait for its response: its history and the prompt."""
     history = pair.get("history")
     return [*(history if isinstance(history, list) else []), {"role": "user", "content": pair["prompt"]}]
 
@@ -188,7 +189,7 @@ def encode(pair: dict, template: Template) -> dict:
 
 def encode_all(pairs: list[dict], template: Template) -> list[dict]:
     """`encode` of many pairs at once. The last label of every example is an id that ends an answer."""
-    prompts = _render_all([_prompt_messages(pair) for pair in pairs], template, True)
+    prompts = _render_all([question(pair) for pair in pairs], template, True)
     conversations = _render_all([conversation(pair) for pair in pairs], template, False)
     return [_masked(prompt, ids, template) for prompt, ids in zip(prompts, conversations, strict=True)]
 
@@ -253,10 +254,9 @@ def _without_oldest_turn(history: list[dict]) -> list[dict]:
 
 def lengths(pairs: list[dict], template: Template) -> list[dict]:
     """Token counts of each pair: `prompt` (with what the template adds), `history`, `response`, `total`."""
-    totals = [len(row["input_ids"]) for row in encode_all(pairs, template)]
-    with_history = [len(ids) for ids in _render_all([_prompt_messages(p) for p in pairs], template, True)]
-    bare = [len(ids) for ids in _render_all([_prompt_messages({"prompt": p["prompt"]}) for p in pairs], template, True)]
-    return [
-        {"prompt": alone, "history": asked - alone, "response": total - asked, "total": total}
-        for alone, asked, total in zip(bare, with_history, totals, strict=True)
-    ]
+    bare = _render_all([question({"prompt": pair["prompt"]}) for pair in pairs], template, True)
+    rows = []
+    for alone, example in zip(map(len, bare), encode_all(pairs, template), strict=True):
+        asked, total = example["labels"].count(IGNORE_INDEX), len(example["labels"])
+        rows.append({"prompt": alone, "history": asked - alone, "response": total - asked, "total": total})
+    return rows

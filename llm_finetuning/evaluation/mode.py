@@ -21,11 +21,11 @@ def evaluating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 @contextmanager
-def attention_for(model: torch.nn.Module, implementation: str | None = None) -> Iterator[torch.nn.Module]:
-    """Runs the block with another attention; None = the one for padded batches and generation."""
+def attention_for(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Runs the block with the attention for padded batches and generation."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = base.config._attn_implementation
-    base.set_attn_implementation(implementation or models.padded_attention(base.config))
+    base.set_attn_implementation(models.padded_attention(base.config))
     try:
         yield model
     finally:

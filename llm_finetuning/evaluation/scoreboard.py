@@ -12,6 +12,7 @@ from statistics import fmean as mean
 
 import pandas as pd
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from llm_finetuning import models, prompts
 from llm_finetuning.evaluation import mode
@@ -60,15 +61,15 @@ def _batches(examples: list[dict]) -> Iterator[list[dict]]:
 
 def _batch_loss(model: torch.nn.Module, batch: list[dict], template: Template) -> tuple[float, int]:
     """(summed negative log-likelihood, tokens in the loss) of a batch, padded on the right."""
-    length = len(batch[0]["input_ids"])
-    pad = template.tokenizer.eos_token_id
-    missing = [length - len(example["input_ids"]) for example in batch]
-    ids = torch.tensor([e["input_ids"] + [pad] * n for e, n in zip(batch, missing, strict=True)])
-    labels = torch.tensor([e["labels"] + [prompts.IGNORE_INDEX] * n for e, n in zip(batch, missing, strict=True)])
-    mask = torch.tensor([[1] * (length - n) + [0] * n for n in missing])
     device = next(model.parameters()).device
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits[:, :-1]
-    targets = labels[:, 1:].to(device)
+
+    def padded(rows: list[list[int]], value: int) -> torch.Tensor:  # (B, T)
+        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value).to(device)
+
+    ids = padded([example["input_ids"] for example in batch], template.tokenizer.eos_token_id)
+    mask = padded([[1] * len(example["input_ids"]) for example in batch], 0)
+    targets = padded([example["labels"] for example in batch], prompts.IGNORE_INDEX)[:, 1:]
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     in_loss = targets != prompts.IGNORE_INDEX
     loss = torch.nn.functional.cross_entropy(logits[in_loss].float(), targets[in_loss], reduction="sum")
     return loss.item(), int(in_loss.sum())
@@ -76,7 +77,7 @@ def _batch_loss(model: torch.nn.Module, batch: list[dict], template: Template) -
 
 def answers(model: torch.nn.Module, held_out: list[dict], template: Template, max_new_tokens: int) -> list[Answer]:
     """Greedy answers of a model in memory to the prompts of held-out examples, in their order."""
-    asked = [prompts.conversation(example["pair"])[:-1] for example in held_out]
+    asked = [prompts.question(example["pair"]) for example in held_out]
     with mode.evaluating(model):
         return Chat.of(model, template).generate_batch(asked, SamplingParameters(max_new_tokens=max_new_tokens))
 
@@ -135,19 +136,16 @@ def published(
 
 def table(board: dict) -> pd.DataFrame:
     """Measures down, before / after / merged across."""
-    names = ("loss", "perplexity", "stop_rate", "repetition_rate", "exact_match")
-    return pd.DataFrame(
-        {column: {n: scores[n] for n in names if n in scores} for column, scores in board.items()}
-    ).round(4)
+    names = ["loss", "perplexity", "stop_rate", "repetition_rate", "exact_match"]
+    return pd.DataFrame(board).reindex(names).dropna(how="all").astype(float).round(4)
 
 
 def side_by_side(board: dict, count: int = 5) -> pd.DataFrame:
     """The first prompts with the reference and each column's answer."""
     rows = []
-    for i in range(min(count, min(len(scores["samples"]) for scores in board.values()))):
-        first = next(iter(board.values()))["samples"][i]
-        told = {name: _with_ending(scores["samples"][i]) for name, scores in board.items()}
-        rows.append({"prompt": first["prompt"], "reference": first["reference"], **told})
+    for samples in list(zip(*(scores["samples"] for scores in board.values()), strict=False))[:count]:
+        told = dict(zip(board, map(_with_ending, samples), strict=True))
+        rows.append({"prompt": samples[0]["prompt"], "reference": samples[0]["reference"], **told})
     return pd.DataFrame(rows)
 
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from llm_finetuning import prompts
 from llm_finetuning.data import pairs, reading
 from llm_finetuning.files.atomic import partial_name
-from llm_finetuning.inference import examples
 from llm_finetuning.inference.chat import Answer, Chat
 from llm_finetuning.inference.generation import SamplingParameters
 
@@ -23,19 +24,14 @@ def answer_file(
     the first answer, and where the partial file belongs to other prompts.
     """
     prompts_file, answers_file = Path(prompts_file), Path(answers_file)
-    records = read_prompts(prompts_file)
-    for line, record in records:
-        try:
-            chat.prepare(examples.messages_of(record), sampling)
-        except ValueError as error:
-            raise ValueError(f"{prompts_file}, line {line}: {error}") from error
+    records = read_prompts(prompts_file, lambda messages: chat.prepare(messages, sampling))
     partial = partial_name(answers_file)
     done = _already_answered(partial, records)
-    waiting = [record for _, record in records[done:]]
+    waiting = records[done:]
     with partial.open("a", encoding="utf-8") as file, tqdm(total=len(records), initial=done, unit="answer") as bar:
         for start in range(0, len(waiting), batch_size):
             batch = waiting[start : start + batch_size]
-            answers = chat.generate_batch([examples.messages_of(record) for record in batch], sampling)
+            answers = chat.generate_batch([prompts.question(record) for record in batch], sampling)
             for record, answer in zip(batch, answers, strict=True):
                 file.write(json.dumps(record | answer_fields(answer), ensure_ascii=False) + "\n")
             file.flush()
@@ -51,8 +47,8 @@ def answer_fields(answer: Answer) -> dict:
     return fields | ({"note": answer.note} if answer.note else {})
 
 
-def read_prompts(path: Path) -> list[tuple[int, dict]]:
-    """Reads a prompts file as (line number, record); raises ValueError with file and line for what is no prompt."""
+def read_prompts(path: Path, check: Callable[[list[dict]], object]) -> list[dict]:
+    """Reads a prompts file; raises ValueError with file and line for what is no prompt, or what `check` refuses."""
     if not path.exists():
         raise FileNotFoundError(f'{path} not found: a JSONL file with one {{"prompt": …}} a line')
     problems = reading.Problems(str(path))
@@ -62,13 +58,14 @@ def read_prompts(path: Path) -> list[tuple[int, dict]]:
             if not isinstance(record.get("prompt"), str):
                 raise ValueError('no "prompt" with a text')
             pairs.check_turns(record.get("history") or [], "history")
+            check(prompts.question(record))
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
-        records.append((line, record))
+        records.append(record)
     return records
 
 
-def _already_answered(partial: Path, records: list[tuple[int, dict]]) -> int:
+def _already_answered(partial: Path, records: list[dict]) -> int:
     """Counts the complete lines of a partial file, which must answer the first records, and cuts off the rest."""
     if not partial.exists():
         return 0
@@ -76,7 +73,7 @@ def _already_answered(partial: Path, records: list[tuple[int, dict]]) -> int:
     complete = raw[: raw.rfind(b"\n") + 1]
     os.truncate(partial, len(complete))
     lines = [json.loads(line) for line in complete.splitlines()]  # bytes: a U+2028 in a text ends no line
-    for number, (line, (_, record)) in enumerate(zip(lines, records, strict=False), 1):
+    for number, (line, record) in enumerate(zip(lines, records, strict=False), 1):
         if {name: line.get(name) for name in record} != record:
             raise ValueError(f"{partial}, line {number} answers another prompt: delete the file to start afresh")
     if len(lines) > len(records):

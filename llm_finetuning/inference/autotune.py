@@ -10,17 +10,14 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+import transformers
 
 from llm_finetuning import hardware, models
 from llm_finetuning.files import checksums, copying
 from llm_finetuning.files.atomic import writing
 from llm_finetuning.inference import llama, nf4
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 STEPS = 8
 KEPT_MODELS = 2
@@ -49,7 +46,7 @@ def key_of(folder: Path) -> str:
     return checksums.hash_file(file)[:16]
 
 
-def fastest(folder: Path, config: "PretrainedConfig") -> Timing:
+def fastest(folder: Path, config: "transformers.PreTrainedConfig") -> Timing:
     """Returns the fastest installed backend for this model on this machine, from the cache or measured now."""
     if models.count_parameters(config) < hardware.SMALL:  # one thread in exact 32 bits is quick: nothing is measured
         return Timing("float32", 1)
@@ -78,13 +75,12 @@ def fingerprint(folder: Path) -> dict:
     }
 
 
-def measure(folder: Path, config: "PretrainedConfig", threads: list[int]) -> list[Timing]:
+def measure(folder: Path, config: "transformers.PreTrainedConfig", threads: list[int]) -> list[Timing]:
     """Measures every backend that is installed and fits into memory, with every number of threads."""
     gguf = llama.file_beside(folder)
     timings = [] if gguf is None else _measure_llama(gguf, threads)
     count, room = models.count_parameters(config), hardware.host_memory()
-    bytes_each = {"nf4": 0.6, "bfloat16": 2, "float32": 4}
-    for backend, size in bytes_each.items():
+    for backend, size in {"nf4": 0.6, "bfloat16": 2, "float32": 4}.items():  # bytes of a parameter
         if count * size < 0.8 * room and (backend != "nf4" or nf4.available()):
             timings += _measure_torch(backend, config, threads)
     if not timings:
@@ -94,7 +90,7 @@ def measure(folder: Path, config: "PretrainedConfig", threads: list[int]) -> lis
     return timings
 
 
-def _measure_torch(backend: str, config: "PretrainedConfig", threads: list[int]) -> list[Timing]:
+def _measure_torch(backend: str, config: "transformers.PreTrainedConfig", threads: list[int]) -> list[Timing]:
     """Measures one layer and the head with made-up weights; the time of a token is head + layers x layer."""
     model = one_layer(config, torch.float32 if backend == "float32" else torch.bfloat16)
     if backend == "nf4":
@@ -112,16 +108,14 @@ def _measure_torch(backend: str, config: "PretrainedConfig", threads: list[int])
     return timings
 
 
-def one_layer(config: "PretrainedConfig", dtype: torch.dtype) -> "PreTrainedModel":
+def one_layer(config: "transformers.PreTrainedConfig", dtype: torch.dtype) -> "transformers.PreTrainedModel":
     """Makes a model of this configuration with a single layer, every weight the same."""
     config = deepcopy(config)
     config.num_hidden_layers = 1
     model = nf4.empty_model(config, dtype)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                value = torch.full(parameter.shape, 0.01, dtype=parameter.dtype)
-                module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
+    parameters = model.named_parameters(remove_duplicate=False)  # a tied head too
+    weights = {name: torch.full_like(parameter, 0.01, device="cpu") for name, parameter in parameters}
+    model.load_state_dict(weights, strict=False, assign=True)
     return model.eval()
 
 

@@ -1,18 +1,14 @@
 """The backends that can run a model: torch in 16 or 32 bits, 4 bits on a GPU, NF4 on a CPU, llama.cpp."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig
+import transformers
 
 from llm_finetuning import hardware, models
 from llm_finetuning.inference import autotune, llama, nf4
 from llm_finetuning.inference.engines import TorchEngine
 from llm_finetuning.inference.generation import Engine
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 NAMES = ("float32", "bfloat16", "float16", "nf4", "llama.cpp")
 
@@ -26,7 +22,7 @@ def load(folder: str | Path, backend: str = "auto", threads: int = 0) -> Engine:
     if backend not in ("auto", *NAMES):
         raise ValueError(f"backend = {backend!r}: auto, {', '.join(NAMES)}")
     folder = Path(folder) if Path(folder).is_dir() else models.fetch(str(folder))
-    config = models.one_kernel_gelu(AutoConfig.from_pretrained(str(folder)))
+    config = models.one_kernel_gelu(transformers.AutoConfig.from_pretrained(str(folder)))
     if torch.cuda.is_available():
         return load_on_gpu(folder, config, backend)
     if backend == "auto":
@@ -40,7 +36,7 @@ def load(folder: str | Path, backend: str = "auto", threads: int = 0) -> Engine:
     return TorchEngine(model, f"{backend} on {threads} CPU threads")
 
 
-def load_on_gpu(folder: Path, config: "PretrainedConfig", backend: str) -> TorchEngine:
+def load_on_gpu(folder: Path, config: "transformers.PreTrainedConfig", backend: str) -> TorchEngine:
     """Loads a model in 16 bits, bfloat16 where the GPU has it, or in 4 bits where the memory is too small for that."""
     dtype = hardware.choose_dtype("auto", torch.cuda.get_device_capability())
     if backend == "llama.cpp":
@@ -55,11 +51,12 @@ def load_on_gpu(folder: Path, config: "PretrainedConfig", backend: str) -> Torch
 
 
 def load_torch(
-    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, quantization: "BitsAndBytesConfig | None" = None
-) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
+    folder: Path,
+    config: "transformers.PreTrainedConfig",
+    dtype: torch.dtype,
+    quantization: "transformers.BitsAndBytesConfig | None" = None,
+) -> "transformers.PreTrainedModel":
+    return transformers.AutoModelForCausalLM.from_pretrained(
         str(folder),
         config=config,
         dtype=dtype,
@@ -70,7 +67,7 @@ def load_torch(
     )
 
 
-def load_nf4(folder: Path, config: "PretrainedConfig") -> "PreTrainedModel":
+def load_nf4(folder: Path, config: "transformers.PreTrainedConfig") -> "transformers.PreTrainedModel":
     if not nf4.available():
         raise ValueError(
             "backend = 'nf4': needs bitsandbytes and a CPU with AVX512-BF16, or a GPU; set backend = 'auto'"
@@ -78,7 +75,7 @@ def load_nf4(folder: Path, config: "PretrainedConfig") -> "PreTrainedModel":
     return nf4.load(folder, config, autotune.packed_file(folder))
 
 
-def load_llama(folder: Path, config: "PretrainedConfig", threads: int) -> llama.LlamaEngine:
+def load_llama(folder: Path, config: "transformers.PreTrainedConfig", threads: int) -> llama.LlamaEngine:
     file = llama.file_beside(folder)
     if file is None:
         raise ValueError(

@@ -10,15 +10,14 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import transformers
 
 from llm_finetuning import prompts
 from llm_finetuning.files import checksums
-from llm_finetuning.inference import generation
+from llm_finetuning.inference import backends, generation
+from llm_finetuning.inference.engines import TorchEngine
 from llm_finetuning.inference.generation import Engine, Request, SamplingParameters, TokenRules
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GREEDY = SamplingParameters()
 BATCH_TOKENS = 8192
@@ -80,26 +79,20 @@ class Chat:
         backend: "auto", or a name of `backends.NAMES`.
         Raises FileNotFoundError for a missing folder, ValueError for a damaged one or one of another kind.
         """
-        from llm_finetuning.inference import backends
-
         check_folder(folder)
         tokenizer = load_tokenizer(folder)
         engine = backends.load(folder, backend)
         return cls(engine, prompts.template_for(tokenizer), token_rules(Path(folder), tokenizer, engine))
 
     @classmethod
-    def of(cls, model: "PreTrainedModel", template: prompts.Template) -> "Chat":
+    def of(cls, model: "transformers.PreTrainedModel", template: prompts.Template) -> "Chat":
         """Makes a chat of a model that is in memory already, such as the one in training, and its template."""
-        from llm_finetuning.inference.engines import TorchEngine
-
         engine = TorchEngine(model)
         unused = tuple(range(len(template.tokenizer), engine.vocab_size))
         return cls(engine, template, TokenRules(frozenset(template.stop_token_ids), unused))
 
     def base(self, model_path: str | Path, backend: str = "auto") -> "Chat":
         """Loads another model, such as the base before finetuning, with this one's template and token rules."""
-        from llm_finetuning.inference import backends
-
         return Chat(backends.load(model_path, backend), self.template, self.rules)
 
     def answer(self, messages: list[dict], sampling: SamplingParameters = GREEDY) -> str:
@@ -121,7 +114,12 @@ class Chat:
 
     def generate_batch(self, conversations: list[list[dict]], sampling: SamplingParameters = GREEDY) -> list[Answer]:
         """Returns the answers in the order of `conversations`; computed in batches, the longest prompts first."""
-        prepared = [self._prepare_numbered(number, c, sampling) for number, c in enumerate(conversations, 1)]
+        prepared = []
+        for number, messages in enumerate(conversations, 1):
+            try:
+                prepared.append(self.prepare(messages, sampling))
+            except ValueError as error:
+                raise ValueError(f"conversation {number}: {error}") from error
         order = sorted(range(len(prepared)), key=lambda i: -len(prepared[i].ids))
         answers: dict[int, Answer] = {}
         while order:
@@ -134,12 +132,6 @@ class Chat:
     def prepare(self, messages: list[dict], sampling: SamplingParameters = GREEDY) -> Prompt:
         """Returns the prompt ids of a conversation, its oldest turns left out where they do not fit."""
         return encode_question(messages, self.template, self.engine.context, sampling.max_new_tokens)
-
-    def _prepare_numbered(self, number: int, messages: list[dict], sampling: SamplingParameters) -> Prompt:
-        try:
-            return self.prepare(messages, sampling)
-        except ValueError as error:
-            raise ValueError(f"conversation {number}: {error}") from error
 
     def _batch(self, prepared: list[Prompt], sampling: SamplingParameters) -> list[Answer]:
         requests = generation.requests_for([p.ids for p in prepared], sampling, self.engine.context)
@@ -213,11 +205,9 @@ def check_folder(folder: str | Path) -> dict[str, str]:
     return checksums.verify_checksums(folder)
 
 
-def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: str | Path) -> "transformers.PreTrainedTokenizerBase":
     """Loads the tokenizer of a published folder. Raises ValueError where it has no chat template."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     if not tokenizer.chat_template:
         raise ValueError(
             f"{folder} has no chat template, so the prompt it was trained with is not known:"
@@ -226,11 +216,9 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def token_rules(folder: Path, tokenizer: "PreTrainedTokenizerBase", engine: Engine) -> TokenRules:
+def token_rules(folder: Path, tokenizer: "transformers.PreTrainedTokenizerBase", engine: Engine) -> TokenRules:
     """Reads the token rules from generation_config.json; ids of the vocabulary without a token are suppressed too."""
-    from transformers import GenerationConfig
-
-    config = GenerationConfig.from_pretrained(str(folder))
+    config = transformers.GenerationConfig.from_pretrained(str(folder))
     stop = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if stop == [None]:
         raise ValueError(

@@ -1,25 +1,21 @@
 """A box to chat in, inside a notebook."""
 
 import html
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
 
-if TYPE_CHECKING:
-    from ipywidgets import VBox
 
-
-def chat_box(chat: Chat, sampling: SamplingParameters) -> "VBox":
+def chat_box(chat: Chat, sampling: SamplingParameters) -> Any:
     """Makes a widget with a conversation, an input line and buttons; what was typed or answered is never markup."""
-    import ipywidgets as widgets
-
-    return _Box(chat, sampling, widgets).view
+    return _Box(chat, sampling).view
 
 
 class _Box:
-    def __init__(self, chat: Chat, sampling: SamplingParameters, widgets: ModuleType):
+    def __init__(self, chat: Chat, sampling: SamplingParameters):
+        import ipywidgets as widgets  # not everywhere; the notebook looks first
+
         self.chat, self.sampling = chat, sampling
         self.messages: list[dict] = []
         self.shown = widgets.HTML()

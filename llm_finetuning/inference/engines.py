@@ -1,11 +1,7 @@
 """The engine of transformers models, on a GPU or a CPU; `generation` has the interface of engines."""
 
-from typing import TYPE_CHECKING
-
 import torch
-
-if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+import transformers
 
 
 class TorchEngine:
@@ -13,28 +9,26 @@ class TorchEngine:
 
     max_batch_size = 64
 
-    def __init__(self, model: "PreTrainedModel", name: str = "torch"):
+    def __init__(self, model: "transformers.PreTrainedModel", name: str = "torch"):
         self.model = model.eval()
         self.name = name
         self.context = model.config.max_position_embeddings
         self.vocab_size = model.config.vocab_size
-        self.prefix: tuple[list[int], DynamicCache] | None = None
+        self.prefix: tuple[list[int], transformers.DynamicCache] | None = None
         """Ids and cache of the last single sequence: the next turn of a conversation begins with the same ids."""
 
     def session(self, sequences: list[list[int]]) -> "TorchSession":
         return TorchSession(self, sequences)
 
-    def take_cache(self, ids: list[int]) -> "tuple[DynamicCache, int]":
+    def take_cache(self, ids: list[int]) -> "tuple[transformers.DynamicCache, int]":
         """Returns the last sequence's cache, cut to the prefix that it shares with `ids`, and the prefix's length.
 
         The last id stays outside the prefix, as its logits have to be computed.
         """
-        from transformers import DynamicCache
-
         prefix, self.prefix = self.prefix, None
         length = common_prefix(prefix[0], ids[:-1]) if prefix else 0
         if not length:
-            return DynamicCache(config=self.model.config), 0
+            return transformers.DynamicCache(config=self.model.config), 0
         if length < len(prefix[0]):
             prefix[1].crop(length - len(prefix[0]))  # negative: so many tokens are taken off the end
         return prefix[1], length

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from llm_finetuning import prompts
 from llm_finetuning.data import pairs
 from llm_finetuning.files.atomic import write_text
 from llm_finetuning.settings import Inference
@@ -27,7 +28,7 @@ def conversations(settings: Inference) -> list[list[dict]]:
     if settings.questions:
         return [[user(question)] for question in settings.questions]
     held_out = _validation(settings)[:SHOWN]
-    return [messages_of(pair) for pair in held_out] or [[user(q)] for q in GENERAL_QUESTIONS]
+    return [prompts.question(pair) for pair in held_out] or [[user(q)] for q in GENERAL_QUESTIONS]
 
 
 def dialogue(settings: Inference) -> list[str]:
@@ -36,13 +37,8 @@ def dialogue(settings: Inference) -> list[str]:
         return settings.conversation
     for pair in _validation(settings):
         if any(turn["role"] == "user" for turn in pair.get("history", [])):
-            return [turn["content"] for turn in messages_of(pair) if turn["role"] == "user"]
+            return [turn["content"] for turn in prompts.question(pair) if turn["role"] == "user"]
     return GENERAL_CONVERSATION
-
-
-def messages_of(pair: dict) -> list[dict]:
-    """Returns history and prompt of a pair record as a conversation that waits for an answer."""
-    return [*(pair.get("history") or []), user(pair["prompt"])]
 
 
 def user(text: str) -> dict:

@@ -4,6 +4,7 @@ import threading
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from llm_finetuning.files import checksums
@@ -79,8 +80,6 @@ class LlamaSession:
 
     def _eval(self, ids: list[int]) -> None:
         """Feeds ids; sets `logits` (1, V) of the last one."""
-        import numpy as np
-
         llama = self.engine.llama
         llama.eval(ids)
         values = np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(self.engine.vocab_size,))

@@ -5,17 +5,15 @@ the order that bitsandbytes' kernel reads; the packed weights can be cached on d
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+import transformers
+from safetensors.torch import save_file
 from torch import nn
 
 from llm_finetuning.files.atomic import writing
 from llm_finetuning.files.shards import Weights
 from llm_finetuning.models import padded_attention
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 BLOCK = 64
 """Weights that share a scale (arXiv 2305.14314, section 3)."""
@@ -40,12 +38,10 @@ class PackedLinear(nn.Module):
     def __init__(self, out_features: int, in_features: int, bias: bool):
         super().__init__()
         self.shape = (out_features, in_features)
-        self.register_buffer("packed", torch.empty(out_features, in_features // 2, dtype=torch.uint8, device="meta"))
-        self.register_buffer(
-            "scales", torch.empty(in_features // BLOCK, out_features, dtype=torch.bfloat16, device="meta")
-        )
-        empty = torch.empty(out_features, dtype=torch.bfloat16, device="meta")
-        self.register_buffer("bias", empty if bias else None)
+        with torch.device("meta"):
+            self.register_buffer("packed", torch.empty(out_features, in_features // 2, dtype=torch.uint8))
+            self.register_buffer("scales", torch.empty(in_features // BLOCK, out_features, dtype=torch.bfloat16))
+            self.register_buffer("bias", torch.empty(out_features, dtype=torch.bfloat16) if bias else None)
         self.code = code()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,10 +54,10 @@ class Int8Linear(nn.Module):
 
     def __init__(self, out_features: int, in_features: int, bias: bool):
         super().__init__()
-        self.register_buffer("packed", torch.empty(out_features, in_features, dtype=torch.int8, device="meta"))
-        self.register_buffer("scales", torch.empty(out_features, dtype=torch.bfloat16, device="meta"))
-        empty = torch.empty(out_features, dtype=torch.bfloat16, device="meta")
-        self.register_buffer("bias", empty if bias else None)
+        with torch.device("meta"):
+            self.register_buffer("packed", torch.empty(out_features, in_features, dtype=torch.int8))
+            self.register_buffer("scales", torch.empty(out_features, dtype=torch.bfloat16))
+            self.register_buffer("bias", torch.empty(out_features, dtype=torch.bfloat16) if bias else None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -99,7 +95,7 @@ def _pack_rows(weight: torch.Tensor, bounds: list[float]) -> tuple[torch.Tensor,
     return packed.reshape(rows, columns // 2), scales.T
 
 
-def convert(model: "PreTrainedModel") -> "PreTrainedModel":
+def convert(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
     """Packs the linear layers of a model in memory whose shape the kernel takes, and its head in int8."""
     tensors = dict(model.state_dict())
     _replace_linears(model)
@@ -108,7 +104,9 @@ def convert(model: "PreTrainedModel") -> "PreTrainedModel":
     return model
 
 
-def load(folder: Path, config: "PretrainedConfig", packed_file: Path | None = None) -> "PreTrainedModel":
+def load(
+    folder: Path, config: "transformers.PreTrainedConfig", packed_file: Path | None = None
+) -> "transformers.PreTrainedModel":
     """Loads the model of a folder in NF4. packed_file: caches the packed weights; written unless it is there."""
     model = empty_model(config, torch.bfloat16)
     _replace_linears(model)
@@ -126,13 +124,14 @@ def load(folder: Path, config: "PretrainedConfig", packed_file: Path | None = No
     return model.eval()
 
 
-def empty_model(config: "PretrainedConfig", dtype: torch.dtype) -> "PreTrainedModel":
+def empty_model(config: "transformers.PreTrainedConfig", dtype: torch.dtype) -> "transformers.PreTrainedModel":
     """Makes the model of a configuration without its weights, which take no memory yet."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=padded_attention(config))
+        return transformers.AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=padded_attention(config)
+        )
 
 
 def _replace_linears(model: nn.Module) -> None:
@@ -163,10 +162,7 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    if name in module._parameters:
-        module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-    else:
-        module._buffers[name] = tensor
+    setattr(module, name, nn.Parameter(tensor, requires_grad=False) if name in module._parameters else tensor)
 
 
 def int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,19 +177,12 @@ def int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _write_packed(model: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
-
     with writing(path, shared=True) as partial:
         save_file({n: t for n, t in model.state_dict().items() if t.device.type != "meta"}, partial)
 
 
 def _read_packed(model: nn.Module, path: Path) -> None:
     """Copies the packed weights out of their file; its mapped tensors are not aligned, and decode half as fast."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-    for name in names:
+    for name, tensor in Weights(path.parent, path.name):
         parent, _, last = name.rpartition(".")
-        with safe_open(path, "pt") as file:  # mapped only while one tensor is read
-            _set(model.get_submodule(parent), last, file.get_tensor(name).clone())
+        _set(model.get_submodule(parent), last, tensor.clone())

@@ -13,8 +13,8 @@ from transformers import AutoConfig
 from llm_finetuning import hardware, models, prompts
 from llm_finetuning.inference import autotune, engines, llama, nf4
 from llm_finetuning.inference.chat import Chat
-from llm_finetuning.inference.examples import messages_of
 from llm_finetuning.inference.generation import SamplingParameters
+from llm_finetuning.prompts import question
 
 ROOM = SamplingParameters(max_new_tokens=80)
 needs_nf4 = pytest.mark.skipif(not nf4.available(), reason="NF4 on a CPU needs bitsandbytes and AVX512-BF16")
@@ -67,7 +67,7 @@ def test_the_head_in_int8_is_close():
 
 @needs_nf4
 def test_nf4_answers_alike_and_is_read_from_the_cache_the_second_time(wide, cache):
-    asked = [messages_of(pair) for pair in pairs()]
+    asked = [question(pair) for pair in pairs()]
     exact = Chat.load(wide, "float32").answer_batch(asked, ROOM)
     first = Chat.load(wide, "nf4")
     layers = [m for m in first.engine.model.modules() if isinstance(m, nf4.PackedLinear)]

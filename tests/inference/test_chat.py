@@ -11,8 +11,8 @@ from inference_fixtures import EXTRA, NUMBERS, PLACES, ask, pairs
 
 from llm_finetuning import prompts
 from llm_finetuning.inference.chat import Chat
-from llm_finetuning.inference.examples import messages_of
 from llm_finetuning.inference.generation import SamplingParameters, TokenRules
+from llm_finetuning.prompts import question
 
 ROOM = SamplingParameters(max_new_tokens=80)
 SAMPLED = SamplingParameters(max_new_tokens=12, temperature=2.0, seed=3)
@@ -50,7 +50,7 @@ def counting(chat: Chat, delay: float = 0.0) -> Chat:
 
 
 def test_every_answer_is_right_and_ends_by_itself_alone_streamed_and_batched(chat):
-    asked = [messages_of(pair) for pair in pairs()]
+    asked = [question(pair) for pair in pairs()]
     expected = [pair["response"] for pair in pairs()]
     assert chat.answer_batch(asked, ROOM) == expected
     assert [chat.answer(c, ROOM) for c in asked] == expected
@@ -59,7 +59,7 @@ def test_every_answer_is_right_and_ends_by_itself_alone_streamed_and_batched(cha
 
 
 def test_no_more_tokens_are_computed_side_by_side_than_memory_is_reckoned_for(chat, monkeypatch):
-    asked, sizes, session = [messages_of(pair) for pair in pairs()], [], chat.engine.session
+    asked, sizes, session = [question(pair) for pair in pairs()], [], chat.engine.session
     whole = chat.answer_batch(asked, ROOM)
     longest = max(len(chat.prepare(c, ROOM).ids) for c in asked) + ROOM.max_new_tokens
     monkeypatch.setattr("llm_finetuning.inference.chat.BATCH_TOKENS", 2 * longest)

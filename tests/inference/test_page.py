@@ -48,7 +48,9 @@ def slow(chat):
 
 @pytest.fixture(scope="module")
 def address(slow):
-    blocks = page.build(loading.loaded(slow), "Tiny Phi", ["Count."], SamplingParameters(max_new_tokens=80))
+    blocks = page.build(
+        loading.in_background(lambda: slow, ""), "Tiny Phi", ["Count."], SamplingParameters(max_new_tokens=80)
+    )
     yield page.launch(blocks, wait=False)
     blocks.close()
 

@@ -78,7 +78,7 @@ def _changed(value, changes):
 
 @pytest.fixture
 def visitors(chat):
-    blocks = page.build(loading.loaded(chat), "Tiny Phi", [], SamplingParameters(max_new_tokens=80))
+    blocks = page.build(loading.in_background(lambda: chat, ""), "Tiny Phi", [], SamplingParameters(max_new_tokens=80))
     address = page.launch(blocks, wait=False)
     events = {}
     for number, function in blocks.fns.items():

@@ -39,7 +39,8 @@ class Page:
             return gr.skip(), gr.skip(), f"⚠️ {problem}"
         if shown and shown[-1]["role"] == "user":  # it got no answer: stopped, or refused
             shown = shown[:-1]
-        return busy(), [*shown, {"role": "user", "content": as_shown(text)}], "…"
+        busy = gr.update(value="", submit_btn=False, stop_btn=True)  # the input line while an answer is generated
+        return busy, [*shown, {"role": "user", "content": as_shown(text)}], "…"
 
     def example(self, shown: list[dict], request: gr.Request, event: gr.SelectData) -> tuple:
         return self.enter(event.value["text"], shown, request)
@@ -76,11 +77,9 @@ class Page:
             return
         sampling = SamplingParameters(length, MAX_SECONDS, temperature, top_p, top_k, penalty, seed)
         try:
-            for chat in self._when_loaded():
-                if chat is None:
-                    yield shown, "⏳ The model is still loading; the answer comes as soon as it is there."
-                else:
-                    yield from self._stream(chat, shown, system, sampling)
+            for _ in self.loading.waiting():
+                yield shown, "⏳ The model is still loading; the answer comes as soon as it is there."
+            yield from self._stream(self.loading.chat(), shown, system, sampling)
         except ValueError as error:
             yield shown, f"⚠️ {as_shown(str(error))}"
         finally:
@@ -101,18 +100,10 @@ class Page:
                     drawn = time.monotonic()
         yield [*shown, _said(answer)], f"{tables.speed(stream.result)} {stream.note}"
 
-    def _when_loaded(self) -> Iterator[Chat | None]:
-        """Yields None at once and again as long as the model loads, then the chat."""
-        while not self.loading.done.is_set():
-            yield None
-            self.loading.done.wait(timeout=0.5)
-        yield self.loading.chat()
-
     def status(self) -> Iterator[str]:
         """Yields what a visitor who opens the page sees, until the model is there."""
-        while not self.loading.done.is_set():
+        for _ in self.loading.waiting():
             yield f"⏳ {self.loading.message}"
-            self.loading.done.wait(timeout=0.5)
         yield "" if not self.loading.error else f"⚠️ {as_shown(self.loading.error)}"
 
     def leave(self, request: gr.Request) -> None:
@@ -125,7 +116,7 @@ class Page:
 
     def rest(self, request: gr.Request) -> dict:
         """Returns the input line after an answer."""
-        return gr.skip() if self.visitors.waits(request.session_hash) else idle()
+        return gr.skip() if request.session_hash in self.visitors.tickets else idle()
 
 
 def _problem_of(text: str) -> str:
@@ -150,11 +141,6 @@ def _up_to_question(shown: list[dict], index: int | list[int]) -> list[dict]:
     while shown[last]["role"] != "user":
         last -= 1
     return shown[: last + 1]
-
-
-def busy() -> dict:
-    """Returns the input line while an answer is generated: empty, with a stop button."""
-    return gr.update(value="", submit_btn=False, stop_btn=True)
 
 
 def idle() -> dict:
@@ -230,19 +216,10 @@ def _events(
         shown.retry(page.retry, [shown], began, **quick),
         shown.edit(page.edit, [shown], began, **quick),
     ]
-    answers = []
-    for start in starts:
-        answer = start.success(
-            page.answer,
-            [shown, *settings],
-            [shown, status],
-            concurrency_limit=1,
-            concurrency_id="answers",
-            show_progress="hidden",
-            api_visibility="private",
-        )
+    queued = quick | {"queue": True, "concurrency_limit": 1, "concurrency_id": "answers"}
+    answers = [start.success(page.answer, [shown, *settings], [shown, status], **queued) for start in starts]
+    for answer in answers:
         answer.then(page.rest, None, [line], **quick)
-        answers.append(answer)
     line.stop(page.stop, None, [line, status], cancels=answers, **quick)
     shown.undo(page.undo, [shown], began, **quick)
     shown.clear(page.stop, None, [line, status], cancels=answers, **quick)

@@ -1,7 +1,7 @@
 """A model that is loaded in the background, so that the page opens at once."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from llm_finetuning.inference.chat import Chat
@@ -22,6 +22,12 @@ class Loading:
             raise ValueError(self.error or self.message)
         return self._chat
 
+    def waiting(self) -> Iterator[None]:
+        """Yields at once and every half second as long as the model loads."""
+        while not self.done.is_set():
+            yield
+            self.done.wait(timeout=0.5)
+
     def run(self, load: Callable[[], Chat]) -> None:
         """Loads the model. An error is kept for the visitors, and raised for whoever started the page."""
         try:
@@ -37,11 +43,4 @@ def in_background(load: Callable[[], Chat], message: str) -> Loading:
     """Starts loading in a thread of its own; the page shows `message` meanwhile."""
     loading = Loading(message)
     threading.Thread(target=loading.run, args=(load,), daemon=True).start()
-    return loading
-
-
-def loaded(chat: Chat) -> Loading:
-    """Wraps a chat that is loaded already."""
-    loading = Loading()
-    loading.run(lambda: chat)
     return loading

@@ -39,8 +39,5 @@ class Visitors:
         ticket.taken = True
         return True
 
-    def waits(self, visitor: str) -> bool:
-        return visitor in self.tickets
-
     def leave(self, visitor: str) -> None:
         self.tickets.pop(visitor, None)
