@@ -9,20 +9,20 @@ llama.cpp's converter comes with the source package of llama-cpp-python; it know
 import os
 import subprocess
 import sys
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+import transformers
 
 from llm_finetuning.files.atomic import write_text, writing
 from llm_finetuning.files.checksums import verify_checksums
 from llm_finetuning.files.copying import check_space
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 UNPACKED = Path(__file__).parents[2] / ".gguf"
 """Where `make gguf` unpacks the source package of llama-cpp-python."""
 QUANTISATION = "Q4_K_M"
-QUESTION = "What is the capital of France?"
+QUESTION, LONGEST = "What is the capital of France?", 32
 TEMPLATE = """\
 {{ range .Messages }}{{ if eq .Role "system" }}{{ .Content }}
 {{ else if eq .Role "user" }}Instruct: {{ .Content }}
@@ -66,18 +66,15 @@ def convert(folder: Path, target: Path) -> Path:
     with writing(target) as partial:
         command = [sys.executable, str(converter()), str(folder), "--outfile", str(partial), "--outtype", "f16"]
         result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode and "pre-tokenizer was not recognized" in result.stderr:
+            raise ValueError(
+                f"llama.cpp does not know the tokenizer in {folder}. It knows those of published models, Phi-2's among "
+                "them; the sample's own tokenizer is not one of them. Export a model finetuned from microsoft/phi-2."
+            )
         if result.returncode:
-            raise ValueError(_conversion_error(folder, result.stderr))
+            end = "\n".join(result.stderr.splitlines()[-5:])
+            raise ValueError(f"llama.cpp could not convert {folder}:\n{end}")
     return target
-
-
-def _conversion_error(folder: Path, output: str) -> str:
-    if "pre-tokenizer was not recognized" in output:
-        return (
-            f"llama.cpp does not know the tokenizer in {folder}. It knows those of published models, Phi-2's among "
-            "them; the sample's own tokenizer is not one of them. Export a model finetuned from microsoft/phi-2."
-        )
-    return f"llama.cpp could not convert {folder}:\n" + "\n".join(output.splitlines()[-5:])
 
 
 def quantise(f16: Path, target: Path) -> Path:
@@ -95,22 +92,20 @@ def quantise(f16: Path, target: Path) -> Path:
 
 def modelfile(folder: Path, gguf_name: str) -> str:
     """Returns what `ollama create NAME -f Modelfile` reads: weights, template, system message, stop, greedy answers."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     system = _system_message(tokenizer)
     lines = [
         f"FROM ./{gguf_name}",
         f'TEMPLATE """{TEMPLATE.replace("EOS", tokenizer.eos_token)}"""',
         *([f'SYSTEM """{system}"""'] if system else []),
         f'PARAMETER stop "{tokenizer.eos_token}"',
-        f"PARAMETER num_ctx {AutoConfig.from_pretrained(folder).max_position_embeddings}",
+        f"PARAMETER num_ctx {transformers.AutoConfig.from_pretrained(folder).max_position_embeddings}",
         "PARAMETER temperature 0",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _system_message(tokenizer: "PreTrainedTokenizerBase") -> str:
+def _system_message(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
     """What the chat template puts before a conversation. Raises ValueError unless the rest is Phi-2's format."""
     eos = tokenizer.eos_token
     turns = [{"role": role, "content": word} for role, word in (("user", "a"), ("assistant", "b"), ("user", "c"))]
@@ -130,27 +125,21 @@ def answer(gguf: Path, ids: list[int], max_new_tokens: int) -> list[int]:
     import llama_cpp
 
     model = llama_cpp.Llama(str(gguf), n_ctx=len(ids) + max_new_tokens, verbose=False)
-    new: list[int] = []
-    for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
-        if token == model.token_eos() or len(new) == max_new_tokens:
-            break
-        new.append(token)
+    tokens = islice(model.generate(ids, temp=0.0, repeat_penalty=1.0), max_new_tokens)
+    new = list(takewhile(lambda token: token != model.token_eos(), tokens))
     model.close()
     return new
 
 
-def smoke(folder: Path, f16: Path, question: str = QUESTION, max_new_tokens: int = 32) -> tuple[str, str]:
-    """Returns the greedy answers of transformers (in float32) and of llama.cpp (f16) to one question."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    messages = [{"role": "user", "content": question}]
+def smoke(folder: Path, f16: Path) -> tuple[str, str]:
+    """Returns the greedy answers of transformers (in float32) and of llama.cpp (f16) to QUESTION."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    messages = [{"role": "user", "content": QUESTION}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     count = prompt["input_ids"].shape[1]
-    ids = model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)[0, count:].tolist()
-    other = answer(f16, prompt["input_ids"][0].tolist(), max_new_tokens)
+    ids = model.generate(**prompt, max_new_tokens=LONGEST, do_sample=False)[0, count:].tolist()
+    other = answer(f16, prompt["input_ids"][0].tolist(), LONGEST)
     return tokenizer.decode(ids, skip_special_tokens=True), tokenizer.decode(other)
 
 

@@ -9,48 +9,33 @@ from llm_finetuning.files import checksums
 from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
 
 
-def push_to_hub(
-    folder: str | Path,
-    repository: str,
-    token: str | None = None,
-    private: bool = True,
-    message: str = "Upload from the finetuning notebook",
-    api: HfApi | None = None,
-) -> str:
+def push_to_hub(folder: str | Path, repository: str, private: bool = True, api: HfApi | None = None) -> str:
     """Uploads a model or adapter folder to `repository` ("user/name"), made if it is not there; returns the URL.
 
-    `token` comes from Colab's secrets or HF_TOKEN when it is None; never write one into a cell. Files that
-    the Hub already has are not sent again, so a stopped upload goes on. Every file is then compared with the
-    Hub's own listing of the commit. `api`: the client to use (in tests).
+    The token comes from Colab's secrets or HF_TOKEN. Files that the Hub already has are not sent again, so a stopped
+    upload goes on. Every file is then compared with the Hub's own listing of the commit. `api`: the client (in tests).
 
     Raises ValueError for a folder that is not complete or a commit that differs, PermissionError without a token.
     """
     folder = Path(folder)
-    _check_folder(folder)
+    is_adapter = (folder / "adapter_config.json").exists()
+    if (folder / checksums.NAME).exists() or not is_adapter:
+        checksums.verify_checksums(folder)
+    check_no_pickles(folder)
+    check_no_tokens(folder)
     if "/" not in repository:
         raise ValueError(f"hub_repository = {repository!r} is not user/name.")
-    api = api or HfApi(token=token or colab.hub_token())
+    api = api or HfApi(token=colab.hub_token())
     url = api.create_repo(repository, private=private, exist_ok=True)
     commit = api.upload_folder(
         repo_id=repository,
         folder_path=folder,
-        commit_message=message,
+        commit_message="Upload from the finetuning notebook",
         ignore_patterns=["**/.*", ".*"],
-        delete_patterns="adapter_model*" if _is_adapter(folder) else ["model*.safetensors", "model*.index.json"],
+        delete_patterns="adapter_model*" if is_adapter else ["model*.safetensors", "model*.index.json"],
     )
     check_commit(api, folder, repository, commit.oid)
     return f"{url}/tree/{commit.oid}"
-
-
-def _check_folder(folder: Path) -> None:
-    if (folder / checksums.NAME).exists() or not _is_adapter(folder):
-        checksums.verify_checksums(folder)
-    check_no_pickles(folder)
-    check_no_tokens(folder)
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").exists()
 
 
 def check_commit(api: HfApi, folder: Path, repository: str, revision: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 
 from llm_finetuning import hardware, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
@@ -44,9 +45,8 @@ def read_adapter(folder: Path) -> Adapter:
     if not config_file.is_file():
         raise FileNotFoundError(f"{config_file} not found: train first, the notebook writes the adapter there")
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    unsupported = [
-        name for name in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern") if config.get(name)
-    ]
+    special = ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern")
+    unsupported = [name for name in special if config.get(name)]
     if config.get("peft_type") != "LORA" or unsupported:
         raise ValueError(
             f"{config_file}: only plain LoRA can be merged here, found {unsupported or config['peft_type']}"
@@ -163,19 +163,16 @@ def random_low_bits(shape: torch.Size, generator: torch.Generator) -> torch.Tens
 
 def write_companions(folder: Path, base: Path, template: Template, save_dtype: torch.dtype) -> None:
     """Writes config, tokenizer with chat template, and generation config with stop, pad and suppressed token ids."""
-    from transformers import AutoConfig, GenerationConfig
-
-    config = AutoConfig.from_pretrained(base)
+    config = transformers.AutoConfig.from_pretrained(base)
     config.dtype = save_dtype
     config.use_cache = True
     config.save_pretrained(folder)
     template.tokenizer.save_pretrained(folder)
-    eos = template.tokenizer.eos_token_id
     pad = template.tokenizer.pad_token_id
     unused = list(range(len(template.tokenizer), config.get_text_config().vocab_size))
-    GenerationConfig(
+    transformers.GenerationConfig(
         eos_token_id=sorted(template.stop_token_ids),
-        pad_token_id=eos if pad is None else pad,
+        pad_token_id=template.tokenizer.eos_token_id if pad is None else pad,
         suppress_tokens=unused or None,
     ).save_pretrained(folder)
 

@@ -14,14 +14,11 @@ from huggingface_hub import ModelCardData
 
 from llm_finetuning.files.atomic import write_text
 from llm_finetuning.files.checksums import hash_file
+from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.release.safety import without_tokens
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-LICENCES = {  # what may be said about the result without asking: licence of the base by its id
-    "microsoft/phi-2": "mit",
-    "microsoft/phi-1_5": "mit",
-    "microsoft/phi-1": "mit",
-}
+LICENCES = dict.fromkeys(("microsoft/phi-2", "microsoft/phi-1_5", "microsoft/phi-1"), "mit")
 DATA_LICENCES = dict.fromkeys(("OpenAssistant/oasst1", "OpenAssistant/oasst2", "sample"), "Apache-2.0")
 LANGUAGES_SHOWN = 5
 SECRET = re.compile(r"(^|_)(token|secret|password|api_key)$")
@@ -36,20 +33,15 @@ def write(folder: str | Path, facts: dict) -> Path:
     A folder with an adapter_config.json gets the card of an adapter.
 
     facts, all optional but `base`:
-        base: str              hub id, or "sample" / "rehearsal" / a local folder, shown by its name alone
-        base_revision: str     commit of the base on the Hub
+        base, base_revision    hub id (a local folder is shown by its name alone), and its commit there
         tiny: bool             the base is the sample's tiny model
-        data: dict             {"source": dataset id or file, "revision": commit, "licence": str,
-                               "languages": [codes], "train": {name: count}, "val": {name: count}}
-                               as `data_facts` reads it from the reports
-        settings: dict         of the run; folders are shown by their names, tokens not at all
-        scoreboard: dict       {"before" | "after" | "merged": {"loss": …, "samples": [{"prompt", "text"}]}}
-        merge: dict            what the verification of the merge measured, {name: value}
-        machine: dict          {name: value}: GPU or CPU, memory, …
-        seconds: float         of training
+        data                   as `data_facts` reads it from the reports
+        settings               of the run; folders are shown by their names, tokens not at all
+        scoreboard             {"before" | "after" | "merged": {"loss": …, "samples": [{"prompt", "text"}]}}
+        merge, machine         {name: value}: what the verification measured; GPU or CPU, memory, …
+        seconds, cost          of training; cost in the currency of `rate_per_hour`
         peak_memory_bytes: int
-        cost: float            what the run cost, in the currency of `rate_per_hour`
-        versions: dict         {package: version}
+        versions               {package: version}
         loss_figure: path      a PNG, copied into `folder` as loss.png unless it is that file
     """
     folder, figure = Path(folder), facts.get("loss_figure")
@@ -102,11 +94,11 @@ def _report(pairs_file: Path) -> dict:
 def _counts(pairs_file: Path, report: dict) -> dict:
     with open(pairs_file, encoding="utf-8") as file:
         counts = {"pairs": sum(1 for line in file if line.strip())}
-    languages = list(report.get("pairs", {}).get("languages", {}).items())
+    languages = list(report.get("pairs", {}).get("languages", {}).items())[:LANGUAGES_SHOWN]
     if tokens := report.get("tokens"):
         counts |= {"tokens": tokens["tokens"], "tokens in the loss": f"{tokens['share_trained']:.0%}"}
     if languages:
-        counts["languages"] = ", ".join(f"{code} {count:,}" for code, count in languages[:LANGUAGES_SHOWN])
+        counts["languages"] = ", ".join(f"{code} {count:,}" for code, count in languages)
     if recipe := report.get("recipe"):
         counts["replies"] = recipe["replies"]
     return counts | {"SHA-256": hash_file(pairs_file)}
@@ -131,7 +123,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.ChainableUndefined
     )
-    environment.filters |= {"cell": _cell, "duration": _duration, "flat": _flat, "name": _name}
+    environment.filters |= {"cell": _cell, "duration": readable_seconds, "name": _name}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -155,25 +147,8 @@ def _public(value: object) -> object:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def _flat(value: dict, prefix: str = "") -> list[tuple[str, object]]:
-    """Nested counts as pairs of name and value, `{"kept": {"en": 3}}` → `("kept, en", 3)`; lists are left out."""
-    pairs = []
-    for key, item in value.items() if value else ():
-        name = prefix + key.replace("_", " ")
-        if isinstance(item, dict):
-            pairs += _flat(item, f"{name}, ")
-        elif not isinstance(item, list):
-            pairs.append((name, item))
-    return pairs
-
-
 def _cell(value: object) -> str:
     """A value in a table of Markdown, without the folders of this machine."""
     value = _public(value)
     text = f"{value:,}" if type(value) is int else str(value)
     return PATH_IN_TEXT.sub("", text).replace("\n", "<br>").replace("|", "\\|")
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

@@ -8,7 +8,6 @@ import dataclasses
 import shutil
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llm_finetuning import hardware
 from llm_finetuning.files import checksums
@@ -18,15 +17,13 @@ from llm_finetuning.plotting import save
 from llm_finetuning.release import hub, model_card
 from llm_finetuning.release.replace import replace_published
 from llm_finetuning.release.safety import PICKLES, check_no_tokens
+from llm_finetuning.release.verify import Merged
+from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import callbacks, figures
-
-if TYPE_CHECKING:
-    from llm_finetuning.release.verify import Merged
-    from llm_finetuning.settings import Finetuning
-    from llm_finetuning.training.planning import Plan
+from llm_finetuning.training.planning import Plan
 
 
-def publish(merged: "Merged", plan: "Plan", board: dict, entries: list[dict]) -> Path:
+def publish(merged: Merged, plan: Plan, board: dict, entries: list[dict]) -> Path:
     """Completes the merged folder and the adapter, publishes both, and returns where the model was published.
 
     board: the scoreboard; entries: of metrics.jsonl. Raises what `replace_published` raises; the last good version then
@@ -51,13 +48,12 @@ def publish(merged: "Merged", plan: "Plan", board: dict, entries: list[dict]) ->
     return published
 
 
-def _shareable(settings: "Finetuning") -> dict:
+def _shareable(settings: Finetuning) -> dict:
     """The settings without the folders of this machine."""
-    values = dataclasses.asdict(settings)
-    return {name: value for name, value in values.items() if not name.endswith("_folder")}
+    return {name: value for name, value in dataclasses.asdict(settings).items() if not name.endswith("_folder")}
 
 
-def _facts(merged: "Merged", plan: "Plan", board: dict, entries: list[dict]) -> dict:
+def _facts(merged: Merged, plan: Plan, board: dict, entries: list[dict]) -> dict:
     """The facts of this run that the model card tells."""
     settings = plan.settings
     trained = [entry for entry in entries if "tokens_per_second" in entry]
@@ -94,8 +90,8 @@ def zip_adapter(adapter_folder: str | Path, target: str | Path) -> Path:
 
 def download_note(published: Path) -> str:
     """Says what to download, how large it is, and the command that checks it."""
-    size = sum(file.stat().st_size for file in published.iterdir() if file.is_file())
+    sizes = [file.stat().st_size for file in published.iterdir()]
     return (
-        f"{published}: {size / 1e9:.2f} GB in {sum(1 for _ in published.iterdir())} files."
+        f"{published}: {sum(sizes) / 1e9:.2f} GB in {len(sizes)} files."
         f" After downloading: cd {published.name} && {checksums.COMMAND}"
     )

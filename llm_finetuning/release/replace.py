@@ -18,7 +18,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llm_finetuning.files import checksums
-from llm_finetuning.files.checksums import is_complete, verify_checksums
 from llm_finetuning.files.copying import FULL, TRANSPORT, VerifiedCopy, check_space, gigabytes, retrying, sync_folder
 from llm_finetuning.release.drive import Drive, drive_below
 from llm_finetuning.release.lock import Lock
@@ -43,7 +42,7 @@ def replace_published(
     else; OSError when the disk is full or the connection stays lost, with what to do.
     """
     source, target = Path(source), Path(target)
-    verify_checksums(source)
+    checksums.verify_checksums(source)
     check_no_pickles(source)
     check_no_tokens(source)
     drive = drive or drive_below(target)
@@ -95,7 +94,7 @@ class _Job(VerifiedCopy):
         """Finishes or undoes what a killed run left between its two renames."""
         if not self.previous.exists():
             return
-        if not is_complete(self.target) and is_complete(self.previous):
+        if not checksums.is_complete(self.target) and checksums.is_complete(self.previous):
             if self.target.exists():
                 shutil.rmtree(self.target)
             os.rename(self.previous, self.target)
@@ -105,7 +104,7 @@ class _Job(VerifiedCopy):
         if not self.is_same(self.target, checksums.NAME):
             return False
         self.flush()
-        return is_complete(self.target)
+        return checksums.is_complete(self.target)
 
     def remove_other_partials(self) -> None:
         for folder in self.target.parent.glob(f".{self.target.name}.partial-*"):
@@ -150,7 +149,7 @@ class _Job(VerifiedCopy):
             return
         self.flush()
         try:
-            self.retry(lambda: verify_checksums(self.target), f"Checking {self.target.name}")
+            self.retry(lambda: checksums.verify_checksums(self.target), f"Checking {self.target.name}")
         except (ValueError, FileNotFoundError):
             self.retry(self.swap_back, "Putting the version before back")
             raise

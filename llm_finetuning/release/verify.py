@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from peft import PeftModel
 
 from llm_finetuning import hardware, models
 from llm_finetuning.evaluation import mode, scoreboard
@@ -118,8 +119,10 @@ def verification_table(
     model; loss, after_loss: held-out loss of the merged and the trained model.
     """
     intended = set(merge.adapter.factors)
-    difference = relative_difference(expected, found)
-    tolerance = logit_tolerance(merge.save_dtype, len(intended))
+    a, b = torch.cat(expected), torch.cat(found)
+    difference = float((a - b).norm() / a.norm())
+    # Half a step of the dtype for each changed tensor; roundings are independent and add up like a random walk.
+    tolerance = 2.0 ** -(merging.MANTISSA_BITS[merge.save_dtype] + 1) * len(intended) ** 0.5
     extra, missing = sorted(changed - intended), sorted(intended - changed)
     checks = [
         ("intended tensors changed", f"{len(intended & changed)} of {len(intended)}", "all", not missing),
@@ -135,25 +138,14 @@ def verification_table(
     return pd.DataFrame(checks, columns=["check", "found", "allowed", "passed"])
 
 
-def logit_tolerance(dtype: torch.dtype, tensors: int) -> float:
-    """Returns the relative difference of logits that rounding may leave: half a step of `dtype` per changed tensor.
-
-    Roundings are independent, so they add up like a random walk: 2^-(mantissa + 1) · √tensors.
-    """
-    return 2.0 ** -(merging.MANTISSA_BITS[dtype] + 1) * tensors**0.5
-
-
 def changed_tensors(merge: Merge, merged: Weights) -> set[str]:
     """Returns the names of the tensors that differ from the base, as read back from disk.
 
     Raises ValueError if there are other names than in the base.
     """
     weights = merge.weights
-    if set(weights.names()) != set(merged.names()):
-        raise ValueError(
-            f"{merged.folder} holds other tensors than its base:"
-            f" {sorted(set(weights.names()) ^ set(merged.names()))[:5]}"
-        )
+    if others := sorted(set(weights.names()) ^ set(merged.names())):
+        raise ValueError(f"{merged.folder} holds other tensors than its base: {others[:5]}")
 
     def is_same(name: str) -> bool:
         return torch.equal(merge.start(name).to(merge.save_dtype).cpu(), merged.read(name))
@@ -163,8 +155,6 @@ def changed_tensors(merge: Merge, merged: Weights) -> set[str]:
 
 def unmerged_model(merge: Merge) -> torch.nn.Module:
     """Loads the same 16-bit base with the adapter beside it, as PEFT runs it."""
-    from peft import PeftModel
-
     model = models.load_strict(merge.weights.folder, merge.save_dtype, merge.device)
     if merge.base == "dequantized":
         stored = set(merge.weights.names())
@@ -184,9 +174,3 @@ def logits(model: torch.nn.Module, examples: list[dict]) -> list[torch.Tensor]:
             model(input_ids=torch.tensor([e["input_ids"]], device=device), use_cache=False).logits[0].float().cpu()
             for e in examples
         ]
-
-
-def relative_difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
-    """Returns ‖found − expected‖ / ‖expected‖ over all logits together."""
-    a, b = torch.cat(expected), torch.cat(found)
-    return float((a - b).norm() / a.norm())

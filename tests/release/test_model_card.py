@@ -25,7 +25,7 @@ def facts():
             "revision": "fdf72ae0827c1cda404aff25b6603abec9e3399b",
             "licence": "Apache-2.0",
             "languages": ["en", "pt-BR", "no"],
-            "train": {"pairs": 20587, "kept": {"tree": 9846}},
+            "train": {"pairs": 20587, "tokens": 9846},
             "val": {"pairs": 1095},
         },
         "settings": {
@@ -80,7 +80,7 @@ def test_front_matter_is_what_the_hub_wants(tmp_path, facts):
         "ef382358ec9e382308935a992d908de099b64c23",
         "fdf72ae0827c1cda404aff25b6603abec9e3399b",
         "| train: pairs | 20,587 |",
-        "| train: kept, tree | 9,846 |",
+        "| train: tokens | 9,846 |",
         "| val: pairs | 1,095 |",
         "| learning_rate | 0.0002 |",
         "| lora_r | 64 |",
