@@ -16,6 +16,9 @@ from llm_finetuning.files.atomic import write_text
 from llm_finetuning.runner import cache, parameters
 
 ROOT = Path(__file__).parents[2]
+TRAIN, VAL = "data/finetuning_data_train.jsonl", "data/finetuning_data_val.jsonl"
+MODEL = "finetuned_phi2/SHA256SUMS"
+BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cells [{elapsed}]"
 
 
 @dataclass(frozen=True)
@@ -29,28 +32,15 @@ class Step:
 
 
 STEPS = (
+    Step(ROOT / "Data Prep/OpenAssistant Finetuning Training Data Prep.ipynb", settings.DataPrep, (), (TRAIN,)),
+    Step(ROOT / "Data Prep/OpenAssistant Finetuning Validation Data Prep.ipynb", settings.DataPrep, (TRAIN,), (VAL,)),
     Step(
-        ROOT / "Data Prep" / "OpenAssistant Finetuning Training Data Prep.ipynb",
-        settings.DataPrep,
-        writes=("data/finetuning_data_train.jsonl",),
-    ),
-    Step(
-        ROOT / "Data Prep" / "OpenAssistant Finetuning Validation Data Prep.ipynb",
-        settings.DataPrep,
-        reads=("data/finetuning_data_train.jsonl",),
-        writes=("data/finetuning_data_val.jsonl",),
-    ),
-    Step(
-        ROOT / "Finetuning" / "Phi-2 QLoRA Finetuning.ipynb",
+        ROOT / "Finetuning/Phi-2 QLoRA Finetuning.ipynb",
         settings.Finetuning,
-        reads=("data/finetuning_data_*.jsonl",),
-        writes=("adapter", "finetuned_phi2/SHA256SUMS", "scoreboard.json"),
+        reads=(TRAIN, VAL),
+        writes=("adapter", MODEL, "scoreboard.json"),
     ),
-    Step(
-        ROOT / "Inference" / "Phi-2 Inference.ipynb",
-        settings.Inference,
-        reads=("data/finetuning_data_val.jsonl", "finetuned_phi2/SHA256SUMS"),
-    ),
+    Step(ROOT / "Inference/Phi-2 Inference.ipynb", settings.Inference, reads=(VAL, MODEL)),
 )
 
 
@@ -87,8 +77,11 @@ def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tup
     assigned = parameters.assign(cells, parameters.read_profile(profile), typed, output)
     problems = []
     for step, cell, values in zip(steps, cells, assigned, strict=True):
-        if step.settings_class:
-            problems += _problems(step.settings_class, cell | values)
+        try:
+            if step.settings_class:
+                settings.from_cell(step.settings_class, cell | values)
+        except ValueError as error:
+            problems += str(error).splitlines()
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     _make_writable(output)
@@ -101,17 +94,13 @@ def execute(notebook: Path, values: dict, folder: Path, title: str) -> None:
     Raises NotebookFailed; the copies of a failed notebook are kept too.
     """
     running = folder / f"{notebook.stem}.running.ipynb"
-    bar = {
-        "desc": title,
-        "bar_format": "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cells [{elapsed}]",
-    }
     try:
         papermill.execute_notebook(
             str(notebook),
             str(running),
             values,
             kernel_name="python3",
-            progress_bar=bar,
+            progress_bar={"desc": title, "bar_format": BAR},
             cwd=os.getcwd(),
             extra_arguments=["--log-level=ERROR"],  # of the kernel's own log, which shares this terminal
         )
@@ -143,15 +132,6 @@ def _why(step: Step, values: dict, output: Path) -> str | None:
     return f"changed: {', '.join(kinds)}" if kinds else None
 
 
-def _problems(settings_class: type, namespace: dict) -> list[str]:
-    """Returns the lines of the error that these parameters would raise in the notebook; [] = none."""
-    try:
-        settings.from_cell(settings_class, namespace)
-    except ValueError as error:
-        return str(error).splitlines()
-    return []
-
-
 def _make_writable(output: Path) -> None:
     """Creates the output folder and checks that a file can be written to it. Raises OSError with the cure."""
     probe = output / "notebooks" / ".writable"
@@ -165,16 +145,11 @@ def _make_writable(output: Path) -> None:
 
 def _prepare_kernels() -> None:
     """Makes the kernels run this interpreter, whatever else is registered as python3, and find this package."""
-    kernels = Path(sys.prefix) / "share" / "jupyter"
-    os.environ["JUPYTER_PATH"] = _first(kernels, os.environ.get("JUPYTER_PATH"))
-    os.environ["PYTHONPATH"] = _first(ROOT, os.environ.get("PYTHONPATH"))
+    for name, path in (("JUPYTER_PATH", f"{sys.prefix}/share/jupyter"), ("PYTHONPATH", str(ROOT))):
+        os.environ[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger's warning stands in the progress bar
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
-
-
-def _first(path: Path, others: str | None) -> str:
-    return os.pathsep.join([str(path), *([others] if others else [])])
 
 
 def _death(notebook: Path, running: Path) -> str:
