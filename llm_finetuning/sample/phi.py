@@ -8,12 +8,12 @@ import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
 
 from llm_finetuning.sample import languages, world
-
-if TYPE_CHECKING:
-    from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 
@@ -40,8 +40,9 @@ class Recipe:
 
     def fingerprint(self) -> str:
         """Changes with the recipe, the text that is read, and the code that follows it."""
-        sources = [Path(module.__file__).read_bytes() for module in (world, languages)]
-        parts = [json.dumps(asdict(self)).encode(), Path(__file__).read_bytes(), *sources]
+        files = [Path(m.__file__).with_suffix(suffix) for m in (world, languages) for suffix in (".py", ".yaml")]
+        sources = [path.read_bytes() for path in (Path(__file__), *files)]
+        parts = [json.dumps(asdict(self)).encode(), *sources]
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -51,14 +52,11 @@ def texts(recipe: Recipe) -> list[str]:
     return [world.document(chance, languages.statements()) for _ in range(recipe.documents)]
 
 
-def train_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerFast":
+def train_tokenizer(recipe: Recipe) -> "transformers.PreTrainedTokenizerFast":
     """Byte-level BPE with GPT-2's pre-tokenizer, trained on the world's text and questions: any text encodes.
 
     Like Phi-2's: `<|endoftext|>` is bos, eos and unk; no pad token, no chat template.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -70,7 +68,7 @@ def train_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerFast":
     )
     questions = [q for fact in world.facts() for q in (*fact.questions(), *fact.follow_ups())]
     bpe.train_from_iterator(texts(recipe)[:20] + questions, trainer)
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=END,
         eos_token=END,
@@ -80,12 +78,10 @@ def train_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerFast":
     )
 
 
-def config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PhiConfig":
-    """Phi-2's configuration with fewer layers, heads and rows; without dropout."""
-    from transformers import PhiConfig
-
+def config(recipe: Recipe, tokenizer: "transformers.PreTrainedTokenizerFast") -> "transformers.PhiConfig":
+    """Phi-2's configuration with the recipe's layers and heads, and rows for the tokenizer; without dropout."""
     hidden = recipe.heads * 80
-    return PhiConfig(
+    return transformers.PhiConfig(
         vocab_size=(len(tokenizer) // 64 + 1) * 64,
         hidden_size=hidden,
         intermediate_size=4 * hidden,
@@ -100,15 +96,13 @@ def config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PhiConfig":
     )
 
 
-def pretrain(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PhiForCausalLM":
+def pretrain(recipe: Recipe, tokenizer: "transformers.PreTrainedTokenizerFast") -> "transformers.PhiForCausalLM":
     """A PhiForCausalLM in fp32 that has read the world's text. Leaves torch's random state as it was."""
     import torch
-    from tqdm.auto import tqdm
-    from transformers import PhiForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = PhiForCausalLM(config(recipe, tokenizer)).train()
+        model = transformers.PhiForCausalLM(config(recipe, tokenizer)).train()
         stream = torch.tensor([i for ids in tokenizer([t + END for t in texts(recipe)]).input_ids for i in ids])
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(

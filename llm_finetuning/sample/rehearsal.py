@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerBase
 
 from llm_finetuning.files.shards import write_shards
+from llm_finetuning.sample import phi
 from llm_finetuning.sample.making import make_once
 
 SHARD_BYTES = 10**9
@@ -49,22 +50,9 @@ def make_rehearsal(target: Path, tokenizer: PreTrainedTokenizerBase, config: Phi
 
 def phi2_config(tokenizer: PreTrainedTokenizerBase) -> PhiConfig:
     """Returns the published configuration of microsoft/phi-2: 2,779,683,840 parameters."""
-    return PhiConfig(
-        vocab_size=51200,
-        hidden_size=2560,
-        intermediate_size=10240,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        max_position_embeddings=2048,
-        partial_rotary_factor=0.4,
-        resid_pdrop=0.1,
-        hidden_act="gelu_new",
-        initializer_range=0.02,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        architectures=["PhiForCausalLM"],
-        dtype="bfloat16",
-    )
+    config = phi.config(phi.Recipe(layers=32, heads=32), tokenizer)
+    config.update({"vocab_size": 51200, "resid_pdrop": 0.1, "dtype": "bfloat16"})
+    return config
 
 
 def weight_shapes(config: PhiConfig) -> dict[str, tuple[int, ...]]:

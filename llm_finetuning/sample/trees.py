@@ -10,12 +10,12 @@ in words that no train tree uses for it.
 
 import hashlib
 import json
-import os
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
+from llm_finetuning.files.atomic import write_text
 from llm_finetuning.sample import TREES, world
 from llm_finetuning.sample.languages import LANGUAGES
 from llm_finetuning.sample.world import Fact, pick
@@ -176,7 +176,7 @@ def finish(name: str, split: str, root: dict, last: dict, thanks: str, state: st
     return {"message_tree_id": tree_id, "tree_state": state, "prompt": root}
 
 
-def foreign_tree(lang: str, person: tuple, asks_home: bool, split: str) -> dict:
+def foreign_tree(lang: str, person: list[str], asks_home: bool, split: str) -> dict:
     """A question in another language, some with a follow-up about the other fact."""
     words, (who, town, job) = LANGUAGES[lang], person
     name = f"{split} {lang} {who} {'home' if asks_home else 'job'}"
@@ -193,10 +193,8 @@ def foreign_tree(lang: str, person: tuple, asks_home: bool, split: str) -> dict:
 
 def unfinished_trees() -> list[dict]:
     """Trees as they stand before (or instead of) export: without replies, without ranks, or given up."""
-    trees = []
-    for number, state in enumerate(
-        ("initial_prompt_review", "prompt_lottery_waiting", "growing", "ranking", "growing")
-    ):
+    trees, states = [], ("initial_prompt_review", "prompt_lottery_waiting", "growing", "ranking", "growing")
+    for number, state in enumerate(states):
         name = f"{TRAIN} unfinished {number}"
         fact = world.facts()[pick(name, len(world.facts()))]
         root = last = add(None, name, f"Hello! {wording(fact, TRAIN, number)}", "prompter", "en", review_count=number)
@@ -229,11 +227,8 @@ def build() -> list[dict]:
 
 
 def write(path: Path) -> None:
-    """One tree per line, UTF-8; written beside `path` and renamed, so that it is whole or not there."""
-    lines = [json.dumps(tree, ensure_ascii=False) + "\n" for tree in build()]
-    neighbour = path.with_name(path.name + ".part")
-    neighbour.write_text("".join(lines), encoding="utf-8", newline="\n")
-    os.replace(neighbour, path)
+    """One tree per line, UTF-8, written atomically."""
+    write_text(path, "".join(json.dumps(tree, ensure_ascii=False) + "\n" for tree in build()))
 
 
 if __name__ == "__main__":
