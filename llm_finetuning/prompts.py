@@ -231,10 +231,7 @@ class Truncated:
 
 
 def truncate_histories(pairs: list[dict], template: Template, max_length: int) -> list[Truncated]:
-    """Encodes each pair, cutting the oldest turns of its history until it has at most `max_length` tokens.
-
-    No response is ever cut.
-    """
+    """Encodes each pair, without the oldest turns of its history where it is too long; no response is ever cut."""
     pairs, examples = list(pairs), dict(enumerate(encode_all(pairs, template)))
     full_lengths = [len(example["input_ids"]) for example in examples.values()]
     while too_long := [i for i, example in examples.items() if len(example["input_ids"]) > max_length]:

@@ -28,10 +28,7 @@ GRAMS = 4
 
 
 def held_out_set(pairs: list[dict], template: Template, max_seq_length: int, count: int, seed: int) -> list[dict]:
-    """At most `count` pairs that fit, drawn with the seed and kept in that order.
-
-    Raises ValueError when none fits.
-    """
+    """At most `count` pairs that fit, in the order in which the seed draws them. Raises ValueError when none fits."""
     candidates = prompts.truncate_histories(pairs, template, max_seq_length)
     fitting = [pair for pair in candidates if pair.example]
     if not fitting:

@@ -139,10 +139,7 @@ def verification_table(
 
 
 def changed_tensors(merge: Merge, merged: Weights) -> set[str]:
-    """Returns the names of the tensors that differ from the base, as read back from disk.
-
-    Raises ValueError if there are other names than in the base.
-    """
+    """Returns the names of the tensors that differ from the base, as read back. Raises ValueError for other names."""
     weights = merge.weights
     if others := sorted(set(weights.names()) ^ set(merged.names())):
         raise ValueError(f"{merged.folder} holds other tensors than its base: {others[:5]}")

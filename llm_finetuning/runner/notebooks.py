@@ -49,10 +49,7 @@ class NotebookFailed(RuntimeError):
 
 
 def run(assigned: list[dict], output: Path, steps: tuple[Step, ...] = STEPS) -> None:
-    """Runs `steps`, each with its parameters from `prepare`, and leaves everything under `output`.
-
-    Raises NotebookFailed when a cell fails.
-    """
+    """Runs `steps`, each with its parameters from `prepare`, into `output`. Raises NotebookFailed when a cell fails."""
     _prepare_kernels()
     for number, (step, values) in enumerate(zip(steps, assigned, strict=True), start=1):
         name, title = step.notebook.stem, f"{number}/{len(steps)} {step.notebook.stem}"
