@@ -4,9 +4,13 @@ A message is `{"role": "system" | "user" | "assistant", "content": str}`. What a
 else: a special token's name inside a message is encoded as its characters.
 """
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
+from os.path import commonprefix
+from pathlib import Path
 
 import jinja2
 import transformers
@@ -37,55 +41,145 @@ DEFAULT_SYSTEM = """\
 """
 
 
+OPEN_TURN = """\
+{% set whole_text %}
+TEMPLATE{{ '' }}{% endset %}
+{%- if add_generation_prompt and whole_text.endswith(OPENED) -%}
+{%- set whole_text = whole_text[:whole_text | length - LENGTH] ~ FINISHED -%}
+{%- endif -%}
+{{ whole_text }}"""
+"""A template whose open assistant turn ends in OPENED, LENGTH characters, made to end in FINISHED."""
+
+CURE = "set chat_template to a file with a Jinja template that writes each response once, as it is, after its prompt"
+
+
 @dataclass(frozen=True)
 class Template:
     """A tokenizer whose chat template holds the system message that is trained with."""
 
     tokenizer: "transformers.PreTrainedTokenizerBase"
-    special_tokens: list[str] = field(init=False)
+    name: str = "this model's chat template"
+    """What an error calls it."""
+    special_tokens: re.Pattern = field(init=False)
+    """Finds a special token's name in a text, the longest where several begin; one group, for `split`."""
 
     def __post_init__(self) -> None:
         if self.tokenizer.eos_token_id is None:
             raise ValueError("this tokenizer has no end-of-text token: an answer could never end")
         special = {t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special}
-        object.__setattr__(self, "special_tokens", sorted(special, key=len, reverse=True))
+        longest_first = sorted(special | {self.tokenizer.eos_token}, key=len, reverse=True)
+        object.__setattr__(self, "special_tokens", re.compile(f"({'|'.join(map(re.escape, longest_first))})"))
 
     @cached_property
     def stop_token_ids(self) -> set[int]:
         """Ids that end an answer: EOS, and the end-of-turn token that the template itself puts after one."""
-        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        tail = render(probe, self, add_generation_prompt=False)
-        start = len(render(probe[:1], self))
-        special = set(self.tokenizer.convert_tokens_to_ids(self.special_tokens))
-        return {self.tokenizer.eos_token_id} | set(tail[start:]) & special
+        _, response, _ = _turn({"prompt": "a", "response": "b"}, self)
+        ends = self.special_tokens.findall(response)
+        return {self.tokenizer.eos_token_id, *self.tokenizer.convert_tokens_to_ids(ends)}
 
 
-def template_for(tokenizer: "transformers.PreTrainedTokenizerBase", system_message: str = "") -> Template:
+def template_for(
+    tokenizer: "transformers.PreTrainedTokenizerBase", system_message: str = "", chat_template: str = ""
+) -> Template:
     """The tokenizer's own chat template, or Phi-2's format if it has none; with `system_message` as the default.
 
-    The default becomes part of `tokenizer.chat_template`, so it travels with the saved tokenizer. Raises
-    ValueError if the template takes no system message.
+    chat_template: a file with a Jinja template that takes the place of both.
+    The default and the opening of a turn (`_open_as_finished`) become part of `tokenizer.chat_template`, so they
+    travel with the saved tokenizer. Raises FileNotFoundError for a file that is not there, ValueError for a template
+    that is no valid Jinja, takes no system message, or in which a response cannot be found.
     """
-    base = tokenizer.chat_template or PHI2_FORMAT
-    if system_message:
-        literal = "'" + system_message.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
-        base = DEFAULT_SYSTEM.replace("SYSTEM", literal) + base
+    base, name = _source(tokenizer, chat_template)
     tokenizer.chat_template = base
-    template = Template(tokenizer)
+    template = Template(tokenizer, name)
     if system_message:
-        _check_system(template, system_message)
+        tokenizer.chat_template = DEFAULT_SYSTEM.replace("SYSTEM", _literal(system_message)) + base
+    takes_system = _takes_system(template, system_message)
+    if not takes_system:
+        tokenizer.chat_template = base  # what else is wrong with it is told first
+    try:
+        _open_as_finished(template)
+    except ValueError as error:
+        raise ValueError(f"{error}: {CURE}") from error
+    if not takes_system:
+        raise ValueError(f"{name} takes no system message: set system_message = '' in the parameters cell")
     return template
 
 
-def _check_system(template: Template, system_message: str) -> None:
+def _source(tokenizer: "transformers.PreTrainedTokenizerBase", chat_template: str) -> tuple[str, str]:
+    """(Jinja source, name in errors) of a file, of the tokenizer's own template, or of the fallback."""
+    if chat_template:
+        path = Path(chat_template).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"chat_template {chat_template} is no file: give one that holds a Jinja chat template, or '' for the"
+                " tokenizer's own"
+            )
+        try:
+            return path.read_text(encoding="utf-8"), f"chat_template {chat_template}"
+        except UnicodeDecodeError as error:
+            raise ValueError(f"chat_template {chat_template} is no text in UTF-8: {error}") from error
+    if tokenizer.chat_template:
+        return tokenizer.get_chat_template(), f"the chat template of {tokenizer.name_or_path or 'this tokenizer'}"
+    prepended = _prepended(tokenizer)
+    return (f"{{{{ {_literal(prepended)} }}}}" if prepended else "") + PHI2_FORMAT, "the fallback template"
+
+
+def _prepended(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
+    """What a tokenizer puts before every text, such as BOS: a base that was trained with it does not do without.
+
+    With a space behind it where the tokenizer marks the first word of a text as one that a space precedes.
+    """
+    bare, ids = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
+    start = next((i for i in range(len(ids)) if ids[i : i + len(bare)] == bare), 0)
+    names = "".join(tokenizer.convert_ids_to_tokens(ids[:start]))
+    spaced = names and tokenizer(f"{names} a", add_special_tokens=False).input_ids == ids[: start + len(bare)]
+    return f"{names} " if spaced else names
+
+
+def _literal(text: str) -> str:
+    """A text as a string of Jinja's."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
+def _takes_system(template: Template, system_message: str) -> bool:
     try:
-        text = _text([{"role": "user", "content": "a"}], template, True)
-    except ValueError as error:
-        text = str(error)
-    if system_message.strip() not in text:
-        raise ValueError(
-            "this model's chat template takes no system message: set system_message = '' in the parameters cell"
-        )
+        return system_message.strip() in _text([{"role": "user", "content": "a"}], template, True)
+    except ValueError:
+        return False
+
+
+def _open_as_finished(template: Template) -> None:
+    """Makes a template open an assistant turn with all that it writes before the response of a finished one.
+
+    Reasoning templates open a turn with `<think>`, and write a finished one without reasoning as an empty thought or
+    as none. Pairs hold no reasoning: left as it is, such a template would ask at inference for what was never
+    trained, or would train the empty thought in place of the answer. Opened as it is closed, what is asked is what
+    was trained, and the response alone is in the loss. Blank space before the response (Phi-2's ` `) stays in the
+    loss, because it is part of the response's first token.
+    """
+    user, assistant = (
+        {"role": role, "content": f"\ue000{text}"} for role, text in (("user", "q"), ("assistant", "aB"))
+    )
+    bare, opened = (_text([user], template, prompt) for prompt in (False, True))
+    whole = _text([user, assistant], template, False)
+    if (count := whole.count(assistant["content"])) != 1:
+        raise ValueError(f"{template.name} writes the response of a finished turn {count} times as it is")
+    before, _, _ = whole.partition(assistant["content"])
+    start = len(commonprefix([bare, opened, before]))
+    if user["content"] not in before[:start]:
+        raise ValueError(f"{template.name} does not write the response after its prompt")
+    if not (before.startswith(opened) and not before[len(opened) :].strip()):
+        _set_opening(template, opened[start:], before[start:].rstrip(" "))
+    tokenizer = template.tokenizer
+    if render([user], template)[:2] == [tokenizer.bos_token_id] * 2:
+        raise ValueError(f"{template.name} begins with {tokenizer.bos_token} twice")
+
+
+def _set_opening(template: Template, opened: str, finished: str) -> None:
+    """Replaces what the template opens an assistant turn with, where that is `opened`, by `finished`."""
+    values = {"OPENED": _literal(opened), "LENGTH": str(len(opened)), "FINISHED": _literal(finished)}
+    values["TEMPLATE"] = template.tokenizer.chat_template.removesuffix("\n")  # as Jinja itself drops the last one
+    template.tokenizer.chat_template = re.sub("|".join(values), lambda name: values[name[0]], OPEN_TURN)
 
 
 def check_messages(messages: list[dict]) -> None:
@@ -112,48 +206,44 @@ def render(messages: list[dict], template: Template, add_generation_prompt: bool
     Equal to `tokenizer.apply_chat_template` for messages that hold no special token. Raises ValueError for
     roles out of order.
     """
-    return _render_all([messages], template, add_generation_prompt)[0]
+    return _encode([_rendered(messages, template, add_generation_prompt)], template)[0]
 
 
-def _render_all(conversations: list[list[dict]], template: Template, add_generation_prompt: bool) -> list[list[int]]:
-    """`render` of many conversations with one call of the tokenizer."""
-    pieces = [_pieces(messages, template, add_generation_prompt) for messages in conversations]
-    texts = [text for piece in pieces for is_special, text in piece if not is_special]
-    encoded = iter(
-        template.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
-        if texts
-        else []
-    )
-    to_id = template.tokenizer.convert_tokens_to_ids
-    return [
-        list(chain.from_iterable([to_id(text)] if special else next(encoded) for special, text in piece))
-        for piece in pieces
-    ]
+def _rendered(messages: list[dict], template: Template, add_generation_prompt: bool) -> tuple[str, str]:
+    """(text, mark): the conversation with `mark` inside every special token's name that stands in a message."""
+    messages, mark = _guarded(messages, template)
+    return _text(messages, template, add_generation_prompt), mark
 
 
-def _pieces(messages: list[dict], template: Template, add_generation_prompt: bool) -> list[tuple[bool, str]]:
-    """The rendered conversation cut at the template's own special tokens: [(is special token, text), …]."""
+def _guarded(messages: list[dict], template: Template) -> tuple[list[dict], str]:
+    """The messages with a mark behind each character of a special token's name, so that none is found; the mark."""
     check_messages(messages)
     mark = _unused_character(messages)
-    guarded = [m | {"content": _guard(m["content"], template, mark)} for m in messages]
-    pieces, rest = [], _text(guarded, template, add_generation_prompt)
-    while rest:
-        found = [(at, -len(token), token) for token in template.special_tokens if (at := rest.find(token)) >= 0]
-        at, _, token = min(found, default=(len(rest), 0, ""))
-        if at:
-            pieces.append((False, rest[:at].replace(mark, "")))
-        if token:
-            pieces.append((True, token))
-        rest = rest[at + len(token) :]
-    return pieces
+
+    def guard(name: re.Match) -> str:
+        return "".join(character + mark for character in name[0])
+
+    return [m | {"content": template.special_tokens.sub(guard, m["content"])} for m in messages], mark
 
 
-def _guard(text: str, template: Template, mark: str) -> str:
-    """`text` with `mark` inside every special token's name, so that none is found in it."""
-    for token in template.special_tokens:
-        if token in text:
-            text = text.replace(token, token[0] + mark + token[1:])
-    return text
+def _encode(texts: Iterable[tuple[str, str]], template: Template) -> list[list[int]]:
+    """Token ids of rendered texts, each with its mark, with one call of the tokenizer.
+
+    A text without a mark is tokenized as `apply_chat_template` does it.
+    """
+    texts = list(texts)
+    plain = [text for text, mark in texts if mark not in text]
+    ids = iter(template.tokenizer(plain, add_special_tokens=False, verbose=False).input_ids if plain else [])
+    return [_encode_guarded(text, mark, template) if mark in text else next(ids) for text, mark in texts]
+
+
+def _encode_guarded(text: str, mark: str, template: Template) -> list[int]:
+    """Token ids of a text that is cut at the template's own special tokens; what is typed between stays text."""
+    pieces = template.special_tokens.split(text)
+    typed, special = [piece.replace(mark, "") for piece in pieces[::2]], pieces[1::2]
+    encoded = template.tokenizer(typed, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+    ids = [[token] for token in template.tokenizer.convert_tokens_to_ids(special)]
+    return list(chain.from_iterable(chain.from_iterable(zip(encoded, [*ids, []], strict=True))))
 
 
 def _unused_character(messages: list[dict]) -> str:
@@ -167,17 +257,18 @@ def _text(messages: list[dict], template: Template, add_generation_prompt: bool)
         return template.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except jinja2.TemplateError as error:
-        raise ValueError(f"this model's chat template refuses the conversation: {error}") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"{template.name} is no valid Jinja: line {error.lineno}: {error.message}") from error
+    except Exception as error:  # a template is a program of others', and may fail with anything
+        raise ValueError(f"{template.name} refuses the conversation: {type(error).__name__}: {error}") from error
 
 
 def conversation(pair: dict) -> list[dict]:
     """The messages of a pair: its history, the prompt, the response."""
-    return [*question(pair), {"role": "assistant", "content": pair["response"]}]
+    return [*_prompt_messages(pair), {"role": "assistant", "content": pair["response"]}]
 
 
-def question(pair: dict) -> list[dict]:
-    """The messages of a pair that wait for its response: its history and the prompt."""
+def _prompt_messages(pair: dict) -> list[dict]:
     history = pair.get("history")
     return [*(history if isinstance(history, list) else []), {"role": "user", "content": pair["prompt"]}]
 
@@ -188,31 +279,52 @@ def encode(pair: dict, template: Template) -> dict:
 
 
 def encode_all(pairs: list[dict], template: Template) -> list[dict]:
-    """`encode` of many pairs at once. The last label of every example is an id that ends an answer."""
-    prompts = _render_all([question(pair) for pair in pairs], template, True)
-    conversations = _render_all([conversation(pair) for pair in pairs], template, False)
-    return [_masked(prompt, ids, template) for prompt, ids in zip(prompts, conversations, strict=True)]
+    """`encode` of many pairs at once. The last label of every example is an id that ends an answer.
 
-
-def _masked(prompt: list[int], ids: list[int], template: Template) -> dict:
-    """An example with its loss mask: `labels` are -100 over the prompt, and the ids themselves over the response.
-
-    prompt: ids up to where the answer begins; ids: of the whole conversation. What the template writes after the
-    token that ends the answer is cut, for it is never generated; where it writes none, EOS is added. Raises
-    ValueError where the conversation does not begin with the prompt.
+    Raises ValueError for a pair whose response the template does not write as it is.
     """
-    if ids[: len(prompt)] != prompt:
-        raise ValueError(
-            "this model's chat template writes a finished turn in other words than an open one, so the answer's"
-            " tokens cannot be told apart: set another chat_template on the tokenizer"
-        )
-    response, stops = ids[len(prompt) :], template.stop_token_ids
-    while response and response[-1] not in stops and stops & set(response):
-        response = response[:-1]
-    if not response or response[-1] not in stops:
+    turns = [_turn(pair, template) for pair in pairs]
+    prompts = _encode(((prompt, mark) for prompt, _, mark in turns), template)
+    wholes = _encode(((prompt + response, mark) for prompt, response, mark in turns), template)
+    examples = []
+    for (_, response, mark), prompt, ids in zip(turns, prompts, wholes, strict=True):
+        # Blank space at the seam may merge into one token; but the model is asked with the prompt's own tokens.
+        seamless = ids[: len(prompt)] == prompt
+        labels = ids[len(prompt) :] if seamless else _encode([(response, mark)], template)[0]
+        examples.append(_masked(prompt, labels, template))
+    return examples
+
+
+def _masked(prompt: list[int], response: list[int], template: Template) -> dict:
+    """An example with its loss mask: -100 over the prompt, the ids themselves over the response and its end.
+
+    EOS is added to a response that the template does not end.
+    """
+    if not response or response[-1] not in template.stop_token_ids:
         response = [*response, template.tokenizer.eos_token_id]
-    mask = [IGNORE_INDEX] * len(prompt)
-    return {"input_ids": prompt + response, "labels": mask + response}
+    return {"input_ids": prompt + response, "labels": [IGNORE_INDEX] * len(prompt) + response}
+
+
+def _turn(pair: dict, template: Template) -> tuple[str, str, str]:
+    """(prompt, response, mark): the text up to where the answer begins, and from there to the token that ends it.
+
+    What the template writes after that token is never generated, and left out.
+    """
+    messages, mark = _guarded(conversation(pair), template)
+    prompt, whole = _text(messages[:-1], template, True), _text(messages, template, False)
+    response = messages[-1]["content"]
+    text = response.strip() or response  # many templates trim a message
+    at = whole.find(text, len(prompt))
+    if not whole.startswith(prompt) or at < 0 or whole[len(prompt) : at].strip():
+        raise ValueError(
+            f"{template.name} writes the response {pair['response'][:60]!r} in other words, or elsewhere than after its"
+            f" prompt: take the pair out of the data, or {CURE}"
+        )
+    end = at + len(text)
+    if stop := template.special_tokens.search(whole, end):
+        return prompt, whole[len(prompt) : stop.end()], mark
+    blank = commonprefix([whole[end:], response[len(response.rstrip()) :]])
+    return prompt, whole[len(prompt) : end] + blank, mark
 
 
 @dataclass(frozen=True)
@@ -231,16 +343,26 @@ class Truncated:
 
 
 def truncate_histories(pairs: list[dict], template: Template, max_length: int) -> list[Truncated]:
-    """Encodes each pair, without the oldest turns of its history where it is too long; no response is ever cut."""
-    pairs, examples = list(pairs), dict(enumerate(encode_all(pairs, template)))
-    full_lengths = [len(example["input_ids"]) for example in examples.values()]
-    while too_long := [i for i, example in examples.items() if len(example["input_ids"]) > max_length]:
-        examples = {i: example for i, example in examples.items() if len(example["input_ids"]) <= max_length}
-        shorter = [i for i in too_long if pairs[i].get("history")]
-        for i in shorter:
-            pairs[i] = pairs[i] | {"history": _without_oldest_turn(pairs[i]["history"])}
-        examples |= zip(shorter, encode_all([pairs[i] for i in shorter], template), strict=True)
-    return [Truncated(pair, examples.get(i), full_lengths[i]) for i, pair in enumerate(pairs)]
+    """Encodes each pair, cutting the oldest turns of its history until it has at most `max_length` tokens.
+
+    No response is ever cut.
+    """
+    examples = encode_all(pairs, template)
+    done = [Truncated(pair, None, len(example["input_ids"])) for pair, example in zip(pairs, examples, strict=True)]
+    waiting = list(range(len(pairs)))
+    while waiting:
+        too_long = []
+        for index, example in zip(waiting, examples, strict=True):
+            pair = done[index].pair
+            if len(example["input_ids"]) <= max_length:
+                done[index] = replace(done[index], example=example)
+            elif pair.get("history"):
+                shorter = pair | {"history": _without_oldest_turn(pair["history"])}
+                done[index] = replace(done[index], pair=shorter)
+                too_long.append(index)
+        waiting = too_long
+        examples = encode_all([done[index].pair for index in waiting], template)
+    return done
 
 
 def _without_oldest_turn(history: list[dict]) -> list[dict]:
@@ -251,9 +373,14 @@ def _without_oldest_turn(history: list[dict]) -> list[dict]:
 
 def lengths(pairs: list[dict], template: Template) -> list[dict]:
     """Token counts of each pair: `prompt` (with what the template adds), `history`, `response`, `total`."""
-    bare = _render_all([question({"prompt": pair["prompt"]}) for pair in pairs], template, True)
-    rows = []
-    for alone, example in zip(map(len, bare), encode_all(pairs, template), strict=True):
-        asked, total = example["labels"].count(IGNORE_INDEX), len(example["labels"])
-        rows.append({"prompt": alone, "history": asked - alone, "response": total - asked, "total": total})
-    return rows
+    totals = [len(row["input_ids"]) for row in encode_all(pairs, template)]
+    with_history = _prompt_lengths(pairs, template)
+    bare = _prompt_lengths([{"prompt": pair["prompt"]} for pair in pairs], template)
+    return [
+        {"prompt": alone, "history": asked - alone, "response": total - asked, "total": total}
+        for alone, asked, total in zip(bare, with_history, totals, strict=True)
+    ]
+
+
+def _prompt_lengths(pairs: list[dict], template: Template) -> list[int]:
+    return [len(ids) for ids in _encode((_rendered(_prompt_messages(p), template, True) for p in pairs), template)]
