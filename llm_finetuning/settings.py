@@ -51,6 +51,7 @@ Length = Annotated[int, Must(lambda value: value >= 16, "at least 16 tokens")]
 Switch = Literal["auto", "yes", "no"]
 Folder = Annotated[str, Must(str.strip, "name the folder for the results")]
 Model = Annotated[str, Must(str.strip, "a hub id, a folder, or sample")]
+TemplateFile = Annotated[str, Must(lambda value: value == value.strip(), "a file with a Jinja chat template, or ''")]
 Texts = Annotated[list, Must(lambda value: all(type(t) is str and t.strip() for t in value), "texts, none empty")]
 
 
@@ -173,6 +174,8 @@ class DataPrep:
     """Local folder with the tokenizer; "" = that of model_name."""
     system_message: str = SYSTEM_MESSAGE
     """Stands before every conversation that has none of its own, and counts in its length; "" = none."""
+    chat_template: TemplateFile = ""
+    """A file with a Jinja chat template, as in the finetuning notebook; "" = the tokenizer's own."""
     replies: Literal["best", "all", "joined"] = "best"
     """"best" reply to each prompt, "all" replies, or "joined" as in the original notebooks."""
     max_seq_length: Length = 1024
@@ -241,6 +244,8 @@ class Finetuning:
     """Tokenizer for model_name = "rehearsal"; "" = the sample's."""
     system_message: str = SYSTEM_MESSAGE
     """Stands before every conversation that has none of its own; "" = none."""
+    chat_template: TemplateFile = ""
+    """A file with a Jinja chat template; "" = the tokenizer's own, or Phi-2's format where it has none."""
     max_seq_length: Length = 1024
     """Longest conversation in tokens; older turns are cut first, then the pair is left out and counted."""
     packing: bool = True

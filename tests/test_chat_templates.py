@@ -9,8 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from inference_fixtures import END, ask, make_tokenizer
+from training_fixtures import small_pairs, small_settings
 
 from llm_finetuning import prompts
+from llm_finetuning.settings import DataPrep, Finetuning
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -287,6 +289,34 @@ def test_a_typed_bos_stays_text(kind):
 
 def test_a_tokenizer_that_prepends_nothing_keeps_the_fallback_as_it_is():
     assert prompts.template_for(make_tokenizer()).tokenizer.chat_template == prompts.PHI2_FORMAT
+
+
+def test_the_template_of_a_file_overrides_and_travels(tmp_path):
+    from transformers import AutoTokenizer
+
+    from llm_finetuning.training.dataset import encode_inputs
+
+    file = tmp_path / "chatml.jinja"
+    file.write_text(CHATML, encoding="utf-8")
+    tokenizer, fresh = (tokenizer_with(prompts.PHI2_FORMAT, "<|im_start|>", "<|im_end|>") for _ in range(2))
+    settings = small_settings(tmp_path, "m", chat_template=str(file))
+    inputs = encode_inputs(settings, tokenizer, small_pairs(3), small_pairs(2))
+    tokenizer.save_pretrained(tmp_path)
+    text = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        ask("What is 1 and 2?"), tokenize=False, add_generation_prompt=True
+    )
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 1 and 2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(inputs.data.examples[1]["input_ids"]) == text + "It is so 3.<|im_end|>"
+    counted = prompts.lengths(small_pairs(3), prompts.template_for(fresh, "Be brief.", str(file)))
+    assert [row["total"] for row in counted] == inputs.data.lengths, "data preparation counts what training reads"
+
+
+@pytest.mark.parametrize("settings_class", [DataPrep, Finetuning])
+def test_a_blank_file_name_is_told_with_the_other_settings(settings_class):
+    with pytest.raises(ValueError, match="chat_template = ' ': a file with a Jinja chat template"):
+        settings_class(chat_template=" ")
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def report(prepared: Prepared) -> dict:
 
 
 def _token_settings(settings: DataPrep) -> dict:
-    names = ("model_name", "tokenizer_folder", "system_message", "max_seq_length", "validation_share")
+    names = ("model_name", "tokenizer_folder", "system_message", "chat_template", "max_seq_length", "validation_share")
     return {name: getattr(settings, name) for name in names}
 
 

@@ -15,7 +15,7 @@ import yaml
 PROFILES = Path(__file__).parents[2] / "profiles"
 OUTPUT_NAMES = ("drive_folder", "work_folder")
 """Parameters that the runner sets itself, to the output folder."""
-PATH_NAMES = ("source", "model_name", "model_folder", "tokenizer_folder", "prompts_file")
+PATH_NAMES = ("source", "model_name", "model_folder", "tokenizer_folder", "chat_template", "prompts_file")
 """Parameters that may name a file or folder; a relative one counts from where the command was typed."""
 
 

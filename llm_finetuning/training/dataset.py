@@ -96,7 +96,8 @@ def encode_inputs(
     settings: Finetuning, tokenizer: PreTrainedTokenizerBase, train: list[dict], held_out: list[dict]
 ) -> RunInputs:
     """The inputs of a run from pair records in memory."""
-    template, length = prompts.template_for(tokenizer, settings.system_message), settings.max_seq_length
+    template = prompts.template_for(tokenizer, settings.system_message, settings.chat_template)
+    length = settings.max_seq_length
     return RunInputs(
         template,
         encode_pairs(train, template, length),

@@ -13,6 +13,7 @@ SMALL = {
     "model_revision": "main",
     "tokenizer_folder": "",
     "system_message": "Be brief.",
+    "chat_template": "",
     "max_seq_length": 96,
     "packing": True,
     "use_4bit": True,
