@@ -7,6 +7,7 @@ llama.cpp's converter comes with the source package of llama-cpp-python; it know
 """
 
 import os
+import re
 import subprocess
 import sys
 from itertools import islice, takewhile
@@ -111,6 +112,8 @@ def _system_message(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
     turns = [{"role": role, "content": word} for role, word in (("user", "a"), ("assistant", "b"), ("user", "c"))]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     expected = f"Instruct: a\nOutput: b{eos}\nInstruct: c\nOutput:"
+    if tokenizer.bos_token:  # llama.cpp adds it
+        text = re.sub(rf"\A{re.escape(tokenizer.bos_token)} ?", "", text)
     system, separator, _ = text.rpartition(expected)
     if not separator or not (system == "" or system.endswith("\n")) or not text.endswith(expected):
         raise ValueError(

@@ -93,6 +93,21 @@ def test_modelfile_stops_where_the_model_stops(tmp_path, phi2_tokenizer):
     assert not any(line.startswith("SYSTEM") for line in lines)
 
 
+@pytest.mark.parametrize("system", ["", "Answer in one sentence."])
+def test_modelfile_leaves_bos_to_llama_cpp(tmp_path, phi2_tokenizer, system):
+    from tokenizers.processors import TemplateProcessing
+
+    phi2_tokenizer.add_special_tokens({"bos_token": "<s>"})
+    phi2_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        "<s> $A", special_tokens=[("<s>", phi2_tokenizer.bos_token_id)]
+    )
+    prompts.template_for(phi2_tokenizer, system)
+    modelfile = gguf.modelfile(saved(tmp_path / "m", phi2_tokenizer), "model.gguf")
+    messages = [{"role": "user", "content": "Hello"}]
+    expected = phi2_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert "<s>" + ollama(*parts(modelfile)[:1], messages, parts(modelfile)[1]) == expected
+
+
 def test_other_chat_template_is_refused(tmp_path, phi2_tokenizer):
     phi2_tokenizer.chat_template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match="not Phi-2's format.*by hand"):
