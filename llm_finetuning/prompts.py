@@ -40,15 +40,18 @@ DEFAULT_SYSTEM = """\
 {%- endif -%}
 """
 
-
 OPEN_TURN = """\
-{% set whole_text %}
+{% if add_generation_prompt %}{% set whole_text %}
 TEMPLATE{{ '' }}{% endset %}
-{%- if add_generation_prompt and whole_text.endswith(OPENED) -%}
+{%- if whole_text.endswith(OPENED) -%}
 {%- set whole_text = whole_text[:whole_text | length - LENGTH] ~ FINISHED -%}
 {%- endif -%}
-{{ whole_text }}"""
-"""A template whose open assistant turn ends in OPENED, LENGTH characters, made to end in FINISHED."""
+{{ whole_text }}{% else %}
+TEMPLATE{{ '' }}{% endif %}"""
+"""A template whose open assistant turn ends in OPENED, LENGTH characters, made to end in FINISHED.
+
+A finished conversation stays outside the block, in which `{% generation %}` would mark other tokens.
+"""
 
 CURE = "set chat_template to a file with a Jinja template that writes each response once, as it is, after its prompt"
 

@@ -93,6 +93,12 @@ def test_a_finished_conversation_is_written_as_the_template_itself_does(name):
     for messages in (prompts.conversation(PAIR), ask("b", "a")[:2]):
         theirs = own.apply_chat_template(messages, tokenize=False)
         assert template.tokenizer.apply_chat_template(messages, tokenize=False) == theirs
+        if "generation %}" in TEXTS[name]:
+            masks = [
+                each.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+                for each in (own, template.tokenizer)
+            ]
+            assert masks[0]["assistant_masks"] == masks[1]["assistant_masks"] and 1 in masks[0]["assistant_masks"]
     once = template.tokenizer.chat_template
     assert prompts.template_for(template.tokenizer).tokenizer.chat_template == once, "a second time changes nothing"
 
@@ -126,6 +132,21 @@ def test_thinking_that_is_asked_for_by_name_is_left_alone():
         for named in ({"enable_thinking": False}, {})
     )
     assert off == on and off.count("<think>") == 1
+
+
+def test_special_tokens_that_swallow_blank_space_do_so_as_in_transformers():
+    from tokenizers import AddedToken
+
+    tokenizer = make_tokenizer()
+    names = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(n, rstrip=True) for n in names]})
+    tokenizer.chat_template = TEXTS["phi3"]
+    template = prompts.template_for(tokenizer)
+    asked = prompts.render(ask("  q\n"), template)
+    assert asked == tokenizer.apply_chat_template(ask("  q\n"), add_generation_prompt=True)["input_ids"]
+    row = prompts.encode({"prompt": "  q\n", "response": "Yes <|end|>\n no"}, template)
+    assert row["input_ids"][: len(asked)] == asked
+    assert in_loss(row, template) == "Yes <|end|>\n no<|end|>"
 
 
 def test_a_template_without_a_generation_prompt_gets_one():
