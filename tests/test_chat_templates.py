@@ -27,9 +27,9 @@ PAIR = {"prompt": "Why?", "response": "Because.", "history": REASONED[:2]}
 TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in BUNDLED if path.stem not in IMAGES_ONLY}
 
 
-def tokenizer_with(source: str, *special: str):
-    """The fixture's tokenizer with a template; the special tokens that it writes are added, `<think>` as plain ones."""
-    tokenizer = make_tokenizer()
+def tokenizer_with(source: str, *special: str, tokenizer=None):
+    """A tokenizer with a template; the special tokens that it writes are added, `<think>` as a plain one."""
+    tokenizer = tokenizer or make_tokenizer()
     names = set(re.findall(r"<\|?[^\s<>{}'\"=/]+\|?>|</\w+>", source)) | set(special)
     tokenizer.add_tokens(sorted(name for name in names if "think" in name and name not in special))
     specials = sorted(name for name in names if "think" not in name or name in special)
@@ -236,6 +236,19 @@ def test_a_response_that_begins_with_line_breaks_is_asked_for_with_the_prompts_o
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 SOME = ["qwen3_5_think", "deepseekv3", "glm4moe", "gptoss", "gemma3", "phi3", "nemotron_3_nano", "llama3_1"]
 TEMPLATES = {}
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_bundled_templates_on_phi2s_own_tokenizer(name, phi2_tokenizer_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = tokenizer_with(TEXTS[name], tokenizer=AutoTokenizer.from_pretrained(phi2_tokenizer_folder))
+    template = prompts.template_for(tokenizer)
+    pair = PAIR | {"response": "\n\nBecause:\n\n- 日本語 🎉\n"}
+    made = prompts_everywhere(template, pair, tmp_path)
+    assert len({tuple(ids) for ids in made.values()}) == 1, made
+    *response, end = [label for label in prompts.encode(pair, template)["labels"] if label != prompts.IGNORE_INDEX]
+    assert tokenizer.decode(response).strip() == pair["response"].strip() and end in template.stop_token_ids
 
 
 @pytest.mark.parametrize("name", SOME)
