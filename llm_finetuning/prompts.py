@@ -87,9 +87,10 @@ def template_for(
     """The tokenizer's own chat template, or Phi-2's format if it has none; with `system_message` as the default.
 
     chat_template: a file with a Jinja template that takes the place of both.
-    The default and the opening of a turn (`_open_as_finished`) become part of `tokenizer.chat_template`, so they
-    travel with the saved tokenizer. Raises FileNotFoundError for a file that is not there, ValueError for a template
-    that is no valid Jinja, takes no system message, or in which a response cannot be found.
+    Phi-2's format stands behind what the tokenizer prepends (BOS). The default and the opening of a turn
+    (`_open_as_finished`) become part of `tokenizer.chat_template`, so they travel with the saved tokenizer. Raises
+    FileNotFoundError for a file that is not there, ValueError for a template that is no valid Jinja, takes no system
+    message, or in which a response cannot be found.
     """
     base, name = _source(tokenizer, chat_template)
     tokenizer.chat_template = base
