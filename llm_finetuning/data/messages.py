@@ -1,12 +1,10 @@
 """Reads one message of any OASST export as one row, and names what makes it invalid."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from sys import intern
 from typing import Any
 
 from llm_finetuning.data.forest import ROLES
-from llm_finetuning.data.reading import Problems, records
+from llm_finetuning.data.reading import as_number, excerpt, literal
 
 FIELDS = (
     "message_tree_id",
@@ -44,9 +42,14 @@ def message_row(message: dict, tree: str, parent: str | None, tree_state: str | 
     right = right and type(parent) in TEXT and type(lang) in TEXT and type(tree_state) in TEXT
     right = right and type(deleted) in SWITCH and type(review_result) in SWITCH and type(synthetic) in SWITCH
     if not right:
+        switched = _with_switches(message)
+        if switched != message:
+            return message_row(switched, tree, parent, tree_state)
         context = {"message_tree_id": tree, "parent_id": parent, "tree_state": tree_state}
         raise ValueError(_first_fault(message | context))
     labels, detoxify = get("labels"), get("detoxify")
+    if type(labels) is str or type(detoxify) is str:  # in a table of texts
+        labels, detoxify = literal(labels), literal(detoxify)
     return (
         intern(tree),
         intern(name),
@@ -65,14 +68,21 @@ def message_row(message: dict, tree: str, parent: str | None, tree_state: str | 
     )
 
 
+def _with_switches(message: dict) -> dict:
+    """Returns the message with true and false where a table holds them as text."""
+    names = ("deleted", "review_result", "synthetic")
+    texts = {name: message[name].lower() for name in names if type(message.get(name)) is str}
+    return message | {name: text == "true" for name, text in texts.items() if text in ("true", "false")}
+
+
 def _first_fault(message: dict) -> str:
     """Names the first value of a wrong type, and what was expected."""
     if message.get("role") not in ROLES:
-        return f"role is {_excerpt(message.get('role'))}, expected 'prompter' or 'assistant'"
+        return f"role is {excerpt(message.get('role'))}, expected 'prompter' or 'assistant'"
     for name, types in EXPECTED.items():
         if type(message.get(name)) not in types:
             wanted = " or ".join(KINDS[kind] for kind in types)
-            return f"{name} is {_excerpt(message.get(name))}, expected {wanted}"
+            return f"{name} is {excerpt(message.get(name))}, expected {wanted}"
     raise AssertionError("nothing is wrong with this message")
 
 
@@ -88,33 +98,17 @@ def label_value(labels: Any, name: str) -> float | None:
 
 
 def _number(value: Any) -> float | None:
+    value = as_number(value) if type(value) is str else value
     return float(value) if type(value) in (int, float) and abs(value) < 1e9 else None
 
 
 def _rank(value: Any) -> int | None:
     if value is None or type(value) is float and value != value:
         return None
+    value = as_number(value) if type(value) is str else value
     if type(value) not in (int, float) or abs(value) > 1e9 or value != int(value):
-        raise ValueError(f"rank is {_excerpt(value)}, expected a whole number or null")
+        raise ValueError(f"rank is {excerpt(value)}, expected a whole number or null")
     return int(value)
-
-
-def _excerpt(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def rows_of_file(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
-    """Yields (line, row) of every message of a JSON-lines file, whose records are flat messages or nested trees."""
-    for line, record in records(path, problems):
-        tree = record.get("message_tree_id")
-        try:
-            rows = _tree_rows(record) if type(record.get("prompt")) is dict else [flat_row(record)]
-        except ValueError as error:
-            problems.add(line, tree if type(tree) is str else None, str(error))
-            continue
-        for row in rows:
-            yield line, row
 
 
 def flat_row(message: dict) -> tuple:
@@ -122,13 +116,13 @@ def flat_row(message: dict) -> tuple:
     if "message_id" not in message:
         raise ValueError(
             "neither a message (message_id, role, text) nor a tree (message_tree_id, prompt with replies); "
-            f"its keys are {_excerpt(sorted(message))}"
+            f"its keys are {excerpt(sorted(message))}"
         )
     names = ("message_tree_id", "parent_id", "tree_state")
     return message_row(message, *map(message.get, names))
 
 
-def _tree_rows(record: dict) -> list[tuple]:
+def tree_rows(record: dict) -> list[tuple]:
     """Returns all messages of a nested tree, depth first; the nesting says who replies to whom."""
     prompt = record["prompt"]
     tree = record.get("message_tree_id", prompt.get("message_id"))
@@ -137,12 +131,12 @@ def _tree_rows(record: dict) -> list[tuple]:
     while stack:
         message, parent = stack.pop()
         if type(message) is not dict:
-            raise ValueError(f"a reply is {_excerpt(message)}, expected a message")
+            raise ValueError(f"a reply is {excerpt(message)}, expected a message")
         if message.get("parent_id", parent) not in (None, parent):
-            raise ValueError(f"parent_id is {_excerpt(message['parent_id'])}, but it is nested under {parent}")
+            raise ValueError(f"parent_id is {excerpt(message['parent_id'])}, but it is nested under {parent}")
         rows.append(message_row(message, tree, parent, state))
         replies = message.get("replies") or []
         if type(replies) is not list:
-            raise ValueError(f"replies is {_excerpt(replies)}, expected a list")
+            raise ValueError(f"replies is {excerpt(replies)}, expected a list")
         stack.extend((reply, message["message_id"]) for reply in reversed(replies))
     return rows

@@ -1,29 +1,25 @@
 """Open-Assistant conversation trees: read from any export, and flattened into prompt/response pairs."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from llm_finetuning import sample
 from llm_finetuning.data.filters import Filters, Forest, count_trees, drop_messages, drop_replies
 from llm_finetuning.data.forest import arrange
 from llm_finetuning.data.funnel import Funnel
-from llm_finetuning.data.messages import FIELDS, rows_of_file
+from llm_finetuning.data.message_files import rows_of_file
+from llm_finetuning.data.messages import FIELDS
 from llm_finetuning.data.pairs import to_frame
-from llm_finetuning.data.parquet import is_parquet, rows_of_parquet
-from llm_finetuning.data.reading import Problems, existing_file, in_validation
+from llm_finetuning.data.reading import Problems, in_validation
 from llm_finetuning.data.recipes import RECIPES
-from llm_finetuning.files.checksums import hash_file
+from llm_finetuning.data.sources import Splits, locate
 
 SPLITS = ("train", "validation")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DTYPES = {"rank": "Int64"}
 DTYPES |= dict.fromkeys(("deleted", "review_result", "synthetic"), "boolean")
 DTYPES |= dict.fromkeys(("quality", "toxicity", "detoxify"), "float64")
-FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".parquet", ".csv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -43,12 +39,13 @@ def read_messages(
     on_error: str = "raise",
     validation_share: float = 0.1,
     revision: str = "main",
+    splits: Splits = ("", ""),
 ) -> pd.DataFrame:
     """Reads the messages of an OASST export, one row each: trees by first appearance, each in depth-first order.
 
-    source: "sample", a dataset id on the Hub, or a file: JSON lines (also gzipped) of nested trees or flat
-    messages, or parquet. split: None = everything, "train" or "validation"; a source without splits is split
-    by tree, `validation_share` of the trees (by a hash of the id) being validation.
+    source: "sample", a dataset id on the Hub, or a file or folder of nested trees or flat messages in any form that
+    `records` reads. split: None = everything, "train" or "validation"; a source without splits is split by tree,
+    `validation_share` of the trees (by a hash of the id) being validation. splits: what the source calls its own.
     Columns: FIELDS; quality, toxicity and detoxify are averages from 0 to 1, null where there are none.
     attrs: source, revision or sha256, split, trees (in the source, before the split), skipped.
     Raises FileNotFoundError for a missing path, ValueError with file and line for bad input; with
@@ -56,12 +53,12 @@ def read_messages(
     """
     if split not in (None, *SPLITS):
         raise ValueError(f'split = {split!r}: "train", "validation" or None')
-    files, origin = locate(source, split, revision)
+    files, origin = locate(source, split, revision, splits)
     problems = Problems(str(files[0]), on_error)
     lines, rows = [], []
     for path in files:
         problems.source = str(path)
-        for line, row in rows_of_parquet(path, problems) if is_parquet(path) else rows_of_file(path, problems):
+        for line, row in rows_of_file(path, problems):
             lines.append(line)
             rows.append(row)
     order = _order_of_sound_trees(rows, lines, problems)
@@ -80,37 +77,6 @@ def _to_frame(rows: list[tuple]) -> pd.DataFrame:
     """Puts messages into a table; texts stay Python objects, because pandas' text types would copy them."""
     columns = zip(FIELDS, zip(*rows, strict=True) if rows else [()] * len(FIELDS), strict=True)
     return pd.DataFrame({name: pd.Series(values, dtype=DTYPES.get(name, object)) for name, values in columns})
-
-
-def locate(source: str | Path, split: str | None, revision: str = "main") -> tuple[list[Path], dict]:
-    """Returns (files, {"source", "revision" or "sha256", "split_in_source"}); downloads a dataset of the Hub."""
-    if source == "sample":
-        source = sample.TREES
-    elif not Path(source).exists() and _looks_like_hub_id(str(source)):
-        return _download(str(source), split, revision)
-    path = existing_file(source)
-    return [path], {"source": path.name, "sha256": hash_file(path), "split_in_source": False}
-
-
-def _looks_like_hub_id(source: str) -> bool:
-    return HUB_ID.fullmatch(source) is not None and not source.endswith(FILE_SUFFIXES)
-
-
-def _download(dataset: str, split: str | None, revision: str) -> tuple[list[Path], dict]:
-    """Returns the dataset's parquet files from the Hub, or from its cache when there is no network."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(snapshot_download(dataset, repo_type="dataset", revision=revision, allow_patterns="*.parquet"))
-    files = sorted(folder.rglob("*.parquet"))
-    names = {path.name.split("-")[0] for path in files}
-    if not files:
-        raise ValueError(f"{dataset} has no parquet files at revision {revision}. Download a file of it and name that.")
-    if split and len(names) > 1 and split not in names:
-        raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(sorted(names))}.")
-    origin = {"source": dataset, "revision": folder.name, "split_in_source": len(names) > 1}
-    if split and len(names) > 1:
-        files = [path for path in files if path.name.split("-")[0] == split]
-    return files, origin
 
 
 def _order_of_sound_trees(rows: list[tuple], lines: list[int], problems: Problems) -> list[int]:

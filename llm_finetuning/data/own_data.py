@@ -1,8 +1,7 @@
-"""Reads a user's own pairs: JSON lines with prompt and response, chats with `messages`, or CSV."""
+"""Reads a user's own pairs and chats in any known shape, and filters them; tells them from trees by their content."""
 
-import csv
 import hashlib
-import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,54 +12,84 @@ from llm_finetuning.data.duplicates import normalise
 from llm_finetuning.data.filters import Filters
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.oasst import Flattened
-from llm_finetuning.data.pairs import check, check_turns, to_frame, to_records
-from llm_finetuning.data.parquet import is_parquet
-from llm_finetuning.data.reading import Problems, existing_file, in_validation, parse, raw_lines, records
+from llm_finetuning.data.pairs import check, to_frame, to_records
+from llm_finetuning.data.reading import Problems, in_validation
 from llm_finetuning.data.recipes import Candidates
-from llm_finetuning.files.checksums import hash_file
+from llm_finetuning.data.records import records
+from llm_finetuning.data.shapes import NO_SHAPE, USUAL, Columns, Reader, recognise
+from llm_finetuning.data.sources import Splits, locate
+from llm_finetuning.data.turns import Unusable
 
-LONGEST_FIELD = 2**31 - 1
-CSV_COLUMNS = ("prompt", "response", "lang", "message_tree_id", "message_id")
+CURE = 'Correct the file, or read it with on_error="skip", which uses what can be used and counts the rest.'
 
 
-def is_pairs_file(path: str | Path) -> bool:
-    """Whether a file holds pairs, not OASST messages: CSV, or its first line has a prompt or `messages`."""
-    path = existing_file(path)
-    if is_parquet(path):
-        return False
-    if path.suffix == ".csv":
-        return True
-    _, line = next(raw_lines(path), (0, b"{}"))
-    try:
-        record = parse(line)
-    except ValueError:
-        return False  # the reader of messages says what is wrong with the line
-    return type(record.get("prompt")) is str or "response" in record or type(record.get("messages")) is list
+def is_pairs_file(path: str | Path, columns: Columns = USUAL) -> bool:
+    """Whether a file holds pairs or chats, and not trees or messages: by its first sound record."""
+    first = next((record for _, record in records(Path(path), Problems(str(path), "skip"))), {})
+    is_tree = type(first.get("prompt")) is dict
+    return not is_tree and (
+        recognise(first, columns) is not None or not {"message_id", "message_tree_id"} & first.keys()
+    )
 
 
 def read_pairs(
-    path: str | Path, split: str | None = None, on_error: str = "raise", validation_share: float = 0.1
+    source: str | Path,
+    split: str | None = None,
+    on_error: str = "raise",
+    validation_share: float = 0.1,
+    revision: str = "main",
+    splits: Splits = ("", ""),
+    columns: Columns = USUAL,
 ) -> pd.DataFrame:
-    """Reads the pairs of a user's own file, and splits them as trees are split.
+    """Reads the pairs of a user's own file, folder or dataset, and splits them as trees are split.
 
     A chat gives one pair for each assistant turn that follows a user turn, with the turns before as history
     (its system message first). Pairs without a message_tree_id get one made from the first user turn, so that
-    conversations that start alike stay on one side of the split.
-    attrs: source, sha256, split, read (pairs before the split), skipped.
+    conversations that start alike stay on one side of the split. A pair of preferences has a column `rejected` too.
+    attrs: what `locate` says of the source, split, read (pairs before the split), skipped (with their reasons),
+    shapes, not_used, reasons (see `Reader`).
     """
-    path = existing_file(path)
-    problems = Problems(str(path), on_error)
-    pairs = [pair | {"message_tree_id": tree_of(pair)} for pair in _pairs(path, problems)]
+    files, origin = locate(source, split, revision, splits)
+    problems, reader = Problems(str(files[0]), on_error, cure=CURE), Reader(columns)
+    pairs = [pair | {"message_tree_id": tree_of(pair)} for path in files for pair in _pairs(path, problems, reader)]
     read = len(pairs)
     if read == 0:
         first = problems.found[0] if problems.found else {"line": 1, "problem": "no record"}
-        raise ValueError(f"{path}: no pairs; line {first['line']}: {first['problem']}. Write it again.")
-    if split:
+        raise ValueError(f"{source}: no pairs; {problems.unit} {first['line']}: {first['problem']}. Correct the file.")
+    if split and not origin["split_in_source"]:
         pairs = [p for p in pairs if in_validation(p["message_tree_id"], validation_share) == (split == "validation")]
     frame = to_frame(pairs)
-    frame.attrs = {"source": path.name, "sha256": hash_file(path), "split": split}
-    frame.attrs |= {"read": read, "skipped": problems.found}
+    reasons = reader.reasons + Counter(entry.get("reason", "broken records") for entry in problems.found)
+    frame.attrs = origin | {"split": split, "read": read, "skipped": problems.found, "reasons": dict(reasons)}
+    frame.attrs |= {
+        "form": problems.form,
+        "shapes": dict(reader.shapes),
+        "not_used": dict(reader.not_used.most_common()),
+    }
     return frame
+
+
+def reading_sentences(source: pd.DataFrame) -> str:
+    """Says what was read, as what, and what of it was not used and why; one sentence a line."""
+    attrs = source.attrs
+    lines = [f"{len(source):,} rows from {attrs['source']}, {len(attrs['skipped']):,} problems"]
+    if name := attrs.get("split_name"):
+        others = attrs["other_splits"]
+        lines.append(f"the source's split {name}" + f"; not read: {', '.join(others)}" * bool(others))
+    for shape, number in attrs.get("shapes", {}).items():
+        lines.append(f"{number:,} records of the shape {shape}, read as {attrs['form']}")
+    lines += [f"column {name} is not used ({number:,} times)" for name, number in attrs.get("not_used", {}).items()]
+    return "\n".join(lines + [f"{reason}: {number:,}" for reason, number in attrs.get("reasons", {}).items()])
+
+
+def preferences(pairs: pd.DataFrame) -> list[dict]:
+    """Returns the preference record of each pair that has a rejected response."""
+    kept = ("prompt", "history", "lang", "message_tree_id")
+    return [
+        {name: pair[name] for name in kept if name in pair} | {"chosen": pair["response"], "rejected": pair["rejected"]}
+        for pair in to_records(pairs)
+        if "rejected" in pair
+    ]
 
 
 def tree_of(pair: dict) -> str:
@@ -71,53 +100,25 @@ def tree_of(pair: dict) -> str:
     return "own-" + hashlib.sha256(normalise([*user_turns, pair["prompt"]][0]).encode("utf-8")).hexdigest()[:16]
 
 
-def _pairs(path: Path, problems: Problems) -> Iterator[dict]:
-    for line, record in _csv_records(path, problems) if path.suffix == ".csv" else records(path, problems):
+def _pairs(path: Path, problems: Problems, reader: Reader) -> Iterator[dict]:
+    problems.source = str(path)
+    for line, record in records(path, problems):
         try:
-            pairs = pairs_of_chat(record) if "messages" in record else [record]
-            for pair in pairs:
+            pairs, faults = reader.pairs(record)
+        except Unusable as fault:
+            pairs, faults = [], [fault]
+        for fault in faults:
+            if fault.reason == NO_SHAPE:  # leaving the record out would leave out all
+                problems.add(line, None, f"read as {problems.form}, but {fault}", cure="", reason=fault.reason)
+            else:
+                problems.add(line, None, str(fault), reason=fault.reason)
+        for pair in pairs:
+            try:
                 check(pair)
-        except ValueError as error:
-            problems.add(line, None, str(error))
-            continue
-        yield from pairs
-
-
-def pairs_of_chat(record: dict) -> list[dict]:
-    """Makes a pair of each assistant turn, with the record's other keys; raises ValueError unless roles alternate."""
-    turns = record["messages"]
-    check_turns(turns, "messages")
-    roles = [turn["role"] for turn in turns]
-    start = 1 if roles[:1] == ["system"] else 0
-    alternating = list(itertools.islice(itertools.cycle(("user", "assistant")), len(turns) - start))
-    if roles[start:] != alternating or "assistant" not in roles:
-        raise ValueError(f"the turns are {', '.join(roles) or 'none'}; expected user and assistant in turn")
-    others = {name: value for name, value in record.items() if name != "messages"}
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-    return [
-        others | {"prompt": turns[at - 1]["content"], "response": turns[at]["content"], "history": turns[: at - 1]}
-        for at in range(start + 1, len(turns), 2)
-    ]
-
-
-def _csv_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
-    """Yields (line on which the record ends, record by the header's names); prompt and response are needed."""
-    csv.field_size_limit(LONGEST_FIELD)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            missing = {"prompt", "response"} - set(reader.fieldnames or ())
-            if missing:
-                raise ValueError(f"{path}, line 1: no column {', '.join(sorted(missing))}. Name the columns there.")
-            for record in reader:
-                if None in record or None in record.values():
-                    problems.add(reader.line_num, None, f"expected {len(reader.fieldnames)} values")
-                    continue
-                yield reader.line_num, {name: record[name] for name in CSV_COLUMNS if record.get(name)}
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}, after line {reader.line_num}: not valid CSV ({error}). Correct it there.") from error
+            except ValueError as error:
+                problems.add(line, None, str(error), reason="values that cannot be used")
+                continue
+            yield pair
 
 
 def flatten_pairs(pairs: pd.DataFrame, filters: Filters | None = None, **single: object) -> Flattened:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from llm_finetuning.data.reading import Problems, existing_file, is_text, records
+from llm_finetuning.data.reading import Problems, existing_file, is_text
+from llm_finetuning.data.records import records
 from llm_finetuning.files.atomic import write_text
 
 COLUMNS = ("prompt", "response", "history", "lang", "message_tree_id", "message_id", "rank")

@@ -9,6 +9,8 @@ import pandas as pd
 from llm_finetuning import plotting, prompts
 from llm_finetuning.data import figures, leaks, oasst, own_data, pairs, reports
 from llm_finetuning.data.filters import Filters
+from llm_finetuning.data.shapes import Columns
+from llm_finetuning.data.sources import locate
 from llm_finetuning.files.checksums import hash_file
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import NO_FILTERS, DataPrep, split_names
@@ -47,11 +49,13 @@ class Prepared:
 
 def read(settings: DataPrep, split: str) -> pd.DataFrame:
     """Reads the messages of one split of the source, or its pairs if it is a file of pairs."""
-    share = settings.validation_share
-    files, _ = oasst.locate(settings.source, split, settings.source_revision)
-    if own_data.is_pairs_file(files[0]):
-        return own_data.read_pairs(files[0], split, settings.on_error, share)
-    return oasst.read_messages(settings.source, split, settings.on_error, share, settings.source_revision)
+    columns = Columns(settings.prompt_column, settings.response_column, settings.system_column)
+    splits = settings.train_split, settings.validation_split
+    files, _ = locate(settings.source, split, settings.source_revision, splits)
+    given = settings.on_error, settings.validation_share, settings.source_revision, splits
+    if own_data.is_pairs_file(files[0], columns):
+        return own_data.read_pairs(settings.source, split, *given, columns)
+    return oasst.read_messages(settings.source, split, *given)
 
 
 def is_messages(source: pd.DataFrame) -> bool:
@@ -118,7 +122,7 @@ def report(prepared: Prepared) -> dict:
     known = reports.known_answers(prepared.source) if is_messages(prepared.source) else None
     limit = settings.max_seq_length
     return {
-        "source": {name: attrs[name] for name in ("source", "revision", "sha256", "split") if name in attrs},
+        "source": {name: value for name, value in attrs.items() if name not in ("skipped", "read", "trees")},
         "recipe": {"replies": settings.replies} | settings.filters | _token_settings(settings),
         "funnel": prepared.funnel.to_dict("records"),
         "skipped": attrs["skipped"],

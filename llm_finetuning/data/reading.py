@@ -1,19 +1,15 @@
-"""Reads a data file's lines as JSON objects; each problem on the way is named with its file and line."""
+"""What every reader needs: one JSON object of a line, checks of its values, and problems named with file and line."""
 
-import gzip
+import ast
 import hashlib
 import json
 import re
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 TREE_ID = re.compile(rb'"message_tree_id"\s*:\s*"([^"\\]+)"')
 """Finds the tree of a line that is not valid JSON."""
-GZIP_MAGIC = b"\x1f\x8b"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass
@@ -23,26 +19,29 @@ class Problems:
     source: str
     on_error: str = "raise"
     unit: str = "line"
+    form: str = ""
+    """What the source was read as, such as JSON lines; known once its first record is read."""
     cure: str = 'Correct the file, or read it with on_error="skip", which leaves that tree out and counts it.'
+    """What to do, said after each problem that stops the reading."""
     found: list[dict] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f'on_error = {self.on_error!r}: "raise" or "skip"')
 
-    def add(self, line: int | None, tree: str | None, problem: str) -> None:
-        """Raises ValueError with file, line and cure, or collects {"line", "tree", "problem"}."""
+    def add(self, line: int | None, tree: str | None, problem: str, cure: str | None = None, **more: str) -> None:
+        """Raises ValueError with file, line and cure, or collects {"line", "tree", "problem"} with `more`."""
         if self.on_error == "raise":
             place = self.source if line is None else f"{self.source}, {self.unit} {line}"
-            raise ValueError(f"{place}: {problem}. {self.cure}")
-        self.found.append({"line": line, "tree": tree, "problem": problem})
+            raise ValueError(f"{place}: {problem}. {self.cure if cure is None else cure}".rstrip())
+        self.found.append({"line": line, "tree": tree, "problem": problem} | more)
 
 
 def existing_file(path: str | Path) -> Path:
     """Returns the path of a file that is not empty; raises FileNotFoundError or ValueError for any other."""
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder. Name one file in it (.jsonl, .jsonl.gz, .parquet or .csv).")
+        raise ValueError(f"{path} is a folder. Name one file in it.")
     if not path.exists():
         raise FileNotFoundError(
             f"{path} not found. Name an existing file, or a dataset id such as OpenAssistant/oasst1."
@@ -52,55 +51,47 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
-def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yields (line number from 1, line) of a plain or gzipped file, without blank lines."""
-    with path.open("rb") as stream:
-        opener = gzip.open if stream.read(2) == GZIP_MAGIC else open
-    number = 0
-    try:
-        with opener(path, "rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.isspace():
-                    yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"{path}, after line {number}: the gzip file is cut off or damaged ({error}). Download or copy it again."
-        ) from error
-
-
 def parse(line: bytes) -> dict:
-    """Parses a line as a JSON object; raises ValueError with the reason if it is not one."""
+    """Parses a line as a JSON object, or a list of turns as one with `messages`; raises ValueError with the reason."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start} of the line). Save the file as UTF-8") from error
     except json.JSONDecodeError as error:
+        if line.rstrip().endswith(b"},"):
+            return parse(line.rstrip()[:-1])  # a line of a JSON array that lost its brackets
         raise ValueError(f"not valid JSON ({error.msg}, column {error.colno})") from error
     except RecursionError:
         raise ValueError("nested too deeply to be read; export it as flat messages") from None
-    if (b"\\ud" in line or b"\\uD" in line) and not is_text(json.dumps(record, ensure_ascii=False)):
+    if b"\\ud" in line or b"\\uD" in line:
+        check_surrogates(record)
+    return as_object(record)
+
+
+def check_surrogates(record: Any) -> None:
+    """Raises ValueError if a text of a JSON value could not be written as UTF-8."""
+    if not is_text(json.dumps(record, ensure_ascii=False)):
         raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) without the other half")
+
+
+def as_object(record: Any) -> dict:
+    """Returns a JSON object as it is, a list of turns as one with `messages`; raises ValueError for anything else."""
+    if type(record) is list and record and (all_of(dict, record) or all_of(str, record)):
+        return {"messages": record}
     if type(record) is not dict:
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     return record
 
 
-def records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
-    """Yields (line number, JSON object) of each line; a line that is not one is added to `problems`.
+def all_of(kind: type, values: list) -> bool:
+    """Whether all values are of this very type."""
+    return all(type(value) is kind for value in values)
 
-    Raises ValueError when the file holds no line at all or its compression is damaged.
-    """
-    number = 0
-    for number, line in raw_lines(path):
-        try:
-            record = parse(line)
-        except ValueError as error:
-            tree = TREE_ID.search(line)
-            problems.add(number, tree[1].decode(errors="replace") if tree else None, str(error))
-            continue
-        yield number, record
-    if number == 0:
-        raise ValueError(f"{path} has no lines. Download or write it again.")
+
+def excerpt(value: Any) -> str:
+    """Returns the value's repr in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def is_text(value: Any) -> bool:
@@ -114,6 +105,25 @@ def is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def literal(value: Any) -> Any:
+    """Returns what a text of JSON, or of Python as pandas writes a list into a CSV, stands for; else the value itself."""
+    for read in (json.loads, ast.literal_eval) if type(value) is str else ():
+        try:
+            return read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return value
+
+
+def as_number(value: Any) -> Any:
+    """Returns the number that a text, or a float without a fraction, stands for; anything else as it is."""
+    try:
+        number = float(value) if type(value) in (str, float) else value
+        return int(number) if number == int(number) else number
+    except (TypeError, ValueError, OverflowError):
+        return value
 
 
 def in_validation(tree: str, validation_share: float) -> bool:

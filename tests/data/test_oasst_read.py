@@ -162,8 +162,8 @@ def test_a_hub_dataset_with_one_split_is_split_by_tree(hub):
 
 def test_a_hub_dataset_without_the_split_says_which_it_has(hub):
     hub(train=flat(TREES[:1]), test=flat(TREES[1:]))
-    with pytest.raises(ValueError, match="no split 'validation'; it has test, train"):
-        read_messages("someone/oasst", "validation")
+    with pytest.raises(ValueError, match="no split 'held_out'; it has test, train"):
+        read_messages("someone/oasst", "validation", splits=("", "held_out"))
 
 
 def edited(change) -> bytes:

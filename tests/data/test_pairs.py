@@ -58,7 +58,7 @@ def test_prompt_and_response_alone_are_complete(tmp_path):
         ({"prompt": ["Q"], "response": "A"}, "prompt is"),
         ({"prompt": "Q", "response": "A", "history": "Hi"}, "history is str"),
         ({"prompt": "Q", "response": "A", "history": [{"role": "user"}]}, "turn 1 of history"),
-        ({"prompt": "Q", "response": "A", "history": [{"role": "prompter", "content": ""}]}, "turn 1 of history"),
+        ({"prompt": "Q", "response": "A", "history": [{"role": "critic", "content": ""}]}, "turn 1 of history"),
         ({"prompt": "Q", "response": "A", "rank": "first"}, "rank is 'first'"),
         ({"prompt": "Q", "response": "A", "lang": 5}, "lang is 5"),
         ({"prompt": "\ud800", "response": "A"}, "surrogate"),
@@ -156,7 +156,7 @@ def test_a_csv_with_quotes_newlines_and_other_columns(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"question,answer\n1,2\n", r"line 1: no column prompt, response"),
+        (b"title,text\n1,2\n", r"line 2: read as CSV, but no known shape fits: its keys are title, text"),
         (b"prompt,response\nQ,A\nQ\n", r"line 3: expected 2 values"),
         (b"prompt,response\nQ,A,more\n", r"line 2: expected 2 values"),
         (b"prompt,response\nQ,\n", r"line 2: response is missing"),

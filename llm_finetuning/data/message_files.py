@@ -1,56 +1,56 @@
-"""Reads messages from parquet files, as OASST is stored on the Hub."""
+"""Reads the messages of a file, flat or nested, in any form; columns, as OASST is stored on the Hub, batch by batch."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from llm_finetuning.data.messages import flat_row
+from llm_finetuning.data.columnar import is_columnar, named_damage, open_columns
+from llm_finetuning.data.messages import flat_row, tree_rows
 from llm_finetuning.data.reading import Problems
+from llm_finetuning.data.records import records
 
 USED_LABELS = ("quality", "toxicity")
 REQUIRED = ("message_tree_id", "message_id", "role", "text")
 OPTIONAL = ("parent_id", "lang", "rank", "tree_state", "deleted", "review_result", "synthetic", "labels", "detoxify")
 
 
-def is_parquet(path: Path) -> bool:
-    """Whether a file is parquet, by its content: it starts with the four bytes PAR1."""
-    with Path(path).open("rb") as stream:
-        return stream.read(4) == b"PAR1"
+def rows_of_file(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
+    """Yields (line, values of FIELDS) of every message of a file, whose records are flat messages or nested trees."""
+    if is_columnar(path):
+        yield from rows_of_columns(path, problems)
+        return
+    for line, record in records(path, problems):
+        tree = record.get("message_tree_id")
+        try:
+            rows = tree_rows(record) if type(record.get("prompt")) is dict else [flat_row(record)]
+        except ValueError as error:
+            problems.add(line, tree if type(tree) is str else None, str(error))
+            continue
+        for row in rows:
+            yield line, row
 
 
-def open_parquet(path: Path) -> tuple[pq.ParquetFile, list[str]]:
-    """Returns (the file, the names of its columns); raises ValueError if it is cut off or damaged."""
-    try:
-        file = pq.ParquetFile(path)
-        return file, file.schema_arrow.names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a complete parquet file ({error}). Download or copy it again.") from error
-
-
-def rows_of_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
+def rows_of_columns(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
     """Yields (row number from 1, values of FIELDS) of every message; reads in batches to hold little of it twice."""
     problems.unit = "row"
-    file, names = open_parquet(path)
+    names, batches = open_columns(path)
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; its columns: {', '.join(names)}")
     wanted = [name for name in (*REQUIRED, *OPTIONAL) if name in names]
-    number = 0
-    try:
-        for batch in file.iter_batches(batch_size=8192, columns=wanted):
+    done = [0]
+    with named_damage(path, done):
+        for batch in batches(wanted):
             for message in _messages(batch):
-                number += 1
+                done[0] += 1
                 try:
                     row = flat_row(message)
                 except ValueError as error:
-                    problems.add(number, message["message_tree_id"], str(error))
+                    problems.add(done[0], message["message_tree_id"], str(error))
                     continue
-                yield number, row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}, after row {number}: damaged ({error}). Download or copy it again.") from error
+                yield done[0], row
 
 
 def _messages(batch: pa.RecordBatch) -> Iterator[dict]:

@@ -1,0 +1,231 @@
+"""The shapes of a user's own records, as a table, and the pairs that a record of each gives."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from llm_finetuning.data.reading import all_of, as_number, excerpt, is_text
+from llm_finetuning.data.turns import (
+    BETWEEN,
+    Turn,
+    Unusable,
+    is_given,
+    pairs_of,
+    turns_of,
+    with_canonical_names,
+)
+
+NO_SHAPE = "no known shape"
+OWN_COLUMNS = ("lang", "message_tree_id", "message_id", "rank")
+"""What a record of any shape may say of its pairs."""
+SYSTEM, HISTORY, CONTEXT = "system", "history", ("input", "context")
+TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The columns of one shape: those of a prompt and its response, each a text or a list of turns, or of a whole chat.
+
+    rejected: the response that people liked less. context: whether `input` or `context` belongs to the prompt.
+    """
+
+    prompt: str = ""
+    response: str = ""
+    rejected: str = ""
+    chat: str = ""
+    context: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The columns without which a record has another shape."""
+        return tuple(filter(None, (self.prompt, self.response, self.rejected, self.chat)))
+
+    def uses(self, system: str) -> set[str]:
+        """Returns all columns that are read."""
+        optional = () if self.chat else (HISTORY, *CONTEXT * self.context)
+        return {*self.needs, *OWN_COLUMNS, system, *optional}
+
+
+SHAPES = (
+    Shape("prompt", "chosen", "rejected"),
+    Shape("", "chosen", "rejected"),
+    Shape(chat="messages"),
+    Shape(chat="conversations"),
+    Shape("prompt", "response"),
+    Shape("prompt", "completion"),
+    Shape("instruction", "output", context=True),
+    Shape("instruction", "response", context=True),
+    Shape("question", "answer"),
+)
+"""The first whose columns a record has is its shape."""
+
+
+def known_shapes() -> str:
+    """Names all shapes in words."""
+    names = [" + ".join(shape.needs) + (" (+ input or context)" if shape.context else "") for shape in SHAPES]
+    return "; ".join(["trees and messages of Open-Assistant", *names])
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of a source's own columns; "" = those of the known shapes."""
+
+    prompt: str = ""
+    response: str = ""
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, value.strip().casefold())
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The table with these names; where prompt or response is named, without the shapes that lack it."""
+        if not self.prompt and not self.response:
+            return SHAPES
+        texts = [shape for shape in SHAPES if not shape.chat and (shape.prompt or not self.prompt)]
+        named = [
+            replace(shape, prompt=self.prompt or shape.prompt, response=self.response or shape.response)
+            for shape in texts
+            if not (self.response and shape.rejected)
+        ]
+        return tuple(dict.fromkeys(named))
+
+
+USUAL = Columns()
+
+
+@lru_cache(4096)
+def shape_of(names: tuple[str, ...], columns: Columns = USUAL) -> Shape | None:
+    """Returns the first shape whose columns stand among the names."""
+    return next((shape for shape in columns.shapes if set(shape.needs) <= set(names)), None)
+
+
+def recognise(record: dict, columns: Columns = USUAL) -> Shape | None:
+    """Returns the shape of a record, whatever the case of its names."""
+    return shape_of(_given_names(with_canonical_names(record)), columns)
+
+
+def _given_names(record: dict) -> tuple[str, ...]:
+    return tuple(name for name, value in record.items() if is_given(value))
+
+
+@dataclass
+class Reader:
+    """Makes pairs of records, and counts what it did not use.
+
+    not_used: column → records in which it held something. reasons: why something could not be used, and how often.
+    shapes: columns of each shape that was recognised → records.
+    """
+
+    columns: Columns = field(default_factory=Columns)
+    not_used: Counter = field(default_factory=Counter)
+    reasons: Counter = field(default_factory=Counter)
+    shapes: Counter = field(default_factory=Counter)
+
+    def pairs(self, record: dict) -> tuple[list[dict], list[Unusable]]:
+        """Returns (the pairs of a record, what in it could not be used); raises ValueError if it has no known shape."""
+        keys, record = list(record), with_canonical_names(record)
+        names = _given_names(record)
+        shape = shape_of(names, self.columns) or shape_of(tuple(record), self.columns)
+        if shape is None:
+            raise self._no_shape(keys, names)
+        self.shapes[" + ".join(shape.needs)] += 1
+        system = self.columns.system or SYSTEM
+        used = shape.uses(system)
+        self.not_used.update(name for name in names if name not in used)
+        before = self._before(record, shape, system)
+        own = {name: record[name] for name in OWN_COLUMNS if is_given(record.get(name))}
+        if "rank" in own:
+            own["rank"] = as_number(own["rank"])
+        pairs, faults = self._pairs(record, shape, before)
+        return [pair | own for pair in pairs], faults
+
+    def _no_shape(self, keys: list[str], names: tuple[str, ...]) -> Unusable:
+        """Says what a record lacks of the shape that it comes closest to, or else what is known and what it has."""
+        lacks = {shape: [name for name in shape.needs if name not in names] for shape in self.columns.shapes}
+        lacks = {shape: missing for shape, missing in lacks.items() if len(missing) < len(shape.needs)}
+        if lacks:
+            closest = min(lacks, key=lambda shape: (len(lacks[shape]), -self.shapes[" + ".join(shape.needs)]))
+            return Unusable("columns that are missing", f"{lacks[closest][0]} is missing")
+        return Unusable(
+            NO_SHAPE,
+            f"no known shape fits: its keys are {', '.join(keys)}. Known are: {known_shapes()}. Name others with "
+            "prompt_column and response_column",
+        )
+
+    def _before(self, record: dict, shape: Shape, system: str) -> list[Turn | Unusable]:
+        """Returns the turns before the record's prompt: its system text and its history, none of them in the loss."""
+        turns: list[Turn | Unusable] = []
+        if is_given(record.get(system)):
+            turns.append(Turn("system", _text(record, system)))
+        if not shape.chat and is_given(record.get(HISTORY)):
+            turns += _masked(turns_of(record[HISTORY], HISTORY, self.not_used))
+        return turns
+
+    def _pairs(self, record: dict, shape: Shape, before: list) -> tuple[list[dict], list[Unusable]]:
+        if shape.chat:
+            return pairs_of([*before, *turns_of(record[shape.chat], shape.chat, self.not_used)])
+        if shape.rejected:
+            return self._preferred(record, shape, before)
+        return pairs_of([*before, *self._prompt(record, shape), *self._response(record, shape.response)])
+
+    def _prompt(self, record: dict, shape: Shape) -> list[Turn | Unusable]:
+        value = record[shape.prompt]
+        if type(value) is list and not all_of(str, value):
+            return _masked(turns_of(value, shape.prompt, self.not_used))
+        context = [_text(record, name) for name in CONTEXT if shape.context and is_given(record.get(name))]
+        return [Turn("user", BETWEEN.join([_text(record, shape.prompt), *context]))]
+
+    def _response(self, record: dict, name: str) -> list[Turn | Unusable]:
+        if type(record[name]) is list and not all_of(str, record[name]):
+            return turns_of(record[name], name, self.not_used)
+        return [Turn("assistant", _text(record, name))]
+
+    def _preferred(self, record: dict, shape: Shape, before: list) -> tuple[list[dict], list[Unusable]]:
+        """Returns the pair of the chosen response, with the rejected one where both answer the same."""
+        chosen, faults = pairs_of([*before, *self._compared(record, shape, shape.response)])
+        rejected, _ = pairs_of([*before, *self._compared(record, shape, shape.rejected)])
+        if not chosen:
+            return [], faults
+        pair, other = chosen[-1], rejected[-1] if rejected else {"response": ""}
+        if other["response"] in ("", pair["response"]):
+            self.reasons["no preference pair: chosen and rejected are alike, or one is empty"] += 1
+        elif pair != other | {"response": pair["response"]}:
+            self.reasons["no preference pair: chosen and rejected answer different prompts"] += 1
+        else:
+            pair["rejected"] = other["response"]
+        return [pair], faults
+
+    def _compared(self, record: dict, shape: Shape, name: str) -> list[Turn | Unusable]:
+        """Returns the turns up to a chosen or rejected response; only the last one is in the loss."""
+        value, prompt = record[name], record.get(shape.prompt)
+        transcript = f"{prompt or ''}{value}"
+        if type(value) is str and TRANSCRIPT.match(transcript) and "\n\nAssistant:" in transcript:
+            turns = _transcript(transcript)
+        elif type(value) is str and not shape.prompt:
+            raise Unusable("no prompt", f"{name} has no prompt: no such column, nor Human: and Assistant: in the text")
+        else:
+            turns = self._response(record, name)
+            whole = type(value) is list and bool(turns) and getattr(turns[0], "role", "") != "assistant"
+            if prompt is not None and not whole:
+                turns = [*self._prompt(record, shape), *turns]
+        return [*_masked(turns[:-1]), *turns[-1:]]
+
+
+def _masked(turns: list[Turn | Unusable]) -> list[Turn | Unusable]:
+    return [replace(turn, in_loss=False) if isinstance(turn, Turn) else turn for turn in turns]
+
+
+def _transcript(text: str) -> list[Turn]:
+    """Reads the turns of a dialogue written as text, as in HH-RLHF: \\n\\nHuman: …\\n\\nAssistant: …"""
+    _, *parts = TRANSCRIPT.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [Turn(roles[role], content) for role, content in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _text(record: dict, name: str) -> str:
+    if not is_text(record[name]):
+        raise Unusable("values that are no text", f"{name} is {excerpt(record[name])}, expected a text")
+    return record[name]
