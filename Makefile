@@ -6,7 +6,7 @@ COLAB := .venv-colab/bin
 NOTEBOOKS := git ls-files -z '*.ipynb'
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-more check rehearse bench tables test-colab soak jupyter format gguf
+.PHONY: run test test-more fuzz check rehearse bench tables test-colab soak jupyter format gguf
 
 run: .venv/ready
 	$(BIN)/python -m llm_finetuning run --profile sample $(ARGS)
@@ -31,6 +31,10 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(NOTEBOOKS) | xargs -0 -r $(BIN)/nbstripout
+
+# A million mutated records of a user's own data, in every shape and form; another number: ARGS=10000.
+fuzz: .venv/ready
+	PYTHONPATH=. $(BIN)/python tests/support/fuzz_own_data.py $(or $(ARGS),1000000)
 
 # Training killed twenty times at random moments, and resumed each time.
 soak: .venv/ready

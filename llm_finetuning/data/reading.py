@@ -12,6 +12,13 @@ TREE_ID = re.compile(rb'"message_tree_id"\s*:\s*"([^"\\]+)"')
 """Finds the tree of a line that is not valid JSON."""
 
 
+class Found(list):
+    """A list that its copies share: pandas copies a table's attrs in depth with every step."""
+
+    def __deepcopy__(self, memo: dict) -> "Found":
+        return self
+
+
 @dataclass
 class Problems:
     """The problems of a source: the first one stops the reading ("raise"), or all are collected ("skip")."""
@@ -23,7 +30,7 @@ class Problems:
     """What the source was read as, such as JSON lines; known once its first record is read."""
     cure: str = 'Correct the file, or read it with on_error="skip", which leaves that tree out and counts it.'
     """What to do, said after each problem that stops the reading."""
-    found: list[dict] = field(default_factory=list)
+    found: list[dict] = field(default_factory=Found)
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
@@ -108,7 +115,7 @@ def is_text(value: Any) -> bool:
 
 
 def literal(value: Any) -> Any:
-    """Returns what a text of JSON, or of Python as pandas writes a list into a CSV, stands for; else the value itself."""
+    """Returns what a text of JSON, or of Python as pandas writes a list into a CSV, stands for; or else the value."""
     for read in (json.loads, ast.literal_eval) if type(value) is str else ():
         try:
             return read(value)

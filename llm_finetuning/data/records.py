@@ -105,8 +105,8 @@ def _documents(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
 def _json_values(text: str, path: Path) -> Iterator[tuple[int, str, Any]]:
     """Yields (line, its text, value) of each JSON value; one that is broken comes as a ValueError.
 
-    After that the reading goes on at the next line that begins as the first value's did. Raises ValueError where
-    there is no such line to go on at, and where something follows an array's end.
+    After that the reading goes on at the next line that begins as the first value's did. Raises ValueError where all
+    is one line.
     """
     in_array, decode = text.lstrip().startswith("["), json.JSONDecoder().raw_decode
     start = SPACE.match(text).end()
@@ -114,21 +114,21 @@ def _json_values(text: str, path: Path) -> Iterator[tuple[int, str, Any]]:
     if in_array and _is_chat(text, at):
         in_array, at = False, start
     indent = text[text.rfind("\n", 0, at) + 1 : at]
-    mark, line = "\n" + indent + text[at : at + 1], text.count("\n", 0, at) + 1
-    while at < len(text) and not (in_array and text[at] == "]"):
+    mark, line = "\n" + indent * indent.isspace() + text[at : at + 1], text.count("\n", 0, at) + 1
+    last = len(text) - 1 if in_array and text.endswith("]") else len(text)
+    while at < last:
         try:
             value, end = decode(text, at)
             end = _next_value(text, end, in_array)
         except (ValueError, RecursionError) as error:
-            value, end = ValueError(_what_is_wrong(error)), text.find(mark, at + 1) + len(mark) - 1
-            if end < at and "\n" not in text:
+            value, end = ValueError(_what_is_wrong(error)), text.find(mark, at + 1)
+            if end < 0 and "\n" not in text:
                 raise ValueError(f"{path}: {value}. It is one line, so nothing can be left out: correct it.") from error
-            end = end if end > at else len(text)
+            end = last if end < 0 else end + len(mark) - 1
         yield line, text[at:end], value
         line, at = line + text.count("\n", at, end), end
-    if in_array and text[at:] != "]":
-        what = "there is more after the array's end" if at < len(text) else "the array has no end: the file is cut off"
-        yield line, "", ValueError(what)
+    if in_array and (at > last or last == len(text)):
+        yield line, "", ValueError("the array has no end: the file is cut off")
 
 
 def _is_chat(text: str, at: int) -> bool:

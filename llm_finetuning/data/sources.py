@@ -109,10 +109,10 @@ def _of_one_configuration(folder: Path, files: list[Path], source: str) -> list[
         raise ValueError(f"{source} is a folder without data files ({', '.join(FORMS)}). Name another, or a file.")
     parts = {path: path.relative_to(folder).parts for path in files}
     names = {path: part[-3] if len(part) > 2 and _stem(path).isdigit() else "" for path, part in parts.items()}
-    several = sorted(set(names.values()))
+    several = sorted(set(names.values()) - {""})
     if len(several) > 1 and "default" not in several:
         raise ValueError(f"{source} has the configurations {', '.join(several)}. Set source = {folder / several[0]!s}.")
-    return [path for path in files if len(several) == 1 or names[path] == "default"]
+    return [path for path in files if len(several) < 2 or names[path] in ("", "default")]
 
 
 def _choose(kind: str, names: Iterable[str], source: str, wanted: str, train: str = "") -> str | None:
