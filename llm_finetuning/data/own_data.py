@@ -82,7 +82,7 @@ def reading_sentences(source: pd.DataFrame) -> str:
     return "\n".join(lines + [f"{reason}: {number:,}" for reason, number in attrs.get("reasons", {}).items()])
 
 
-def preferences(pairs: pd.DataFrame) -> list[dict]:
+def ready_preferences(pairs: pd.DataFrame) -> list[dict]:
     """Returns the preference record of each pair that has a rejected response."""
     kept = ("prompt", "history", "lang", "message_tree_id")
     return [
@@ -127,6 +127,7 @@ def flatten_pairs(pairs: pd.DataFrame, filters: Filters | None = None, **single:
     filters, single: as for `oasst.flatten`; what concerns trees, reviews, labels and who wrote a reply is ignored.
     """
     filters, funnel, rows = replace(filters or Filters(), **single), Funnel(), to_records(pairs)
+    rows = [{name: value for name, value in row.items() if name != "rejected"} for row in rows]
     skipped = len(pairs.attrs["skipped"])
     funnel.step("lines and pairs in the source", "pair", pairs.attrs["read"] + skipped)
     if skipped:

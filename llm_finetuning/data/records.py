@@ -122,7 +122,7 @@ def _json_values(text: str, path: Path) -> Iterator[tuple[int, str, Any]]:
             end = _next_value(text, end, in_array)
         except (ValueError, RecursionError) as error:
             value, end = ValueError(_what_is_wrong(error)), text.find(mark, at + 1)
-            if end < 0 and "\n" not in text:
+            if end < 0 and at > 0 and "\n" not in text:
                 raise ValueError(f"{path}: {value}. It is one line, so nothing can be left out: correct it.") from error
             end = last if end < 0 else end + len(mark) - 1
         yield line, text[at:end], value

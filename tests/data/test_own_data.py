@@ -239,11 +239,12 @@ def test_a_preference_without_a_difference_is_a_pair_and_counted(tmp_path):
     records += [{"chosen": chat("Q4", "A"), "rejected": chat("Q5", "B")}]
     frame = read(tmp_path, json.dumps(records))
     assert frame["prompt"].tolist() == ["Q", "Q2", "Q3", "Q4"] and frame.attrs["skipped"] == []
-    (record,) = own_data.preferences(frame)
+    (record,) = own_data.ready_preferences(frame)
     assert record == {"prompt": "Q", "history": [], "chosen": "A", "rejected": "B"} | {
         "message_tree_id": own_data.tree_of({"prompt": "Q"})
     }
     assert list(frame.attrs["reasons"].values()) == [2, 1]
+    assert "rejected" not in own_data.flatten_pairs(frame).pairs.columns
 
 
 NUMBERED = [{"prompt": f"Q{n}", "response": "A"} for n in range(60)]
