@@ -12,7 +12,7 @@ from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.message_files import rows_of_file
 from llm_finetuning.data.messages import FIELDS
 from llm_finetuning.data.pairs import to_frame
-from llm_finetuning.data.reading import Problems, in_validation
+from llm_finetuning.data.reading import Problems, in_validation, without_collector
 from llm_finetuning.data.recipes import RECIPES
 from llm_finetuning.data.sources import Splits, locate
 
@@ -33,6 +33,7 @@ class Flattened:
     funnel: pd.DataFrame
 
 
+@without_collector()
 def read_messages(
     source: str | Path,
     split: str | None = None,

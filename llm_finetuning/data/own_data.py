@@ -13,7 +13,7 @@ from llm_finetuning.data.filters import Filters
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.oasst import Flattened
 from llm_finetuning.data.pairs import check, to_frame, to_records
-from llm_finetuning.data.reading import Problems, in_validation
+from llm_finetuning.data.reading import Problems, in_validation, without_collector
 from llm_finetuning.data.recipes import Candidates
 from llm_finetuning.data.records import records
 from llm_finetuning.data.shapes import NO_SHAPE, USUAL, Columns, Reader, recognise
@@ -32,6 +32,7 @@ def is_pairs_file(path: str | Path, columns: Columns = USUAL) -> bool:
     )
 
 
+@without_collector()
 def read_pairs(
     source: str | Path,
     split: str | None = None,

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fuzz_own_data import run
+from mutations import mutated
 from own_files import COMPRESSIONS, ENCODINGS, FLAT, SHAPES, TEXTS, chat, csv_text, pair, write_columns, zipped
 
-from llm_finetuning.data import own_data
+from llm_finetuning.data import own_data, reading
 from llm_finetuning.data.oasst import read_messages
 from llm_finetuning.data.pairs import to_records
 from llm_finetuning.data.shapes import Columns
@@ -354,6 +356,26 @@ def test_messages_are_read_from_a_table_of_text_and_from_arrow(tmp_path):
         messages = read_messages(tmp_path / name)
         assert messages["text"].tolist() == ["Q", "A"] and messages["rank"].tolist()[1] == 0
         assert messages["quality"].tolist()[1] == 0.75 and messages["deleted"].tolist() == [False, False]
+
+
+def outcome(parse, line: bytes) -> str:
+    try:
+        return repr(parse(line))
+    except ValueError as error:
+        return f"refused: {error}"
+
+
+def test_the_fast_parser_gives_what_the_careful_one_does():
+    chance, refused = random.Random(0), 0
+    lines = [
+        json.dumps(record, ensure_ascii=n % 2).encode() for n, record in enumerate(SHAPES["OpenAI"][0] + [TREE, LISTS])
+    ]
+    for _ in range(1000):
+        for line in mutated(b"\n".join(lines), chance).splitlines():
+            if b"0" * 20 not in line:  # a whole number of more than 64 bits
+                assert outcome(reading.parse, line) == outcome(reading._parse_carefully, line)
+                refused += outcome(reading.parse, line).startswith("refused")
+    assert refused > 200
 
 
 @pytest.mark.parametrize("number", [1000, pytest.param(10_000, marks=pytest.mark.more)])
