@@ -165,7 +165,7 @@ class DataPrep:
     drive_folder: Folder = DRIVE_FOLDER
     """Where the results live: the pairs and their report go to data/, the plots to figures/."""
     source: Annotated[str, Must(str.strip, "a dataset id, a file, or sample")] = "OpenAssistant/oasst1"
-    """Dataset id on the Hub, "sample", or a file of message trees, of messages, or of pairs of your own."""
+    """Dataset id on the Hub, "sample", or a file or folder of trees, of messages, or of pairs or chats of your own."""
     source_revision: Annotated[str, Must(str.strip, "a branch such as main, a tag or a commit")] = "main"
     """Branch, tag or commit of the dataset on the Hub; resolved to a commit and recorded."""
     train_split: str = ""
@@ -193,7 +193,7 @@ class DataPrep:
     validation_share: Annotated[float, Must(lambda value: 0 < value < 1, "between 0 and 1")] = 0.1
     """Share of the trees that are validation, for a source without splits of its own."""
     on_error: Literal["raise", "skip"] = "raise"
-    """"raise": a broken tree stops the run; "skip": it is left out, counted and named."""
+    """"raise": a broken tree or record stops the run; "skip": what cannot be used is left out, counted and named."""
     languages: str = AUTO
     """Codes separated by commas; "" = all."""
     tree_states: str = AUTO
