@@ -87,6 +87,7 @@ def the_tables_show_them(figures: list[dict]) -> None:
     assert set(growth_figures.pictures([report])) == set(growth_figures.FILES.values())
 
 
+@pytest.mark.more
 @pytest.mark.slow  # the counts on the meta device take seconds, and another version of transformers may count otherwise
 def test_scaling_follows_from_the_formulas_and_the_results(benchmarks):
     import scaling

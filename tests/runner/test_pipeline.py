@@ -106,6 +106,7 @@ def _talk(stdout: str) -> list[str]:
     return [line for line in stdout.splitlines() if line.startswith(("user: ", "assistant: "))]
 
 
+@pytest.mark.more
 def test_the_four_run_on_colab_with_drive_between_them(tmp_path, monkeypatch, repository, base):
     """Each notebook in a fresh working folder, as on a machine of its own: only Drive is common to them."""
     stub = tmp_path / "stub"

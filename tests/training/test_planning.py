@@ -63,13 +63,15 @@ A100 = gpu("A100", (8, 0), 79)
 @pytest.mark.parametrize(
     ("machine", "layers", "changed"),
     [
-        (A100, 32, {}),
-        (A100, 32, {"gradient_checkpointing": "on"}),
+        pytest.param(A100, 32, {}, marks=pytest.mark.more),
+        pytest.param(A100, 32, {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
+        (A100, 8, {}),
+        (A100, 8, {"gradient_checkpointing": "on"}),
         (A100, 8, {"attention": "sdpa"}),
         (A100, 8, {"lora_dropout": 0.1, "micro_batch_tokens": 4096}),
         (A100, 8, {"lora_r": 16, "lora_target_modules": "q_proj, k_proj, v_proj, dense", "micro_batch_tokens": 2048}),
         (CPU, 8, {}),
-        (CPU, 32, {"gradient_checkpointing": "on", "max_seq_length": 512}),
+        pytest.param(CPU, 32, {"gradient_checkpointing": "on", "max_seq_length": 512}, marks=pytest.mark.more),
     ],
 )
 def test_the_predicted_memory_is_what_a_step_of_phi2_keeps_alive(chosen, phi2, monkeypatch, machine, layers, changed):
@@ -81,7 +83,7 @@ def test_the_predicted_memory_is_what_a_step_of_phi2_keeps_alive(chosen, phi2, m
     assert predicted == pytest.approx(dry_run.peak_bytes(settings, plan, config, monkeypatch), rel=0.03)
 
 
-@pytest.mark.parametrize("changed", [{}, {"gradient_checkpointing": "on"}])
+@pytest.mark.parametrize("changed", [{}, pytest.param({"gradient_checkpointing": "on"}, marks=pytest.mark.more)])
 def test_it_is_for_grouped_heads_and_gated_layers_too(chosen, monkeypatch, changed):
     from transformers import LlamaConfig
 
@@ -184,7 +186,7 @@ def test_peak_memory_on_a_gpu_counts_what_lies_beside_the_allocator(monkeypatch)
     assert hardware.PeakMemory("cuda:0").start().read() == 50
 
 
-@pytest.mark.parametrize("recomputed", ["off", "on"])
+@pytest.mark.parametrize("recomputed", ["off", pytest.param("on", marks=pytest.mark.more)])
 def test_the_predicted_operations_of_phi2_are_those_that_torch_counts(chosen, phi2, monkeypatch, recomputed):
     settings = dataclasses.replace(chosen, gradient_checkpointing=recomputed, micro_batch_tokens=2048)
     plan = planning.plan(settings, A100, phi2, [400] * 1000)
