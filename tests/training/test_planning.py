@@ -64,9 +64,8 @@ A100 = gpu("A100", (8, 0), 79)
     ("machine", "layers", "changed"),
     [
         pytest.param(A100, 32, {}, marks=pytest.mark.more),
-        pytest.param(A100, 32, {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
+        (A100, 32, {"gradient_checkpointing": "on"}),
         (A100, 8, {}),
-        (A100, 8, {"gradient_checkpointing": "on"}),
         (A100, 8, {"attention": "sdpa"}),
         (A100, 8, {"lora_dropout": 0.1, "micro_batch_tokens": 4096}),
         (A100, 8, {"lora_r": 16, "lora_target_modules": "q_proj, k_proj, v_proj, dense", "micro_batch_tokens": 2048}),
