@@ -26,7 +26,8 @@ CURE = 'Correct the file, or read it with on_error="skip", which uses what can b
 def is_pairs_file(path: str | Path, columns: Columns = USUAL) -> bool:
     """Whether a file holds pairs or chats, and not trees or messages: by its first sound record."""
     first = next((record for _, record in records(Path(path), Problems(str(path), "skip"))), {})
-    is_tree = type(first.get("prompt")) is dict
+    root = first.get("prompt") if type(first.get("prompt")) is dict else {}
+    is_tree = bool({"message_id", "role", "text", "replies"} & root.keys())
     return not is_tree and (
         recognise(first, columns) is not None or not {"message_id", "message_tree_id"} & first.keys()
     )
@@ -55,7 +56,7 @@ def read_pairs(
     pairs = [pair | {"message_tree_id": tree_of(pair)} for path in files for pair in _pairs(path, problems, reader)]
     read = len(pairs)
     if read == 0:
-        first = problems.found[0] if problems.found else {"line": 1, "problem": "no record"}
+        first = problems.found[0] if problems.found else {"line": 1, "problem": "no record with a response in the loss"}
         raise ValueError(f"{source}: no pairs; {problems.unit} {first['line']}: {first['problem']}. Correct the file.")
     if split and not origin["split_in_source"]:
         pairs = [p for p in pairs if in_validation(p["message_tree_id"], validation_share) == (split == "validation")]

@@ -149,10 +149,11 @@ class Reader:
         if lacks:
             closest = min(lacks, key=lambda shape: (len(lacks[shape]), -self.shapes[" + ".join(shape.needs)]))
             return Unusable("columns that are missing", f"{lacks[closest][0]} is missing")
+        listed = ", ".join(keys[:20]) + ", …" * (len(keys) > 20)
         return Unusable(
             NO_SHAPE,
-            f"no known shape fits: its keys are {', '.join(keys)}. Known are: {known_shapes()}. Name others with "
-            "prompt_column and response_column",
+            f"no known shape fits: its keys are {listed}. Known are: {known_shapes()}. Name others with prompt_column "
+            "and response_column",
         )
 
     def _before(self, record: dict, shape: Shape, system: str) -> list[Turn | Unusable]:
@@ -215,7 +216,7 @@ class Reader:
 
 
 def _masked(turns: list[Turn | Unusable]) -> list[Turn | Unusable]:
-    return [replace(turn, in_loss=False) if isinstance(turn, Turn) else turn for turn in turns]
+    return [turn._replace(in_loss=False) if isinstance(turn, Turn) else turn for turn in turns]
 
 
 def _transcript(text: str) -> list[Turn]:

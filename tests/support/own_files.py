@@ -208,10 +208,12 @@ TEXTS = {
 }
 
 
-def zipped(content: bytes) -> bytes:
+def zipped(content: bytes, *names: str) -> bytes:
+    """A zip archive of this content under each name, as macOS makes it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("export/data.json", content)
+        for name in names or ("export/data.json",):
+            archive.writestr(name, content)
         archive.writestr("__MACOSX/export/._data.json", b"\0")
     return buffer.getvalue()
 
