@@ -174,7 +174,7 @@ def test_other_names_of_columns(tmp_path):
     [
         (b'{"prompt": {"0": "Q"}, "response": {"0": "A"}}', "line 1: prompt is {'0': 'Q'}, expected a text"),
         (zipped(b"", "[Content_Types].xml", "xl/workbook.xml"), "an Excel or Word file. Save it as CSV UTF-8"),
-        (zipped(b"{}", "one.jsonl", "two.jsonl"), r"data is a zip archive of 2 files \(one.jsonl, two.jsonl\). Unpack it"),
+        (zipped(b"{}", "one.jsonl", "two.jsonl"), r"a zip archive of 2 files \(one.jsonl, two.jsonl\). Unpack it"),
         (b"<!DOCTYPE html><html>", "data is a page of HTML, not data; download the file itself."),
         (b"%PDF-1.7", "data is a PDF; export"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS, not the data; run git"),
