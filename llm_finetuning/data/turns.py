@@ -13,7 +13,7 @@ ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "ai", "bing", "b
 TOOL_ROLES = {"tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation"}
 TOOL_KEYS = ("tool_calls", "function_call")
 TURN_KEYS = {"role", "from", "content", "value", "weight", *TOOL_KEYS}
-PLAIN_KEYS = {("role", "content"), ("from", "value")}
+PLAIN_KEYS = {names: pair for pair in (("role", "content"), ("from", "value")) for names in (pair, pair[::-1])}
 BETWEEN = "\n\n"
 """Stands between texts that become one: two turns in a row, an instruction and its input."""
 
@@ -89,9 +89,10 @@ def is_turn(value: Any) -> bool:
 
 def _plain_turn(value: Any) -> Turn | None:
     """Returns a turn of the two usual keys and nothing unusual, four times as fast as `_turn`; else None."""
-    if type(value) is not dict or tuple(value) not in PLAIN_KEYS:
+    names = PLAIN_KEYS.get(tuple(value)) if type(value) is dict else None
+    if names is None:
         return None
-    role, content = value.values()
+    role, content = map(value.get, names)
     role = ROLES.get(role) if type(role) is str else None
     return Turn(role, content) if role and is_text(content) else None
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -11,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from fuzz_own_data import run
 from mutations import mutated
-from own_files import COMPRESSIONS, ENCODINGS, FLAT, SHAPES, TEXTS, chat, csv_text, pair, write_columns, zipped
+from own_files import COMPRESSIONS, ENCODINGS, FLAT, SHAPES, SHARE, TEXTS, chat, csv_text, pair, write_columns, zipped
 
 from llm_finetuning.data import own_data, reading
-from llm_finetuning.data.oasst import read_messages
+from llm_finetuning.data.oasst import flatten, read_messages
 from llm_finetuning.data.pairs import to_records
 from llm_finetuning.data.shapes import Columns
 
@@ -350,6 +351,25 @@ def test_messages_are_read_from_a_table_of_text_and_from_arrow(tmp_path):
         messages = read_messages(tmp_path / name)
         assert messages["text"].tolist() == ["Q", "A"] and messages["rank"].tolist()[1] == 0
         assert messages["quality"].tolist()[1] == 0.75 and messages["deleted"].tolist() == [False, False]
+
+
+def paths(message: dict, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The texts from the first prompt to each reply."""
+    texts = (*before, message["text"])
+    for reply in message.get("replies", []):
+        yield from paths(reply, texts)
+    if message["role"] == "assistant":
+        yield texts
+
+
+@pytest.mark.parametrize("form", ["json_lines", "pretty_array"])
+def test_real_threads_as_chats_give_the_pairs_of_their_trees(form, real_trees, tmp_path):
+    trees = [json.loads(line) for line in real_trees.read_text(encoding="utf-8").splitlines()]
+    threads = [{"conversations": chat(*texts, **SHARE)} for tree in trees for texts in paths(tree["prompt"])]
+    content = TEXTS[form](threads)
+    answered = {repr(row) for row in found(read(tmp_path, content))}
+    expected = flatten(read_messages(real_trees), "all").pairs[["prompt", "response", "history"]].to_dict("records")
+    assert answered == {repr(row) for row in expected} and len(answered) > 600
 
 
 def outcome(parse, line: bytes) -> str:
