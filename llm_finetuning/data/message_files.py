@@ -18,7 +18,7 @@ OPTIONAL = ("parent_id", "lang", "rank", "tree_state", "deleted", "review_result
 
 def rows_of_file(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
     """Yields (line, values of FIELDS) of every message of a file, whose records are flat messages or nested trees."""
-    if is_columnar(path):
+    if is_columnar(path) and "prompt" not in open_columns(path)[0]:
         yield from rows_of_columns(path, problems)
         return
     for line, record in records(path, problems):
@@ -64,7 +64,7 @@ def _messages(batch: pa.RecordBatch) -> Iterator[dict]:
 
 def _labels(column: pa.Array) -> list:
     """Returns the labels of each message; of the Hub's struct of parallel lists only those that are used."""
-    if not pa.types.is_struct(column.type):
+    if not pa.types.is_struct(column.type) or column.type.get_field_index("name") < 0:
         return column.to_pylist()
     columns = [_label_column(column, name) for name in USED_LABELS]
     return [dict(zip(USED_LABELS, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -347,7 +347,9 @@ def test_messages_are_read_from_a_table_of_text_and_from_arrow(tmp_path):
     rows = [row | {"labels": json.dumps(row["labels"]) if "labels" in row else None} for row in MESSAGES]
     (tmp_path / "a.csv").write_text(csv_text(rows, ","), encoding="utf-8")
     write_columns(rows, "arrow stream", tmp_path / "b")
-    for name in ("a.csv", "b"):
+    write_columns(MESSAGES, "saved", tmp_path / "c")
+    write_columns([TREE], "parquet", tmp_path / "d")
+    for name in ("a.csv", "b", "c", "d"):
         messages = read_messages(tmp_path / name)
         assert messages["text"].tolist() == ["Q", "A"] and messages["rank"].tolist()[1] == 0
         assert messages["quality"].tolist()[1] == 0.75 and messages["deleted"].tolist() == [False, False]
