@@ -6,7 +6,7 @@ else: a special token's name inside a message is encoded as its characters.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from os.path import commonprefix
@@ -269,10 +269,11 @@ def _text(messages: list[dict], template: Template, add_generation_prompt: bool)
 
 def conversation(pair: dict) -> list[dict]:
     """The messages of a pair: its history, the prompt, the response."""
-    return [*_prompt_messages(pair), {"role": "assistant", "content": pair["response"]}]
+    return [*question(pair), {"role": "assistant", "content": pair["response"]}]
 
 
-def _prompt_messages(pair: dict) -> list[dict]:
+def question(pair: dict) -> list[dict]:
+    """The messages of a pair that wait for its response: its history and the prompt."""
     history = pair.get("history")
     return [*(history if isinstance(history, list) else []), {"role": "user", "content": pair["prompt"]}]
 
@@ -347,26 +348,16 @@ class Truncated:
 
 
 def truncate_histories(pairs: list[dict], template: Template, max_length: int) -> list[Truncated]:
-    """Encodes each pair, cutting the oldest turns of its history until it has at most `max_length` tokens.
-
-    No response is ever cut.
-    """
-    examples = encode_all(pairs, template)
-    done = [Truncated(pair, None, len(example["input_ids"])) for pair, example in zip(pairs, examples, strict=True)]
-    waiting = list(range(len(pairs)))
-    while waiting:
-        too_long = []
-        for index, example in zip(waiting, examples, strict=True):
-            pair = done[index].pair
-            if len(example["input_ids"]) <= max_length:
-                done[index] = replace(done[index], example=example)
-            elif pair.get("history"):
-                shorter = pair | {"history": _without_oldest_turn(pair["history"])}
-                done[index] = replace(done[index], pair=shorter)
-                too_long.append(index)
-        waiting = too_long
-        examples = encode_all([done[index].pair for index in waiting], template)
-    return done
+    """Encodes each pair, without the oldest turns of its history where it is too long; no response is ever cut."""
+    pairs, examples = list(pairs), dict(enumerate(encode_all(pairs, template)))
+    full_lengths = [len(example["input_ids"]) for example in examples.values()]
+    while too_long := [i for i, example in examples.items() if len(example["input_ids"]) > max_length]:
+        examples = {i: example for i, example in examples.items() if len(example["input_ids"]) <= max_length}
+        shorter = [i for i in too_long if pairs[i].get("history")]
+        for i in shorter:
+            pairs[i] = pairs[i] | {"history": _without_oldest_turn(pairs[i]["history"])}
+        examples |= zip(shorter, encode_all([pairs[i] for i in shorter], template), strict=True)
+    return [Truncated(pair, examples.get(i), full_lengths[i]) for i, pair in enumerate(pairs)]
 
 
 def _without_oldest_turn(history: list[dict]) -> list[dict]:
@@ -377,14 +368,9 @@ def _without_oldest_turn(history: list[dict]) -> list[dict]:
 
 def lengths(pairs: list[dict], template: Template) -> list[dict]:
     """Token counts of each pair: `prompt` (with what the template adds), `history`, `response`, `total`."""
-    totals = [len(row["input_ids"]) for row in encode_all(pairs, template)]
-    with_history = _prompt_lengths(pairs, template)
-    bare = _prompt_lengths([{"prompt": pair["prompt"]} for pair in pairs], template)
-    return [
-        {"prompt": alone, "history": asked - alone, "response": total - asked, "total": total}
-        for alone, asked, total in zip(bare, with_history, totals, strict=True)
-    ]
-
-
-def _prompt_lengths(pairs: list[dict], template: Template) -> list[int]:
-    return [len(ids) for ids in _encode((_rendered(_prompt_messages(p), template, True) for p in pairs), template)]
+    bare = _encode((_rendered(question({"prompt": pair["prompt"]}), template, True) for pair in pairs), template)
+    rows = []
+    for alone, example in zip(map(len, bare), encode_all(pairs, template), strict=True):
+        asked, total = example["labels"].count(IGNORE_INDEX), len(example["labels"])
+        rows.append({"prompt": alone, "history": asked - alone, "response": total - asked, "total": total})
+    return rows
