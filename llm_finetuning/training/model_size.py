@@ -28,6 +28,8 @@ class ModelSize:
     head: int
     """Weights of the output layer."""
     adapter: int
+    experts: int
+    """Weights of mixtures of experts that are kept as one tensor for all of them: neither in 4 bits nor adapted."""
     layers: int
     hidden: int
     vocabulary: int
@@ -63,6 +65,7 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
         other=total - sum(linears),
         head=head,
         adapter=adapters,
+        experts=sum(p.numel() for p in model.parameters() if p.ndim > 2),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,

@@ -129,6 +129,8 @@ class Plan:
                 f" {self.step_tokens:,} tokens" + (f", {self.processes} processes" * (self.processes > 1)),
             ),
             *[("the model is sharded across", f"{self.shards} ranks")] * (self.shards > 1),
+            *[("experts: not in 4 bits, no adapters", f"{self.size.experts / self.size.total:.0%} of the weights")]
+            * (self.size.experts > 0),
             ("steps", f"{self.steps:,}"),
             *[(f"memory: {part}", as_gib(count)) for part, count in self.memory.items()],
             ("memory: peak, predicted", f"{as_gib(self.peak_memory)} of {as_gib(m.free_memory)} free"),

@@ -200,3 +200,22 @@ def test_packing_on_sdpa_counts_its_mask(chosen, phi2):
     given = (chosen, plain.machine, plain.size, plain.dtype)
     masked, apart = (StepMemory(*given, attention).parts(False, 8192) for attention in ("sdpa", "varlen"))
     assert masked["activations"] > apart["activations"]
+
+
+def test_the_plan_says_which_share_of_a_mixture_is_left_as_it_is(chosen):
+    """Experts that are one tensor with three dimensions get neither 4 bits nor adapters, whatever "all-linear" says."""
+    from transformers import MixtralConfig
+
+    config = MixtralConfig(
+        vocab_size=1000,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    plan = planning.plan(dataclasses.replace(chosen, lora_r=4), CPU, config, [400] * 10)
+    share = dict(plan.table().itertuples(index=False))["experts: not in 4 bits, no adapters"]
+    assert plan.size.experts == 2 * 4 * 3 * 64 * 128
+    assert share == f"{plan.size.experts / plan.size.total:.0%} of the weights"
