@@ -188,10 +188,12 @@ class DataPrep:
     """A file with a Jinja chat template, as in the finetuning notebook; "" = the tokenizer's own."""
     replies: Literal["best", "all", "joined"] = "best"
     """"best" reply to each prompt, "all" replies, or "joined" as in the original notebooks."""
+    preference_pairs: Literal["best-worst", "adjacent", "all"] = "best-worst"
+    """Of replies with ranks: "best-worst" of each prompt, "adjacent" ranks, or "all" better against worse ones."""
     max_seq_length: Length = 1024
     """Longest conversation in tokens, as in the finetuning notebook."""
-    validation_share: Annotated[float, Must(lambda value: 0 < value < 1, "between 0 and 1")] = 0.1
-    """Share of the trees that are validation, for a source without splits of its own."""
+    validation_share: Fraction = 0.1
+    """Share of the trees that are validation, for a source without splits of its own; 0 = all are training."""
     on_error: Literal["raise", "skip"] = "raise"
     """"raise": a broken tree or record stops the run; "skip": what cannot be used is left out, counted and named."""
     languages: str = AUTO
@@ -382,6 +384,8 @@ class Folders:
 
     train_file = property(lambda self: self.drive / "data" / "finetuning_data_train.jsonl")
     val_file = property(lambda self: self.drive / "data" / "finetuning_data_val.jsonl")
+    train_preferences = property(lambda self: self.drive / "data" / "preferences_train.jsonl")
+    val_preferences = property(lambda self: self.drive / "data" / "preferences_val.jsonl")
     checkpoints = property(lambda self: self.work / "checkpoints")
     adapter = property(lambda self: self.work / "adapter")
     merged = property(lambda self: self.work / "merged")

@@ -1,16 +1,36 @@
-"""Finds prompts that are equal after normalisation, or nearly equal, within a file and between two."""
+"""Finds prompts that are equal after normalisation, or nearly equal, within a file and between two.
+
+Two prompts are nearly equal where they are similar as a whole and what differs is trivial: punctuation, letter case,
+white space, a typing error. Text that two prompts share is no evidence by itself, for prompts made from a template
+share most of theirs and ask for different things.
+"""
 
 import re
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
+from itertools import islice
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
+from datasketch import MinHashLSH
 
 SHINGLE = 5
 """Letters in a shingle: short enough for a one-line prompt, and needs no word boundaries (Chinese, Thai)."""
 PERMUTATIONS = 128
 NUMBER = re.compile(r"\d+")
+WORD = re.compile(
+    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+|-(?=\d)|[^\w\s.,;:!?…'\"`´‘’“”„«»–—·。，、！？；：-]|_"
+)
+"""Words and signs that say something: punctuation is left out, and where no blanks are written each letter counts."""
+SHORT_WORD = 4
+"""Letters of a word whose absence alone makes no other prompt ("many", "then")."""
+CROWD = 20
+"""Texts of a bucket that the others are compared with, and most texts that share a rare shingle."""
+RARE = 8
+"""Rare shingles by which a text of an overfull bucket is found."""
+TEMPLATE = 2
+"""From so many other prompts on that differ in more than trifles, what a prompt shares with them is a template."""
 
 
 def normalise(text: str) -> str:
@@ -35,67 +55,209 @@ def similarity(first: np.ndarray, second: np.ndarray) -> float:
     return common / (len(first) + len(second) - common)
 
 
+class Hunk:
+    """A place where two word lists differ: `first[start:end]` stands there instead of `words`."""
+
+    def __init__(self, start: int, first: Sequence[str], second: Sequence[str]):
+        self.start, self.end = start, start + len(first)
+        self.first, self.second = first, second
+
+    def covers(self, other: "Hunk") -> bool:
+        """Whether another difference from the same first text lies here, give or take a word."""
+        return self.start - 1 <= other.start and other.end <= self.end + 1
+
+    @property
+    def is_typo(self) -> bool:
+        """Whether both sides are the same words but for blanks or one slip of the finger a word."""
+        one, other = "".join(self.first), "".join(self.second)
+        if one == other or len(self.first) != len(self.second) and _one_slip(one, other):
+            return True
+        same_number = len(self.first) == len(self.second)
+        return same_number and all(a == b or _one_slip(a, b) for a, b in zip(self.first, self.second, strict=True))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is a typing error, a slip in a short word, or a single short word too many."""
+        words = [*self.first, *self.second]
+        short = len(words) - bool(self.first and self.second) == 1 and max(map(len, words)) <= SHORT_WORD
+        return (
+            self.is_typo or short and "".join(words).isalpha() and (not self.first or not self.second or _near(*words))
+        )
+
+
+def _near(one: str, other: str) -> bool:
+    """Whether a letter was added, left out or replaced, or two were swapped."""
+    left, right = _trim(one, other)
+    one, other = one[left : len(one) - right], other[left : len(other) - right]
+    return max(len(one), len(other)) <= 1 or len(one) == 2 and one == other[::-1]
+
+
+def _one_slip(one: str, other: str) -> bool:
+    """Whether two words are the same but for one slip; where they are short, any other word is as near."""
+    return _near(one, other) and min(len(one), len(other)) >= (3 if sorted(one) == sorted(other) else SHORT_WORD)
+
+
+def _trim(one: Sequence, other: Sequence) -> tuple[int, int]:
+    """Returns how many items two sequences have in common at the start, and then at the end."""
+    most, left, right = min(len(one), len(other)), 0, 0
+    while left < most and one[left] == other[left]:
+        left += 1
+    while right < most - left and one[-1 - right] == other[-1 - right]:
+        right += 1
+    return left, right
+
+
+def hunks(one: Sequence[str], other: Sequence[str]) -> list[Hunk]:
+    """Returns the places where two lists of words differ."""
+    left, right = _trim(one, other)
+    first, second = one[left : len(one) - right], other[left : len(other) - right]
+    if not first or not second or len(first) == len(second) == 1:
+        return [Hunk(left, first, second)] if first or second else []
+    codes = SequenceMatcher(None, first, second, autojunk=False).get_opcodes()
+    return [Hunk(left + a, first[a:b], second[c:d]) for tag, a, b, c, d in codes if tag != "equal"]
+
+
 class NearSearch:
-    """Finds earlier texts that are at least `threshold` similar: MinHash proposes, exact similarity decides.
+    """Finds the texts that are nearly equal to one: MinHash proposes, similarity and what differs decide.
 
-    Texts with different numbers in them are never similar: "count to 10" and "count to 100" are two prompts.
-    `threshold` is from above 0 to 1. What MinHash does not propose is missed: at the threshold itself a few in
-    a hundred, well above it practically none (datasketch weighs the two kinds of error).
+    Texts with different numbers in them are never near: "count to 10" and "count to 100" are two prompts. What
+    MinHash does not propose is missed: at the threshold itself a few in a hundred, well above it practically none
+    (datasketch weighs the two kinds of error). Of an overfull bucket, as templates make them, the first CROWD are
+    looked at, and those that share a rare shingle, so the time grows with the number of texts.
     """
 
-    def __init__(self, threshold: float):
+    def __init__(self, threshold: float, *sides: Iterable[str]):
+        """threshold: above 0 to 1. sides: distinct texts, such as those of two files; places count through all."""
         self.threshold = threshold
-        self.index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-        self.texts: dict[Hashable, tuple[np.ndarray, list[str]]] = {}
+        self.sides = [list(side) for side in sides]
+        self.texts = [text for side in self.sides for text in side]
+        self.side_of = [number for number, side in enumerate(self.sides) for _ in side]
+        words = [WORD.findall(text.replace("'", "").replace("’", "")) for text in self.texts]
+        self.words = [(one, frozenset(one)) for one in words]
+        self.shingles = [shingles(" ".join(one) or text) for one, text in zip(words, self.texts, strict=True)]
+        self.buckets: list[list[dict[int, list[int]]]] = [[] for _ in self.texts]
+        self.last: int | None = None
+        self.found: list[list[Hunk] | None] = []
+        self.rest: Iterator[list[Hunk] | None] = iter(())
+        self._fill_buckets()
 
-    def signature(self, parts: np.ndarray) -> MinHash:
-        """Returns the MinHash of a set of shingles."""
-        minhash = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
-        minhash.update_batch(parts.tolist())
-        return minhash
+    def _fill_buckets(self) -> None:
+        lsh = MinHashLSH(threshold=self.threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
+        factors, shifts = np.random.default_rng(0).integers(1, 2**63, size=(2, lsh.b * lsh.r), dtype=np.uint64)
+        buckets: dict[Hashable, list[int]] = defaultdict(list)
+        numbers = [" ".join(NUMBER.findall(text)) for text in self.texts]
+        for place, parts in enumerate(self.shingles):
+            mixed = parts.astype(np.uint64)[:, None] * (factors | np.uint64(1)) + shifts
+            bands = (mixed >> np.uint64(32)).min(axis=0).reshape(lsh.b, lsh.r)
+            for band, values in enumerate(bands):
+                buckets[hash((band, values.tobytes(), numbers[place]))].append(place)
+        overfull = self._share(buckets)
+        counts = np.bincount(np.concatenate([*self.shingles, [0]]) & 0x3FFFFF, minlength=0x400000) if overfull else []
+        buckets.clear()
+        for place in sorted(overfull):
+            parts = self.shingles[place]
+            common = counts[parts & 0x3FFFFF]
+            rare = parts[(common > 1) & (common <= CROWD)][:RARE]
+            for part in rare.tolist():
+                buckets[part, numbers[place]].append(place)
+        self._share(buckets)
 
-    def add(self, key: Hashable, text: str) -> None:
-        """Adds a text that later ones are compared with."""
-        parts = shingles(text)
-        self.texts[key] = parts, NUMBER.findall(text)
-        self.index.insert(key, self.signature(parts))
+    def _share(self, buckets: dict[Hashable, list[int]]) -> set[int]:
+        """Gives each text the buckets that it shares with others; returns those of overfull ones."""
+        overfull: set[int] = set()
+        for places in buckets.values():
+            if len(places) > 1:
+                first = {
+                    side: list(islice((place for place in places if self.side_of[place] == side), CROWD))
+                    for side in range(len(self.sides))
+                }
+                for place in places:
+                    self.buckets[place].append(first)
+                if len(places) > CROWD:
+                    overfull.update(places)
+        return overfull
 
-    def like(self, text: str) -> Iterator[Hashable]:
-        """Yields the keys of the texts that are similar enough."""
-        parts = shingles(text)
-        for key in self.index.query(self.signature(parts)):
-            other, numbers = self.texts[key]
-            if similarity(parts, other) >= self.threshold and numbers == NUMBER.findall(text):
-                yield key
+    def like(self, place: int, side: int = 0) -> Iterator[int]:
+        """Yields the places of the side's other texts that are nearly equal to the one at `place`."""
+        for other in self._proposed(place, side):
+            if self._only_trifles(place, other) and self._similar(place, other):
+                yield other
+
+    def _proposed(self, place: int, side: int) -> list[int]:
+        return [other for other in dict.fromkeys(p for b in self.buckets[place] for p in b[side]) if other != place]
+
+    def _similar(self, place: int, other: int) -> bool:
+        return similarity(self.shingles[place], self.shingles[other]) >= self.threshold
+
+    def _hunks(self, place: int, other: int) -> list[Hunk] | None:
+        """Returns where two texts differ, None where that is in many words."""
+        (one, first), (two, second) = self.words[place], self.words[other]
+        if len(first ^ second) > 4 + min(len(first), len(second)) // 4:
+            return None
+        return hunks(one, two)
+
+    def _only_trifles(self, place: int, other: int) -> bool:
+        """Whether what differs is no more than typing errors, or short words where the rest is no template.
+
+        Where other texts differ in these places alone, but in more than trifles, they are the slots of a template.
+        """
+        found = self._hunks(place, other)
+        if found is None or not all(hunk.is_small for hunk in found):
+            return False
+        typos = all(hunk.is_typo for hunk in found)
+        crowd, in_slot = 0, 0.0
+        for differences in self._neighbours(place) if found else ():
+            small = differences is not None and all(hunk.is_small for hunk in differences)
+            crowd += not small
+            if differences and all(any(hunk.covers(other) for hunk in found) for other in differences):
+                in_slot += 0.5 if small else 1.0
+            if in_slot >= TEMPLATE or crowd >= TEMPLATE and not typos:
+                return False
+        return True
+
+    def _neighbours(self, place: int) -> Iterator[list[Hunk] | None]:
+        """Yields what `_find_neighbours` does; what was found for the place asked for last is not looked for again."""
+        if self.last != place:
+            self.last, self.found, self.rest = place, [], self._find_neighbours(place)
+        yield from self.found
+        for differences in self.rest:
+            self.found.append(differences)
+            yield differences
+
+    def _find_neighbours(self, place: int) -> Iterator[list[Hunk] | None]:
+        """Yields how those similar texts differ from one that do so in more than typing errors."""
+        for side in range(len(self.sides)):
+            for other in self._proposed(place, side):
+                found = self._hunks(place, other)
+                if (found is None or not all(hunk.is_typo for hunk in found)) and self._similar(place, other):
+                    yield found
 
 
-def _context(pair: dict) -> tuple[str, ...]:
-    return tuple(normalise(turn["content"]) for turn in pair["history"])
+def context(pair: dict, cache: dict[str, str]) -> tuple[str, ...]:
+    """Returns the normalised turns before a pair's prompt, its system message among them."""
+    turns = [turn["content"] for turn in pair["history"]]
+    cache.update((text, normalise(text)) for text in turns if text not in cache)
+    return tuple([cache[text] for text in turns])
 
 
-def first_of_each(pairs: list[dict], prompters: Iterable[Hashable]) -> list[bool]:
-    """Returns True for the pairs whose prompt, with its history, stands in no earlier prompter message.
+def like_earlier(pairs: list[dict], prompters: Iterable[Hashable], threshold: float = 0.0) -> list[int | None]:
+    """Returns for each pair the place of the first with an equal prompt and history that another message asked.
 
-    prompters: (N,) the prompter message of each pair; several replies to one are not duplicates.
+    None stands for those that are asked for the first time. prompters: (N,) the prompter message of each pair;
+    several replies to one are not duplicates. threshold: above 0, prompts that are nearly equal count too.
     """
-    first: dict[tuple, Hashable] = {}
-    return [
-        first.setdefault((normalise(pair["prompt"]), *_context(pair)), prompter) == prompter
-        for pair, prompter in zip(pairs, prompters, strict=True)
-    ]
-
-
-def first_of_near(pairs: list[dict], prompters: Iterable[Hashable], threshold: float) -> list[bool]:
-    """Returns what `first_of_each` does, for prompts at least `threshold` similar to one that stays."""
-    search = NearSearch(threshold)
-    contexts: dict[Hashable, tuple] = {}
-    is_first: dict[Hashable, bool] = {}
-    for pair, prompter in zip(pairs, prompters, strict=True):
-        if prompter in is_first:
+    cache: dict[str, str] = {}
+    prompts = [normalise(pair["prompt"]) for pair in pairs]
+    search = NearSearch(threshold, dict.fromkeys(prompts)) if threshold else None
+    places = {text: place for place, text in enumerate(dict.fromkeys(prompts))}
+    kept: dict[tuple, int] = {}
+    found: dict[Hashable, int | None] = {}
+    for number, (pair, prompter) in enumerate(zip(pairs, prompters, strict=True)):
+        if prompter in found:
             continue
-        prompt, context = normalise(pair["prompt"]), _context(pair)
-        is_first[prompter] = all(contexts[key] != context for key in search.like(prompt))
-        if is_first[prompter]:
-            contexts[prompter] = context
-            search.add(prompter, prompt)
-    return [is_first[prompter] for prompter in prompters]
+        place, before = places[prompts[number]], context(pair, cache)
+        alike = (place, *(search.like(place) if search else ()))
+        found[prompter] = next((kept[other, before] for other in alike if (other, before) in kept), None)
+        if found[prompter] is None:
+            kept[place, before] = number
+    return [found[prompter] for prompter in prompters]

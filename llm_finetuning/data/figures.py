@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from llm_finetuning.plotting import BLUE, DPI, GREEN, GREY, ORANGE, TEXT, WIDTH, Plot, new_figure
@@ -17,10 +18,12 @@ def funnel(table: pd.DataFrame, title: str) -> Figure:
     """Draws what each step kept (blue) and dropped (orange) as bars; each unit has a panel of its own."""
     units = list(dict.fromkeys(table["unit"]))
     sizes = [int((table["unit"] == unit).sum()) for unit in units]
-    figure = Plot(figsize=(WIDTH, 0.9 + 0.34 * sum(sizes) + 0.25 * len(units)), dpi=DPI, layout="constrained")
+    figure = Plot(figsize=(WIDTH, 1.2 + 0.34 * sum(sizes) + 0.25 * len(units)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(units), 1, squeeze=False, gridspec_kw={"height_ratios": sizes})
     for axis, unit in zip(panels[:, 0], units, strict=True):
         _funnel_panel(axis, table[table["unit"] == unit], unit)
+    handles = [Patch(color=colour, label=name) for name, colour in (("kept", BLUE), ("dropped", ORANGE))]
+    figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=9, frameon=False)
     figure.suptitle(title, color=TEXT, fontsize=12, x=0.01, ha="left")
     return figure
 
@@ -78,16 +81,25 @@ def _bars(axis: Axes, counts: Mapping[str, int], rows: int, colour: str) -> None
     axis.tick_params(length=0)
 
 
-def shape(panels: Mapping[str, Mapping[str, int]], title: str) -> Figure:
-    """Draws a column chart for each of `panels`: axis label → {value: count}."""
-    figure, axes = new_figure(1, len(panels), height=2.9)
-    for axis, (label, counts) in zip(axes[0], panels.items(), strict=True):
-        values = {int(value): count for value, count in counts.items()}
-        axis.bar(list(values), list(values.values()), color=BLUE, width=0.75)
+def shape(panels: Mapping[str, Mapping[str, Mapping[str, int]]], title: str) -> Figure:
+    """Draws a column chart for each of `panels`: axis label → {series: {value: count}}, series side by side.
+
+    Each series is drawn as shares of its own sum, so that shapes compare; the legend holds the sums.
+    """
+    figure, axes = new_figure(1, len(panels), height=3.4)
+    for axis, (label, series) in zip(axes[0], panels.items(), strict=True):
+        width = 0.8 / len(series)
+        for place, ((name, counts), colour) in enumerate(zip(series.items(), (GREY, BLUE), strict=False)):
+            values = {int(value): count for value, count in counts.items()}
+            total = max(sum(values.values()), 1)
+            offset = (place - (len(series) - 1) / 2) * width
+            shares = [count / total for count in values.values()]
+            axis.bar([v + offset for v in values], shares, color=colour, width=width, label=f"{name}: {total:,}")
         axis.set_xlabel(label, fontsize=9, color=TEXT)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        axis.set_ylim(0, 1.3 * max(axis.get_ylim()[1] / 1.05, 0.01))
+        axis.legend(fontsize=9, frameon=False, loc="upper right")
     figure.suptitle(title, color=TEXT, fontsize=12, x=0.01, ha="left")
     return figure
 

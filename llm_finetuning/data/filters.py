@@ -1,5 +1,6 @@
 """Message trees in memory, and the filters that remove messages before a reply is chosen among siblings."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,11 @@ class Forest:
         """Returns the number of messages that no filter has removed."""
         return sum(self.alive)
 
+    def replies_left(self) -> Counter[int]:
+        """Returns {row of a prompter message: number of its replies that no filter has removed}."""
+        rows = zip(self.alive, self["role"], self.parents, strict=True)
+        return Counter(parent for alive, role, parent in rows if alive and role == "assistant")
+
     def drop_branches(self, keep: list[bool]) -> None:
         """Removes the messages that are not kept and everything below them."""
         alive = self.alive
@@ -123,38 +129,73 @@ def count_trees(forest: Forest, funnel: Funnel, attrs: dict, filters: Filters) -
         funnel.step("sound (broken ones are named in the report)", "tree", sound)
     if attrs.get("split") or len(roots) != sound:
         funnel.step(f"in the {attrs['split']} split" if attrs.get("split") else "given", "tree", len(roots))
+    answered = forest.replies_left()
+    prompts = [row for row, role in enumerate(forest["role"]) if role == "prompter"]
+    funnel.without_reply["no reply in the source"] = sum(row not in answered for row in prompts)
     if states := filters.tree_states:
         wanted = [state is None or state in states for state in forest["tree_state"]]
-        forest.drop_branches([wanted[row] or parent >= 0 for row, parent in enumerate(forest.parents)])
-        funnel.step(f"tree state {', '.join(states)}", "tree", sum(forest.alive[row] for row in roots))
+        name = f"tree state {', '.join(states)}"
+        before = _drop(forest, funnel, name, [wanted[row] or parent >= 0 for row, parent in enumerate(forest.parents)])
+        gone = ({"text": forest["text"][row]} for row in roots if before[row] and not forest.alive[row])
+        funnel.step(name, "tree", sum(forest.alive[row] for row in roots), "set tree_states = ''", gone)
     funnel.step("messages of these trees", "message", forest.count())
+
+
+def _drop(forest: Forest, funnel: Funnel, name: str, keep: list[bool], replies_alone: bool = False) -> list[bool]:
+    """Removes what is not kept, counts the prompts that lose their last reply; returns who was alive before."""
+    before, answered = forest.alive[:], forest.replies_left()
+    (forest.drop_replies if replies_alone else forest.drop_branches)(keep)
+    funnel.without_reply[name] = len(answered) - len(forest.replies_left())
+    return before
+
+
+def _filter(
+    forest: Forest, funnel: Funnel, name: str, keep: list[bool], cure: str, replies_alone: bool = False
+) -> None:
+    """Applies a filter on messages as a step of the funnel."""
+    before = _drop(forest, funnel, name, keep, replies_alone)
+    rows = zip(before, forest.alive, forest["text"], strict=True)
+    gone = ({"text": text} for was, alive, text in rows if was and not alive)
+    funnel.step(name, "message", forest.count(), f"set {cure}", gone)
+
+
+def main_subtag(lang: str) -> str:
+    """Returns the language of a code in small letters, without its region or script: "pt-BR" → "pt"."""
+    return lang.replace("_", "-").split("-")[0].strip().casefold()
+
+
+def speaks(lang: str | None, languages: Sequence[str]) -> bool:
+    """Whether a language code is one of `languages`, by main subtag; an unknown one passes."""
+    return lang is None or main_subtag(lang) in map(main_subtag, languages)
 
 
 def drop_messages(forest: Forest, funnel: Funnel, filters: Filters) -> None:
     """Applies the filters on any message; what hangs below a removed one has lost its context and goes too."""
     if filters.drop_deleted:
-        forest.drop_branches([deleted is not True for deleted in forest["deleted"]])
-        funnel.step("not deleted", "message", forest.count())
+        kept = [deleted is not True for deleted in forest["deleted"]]
+        _filter(forest, funnel, "not deleted", kept, "drop_deleted = 'no'")
     if filters.drop_unreviewed:
-        forest.drop_branches([reviewed is not False for reviewed in forest["review_result"]])
-        funnel.step("reviewed", "message", forest.count())
+        kept = [reviewed is not False for reviewed in forest["review_result"]]
+        _filter(forest, funnel, "reviewed", kept, "drop_unreviewed = 'no'")
     if languages := filters.languages:
-        forest.drop_branches([lang is None or lang in languages for lang in forest["lang"]])
-        funnel.step(f"language {', '.join(languages)}", "message", forest.count())
+        kept = {lang: speaks(lang, languages) for lang in set(forest["lang"])}
+        name = f"language {', '.join(languages)}"
+        _filter(forest, funnel, name, [kept[lang] for lang in forest["lang"]], "languages = ''")
 
 
 def drop_replies(forest: Forest, funnel: Funnel, filters: Filters) -> None:
     """Applies the filters on replies alone, before one is chosen among siblings."""
     if filters.drop_synthetic:
-        forest.drop_replies([synthetic is not True for synthetic in forest["synthetic"]])
-        funnel.step("reply written by a person", "message", forest.count())
+        kept = [synthetic is not True for synthetic in forest["synthetic"]]
+        _filter(forest, funnel, "reply written by a person", kept, "drop_synthetic = 'no'", True)
     if (floor := filters.min_quality) is not None:
-        forest.drop_replies([value is None or value >= floor for value in forest["quality"]])
-        funnel.step(f"reply's quality at least {floor:g}", "message", forest.count())
+        kept = [value is None or value >= floor for value in forest["quality"]]
+        _filter(forest, funnel, f"reply's quality at least {floor:g}", kept, "min_quality = 0", True)
     for name, ceiling in (("toxicity", filters.max_toxicity), ("detoxify", filters.max_detoxify)):
         if ceiling is not None:
-            forest.drop_replies([value is None or value <= ceiling for value in forest[name]])
-            funnel.step(f"reply's {name} at most {ceiling:g}", "message", forest.count())
+            kept = [value is None or value <= ceiling for value in forest[name]]
+            _filter(forest, funnel, f"reply's {name} at most {ceiling:g}", kept, f"max_{name} = 1", True)
     if shortest := filters.min_response_chars:
-        forest.drop_replies([len(text.strip()) >= shortest for text in forest["text"]])
-        funnel.step(f"reply of at least {shortest} characters", "message", forest.count())
+        kept = [len(text.strip()) >= shortest for text in forest["text"]]
+        name = f"reply of at least {shortest} characters"
+        _filter(forest, funnel, name, kept, "min_response_chars = 0", True)

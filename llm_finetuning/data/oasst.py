@@ -1,20 +1,23 @@
 """Open-Assistant conversation trees: read from any export, and flattened into prompt/response pairs."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
+from llm_finetuning.data import preferences
 from llm_finetuning.data.filters import Filters, Forest, count_trees, drop_messages, drop_replies
 from llm_finetuning.data.forest import arrange
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.message_files import rows_of_file
 from llm_finetuning.data.messages import FIELDS
 from llm_finetuning.data.pairs import to_frame
-from llm_finetuning.data.reading import Problems, in_validation, without_collector
-from llm_finetuning.data.recipes import RECIPES
+from llm_finetuning.data.reading import Problems, without_collector
+from llm_finetuning.data.recipes import RECIPES, Candidates, each_reply
 from llm_finetuning.data.sources import Splits, locate
+from llm_finetuning.data.splits import in_split
 
 SPLITS = ("train", "validation")
 DTYPES = {"rank": "Int64"}
@@ -26,11 +29,15 @@ DTYPES |= dict.fromkeys(("quality", "toxicity", "detoxify"), "float64")
 class Flattened:
     """The result of `flatten`: `pairs`, one row for each pair record, and `funnel` with the count of every loss.
 
-    funnel: step, unit (tree, message or pair), kept, dropped; kept + dropped = kept of that unit's step before.
+    funnel: step, unit (tree, message, preference pair or pair), kept, dropped; kept + dropped = kept of that unit's
+    step before; attrs as in `Funnel`. preferences: preference records. shortened: how many of the pairs lost turns of
+    their history ("pairs"), and how many of those all turns ("without_history").
     """
 
     pairs: pd.DataFrame
     funnel: pd.DataFrame
+    preferences: list[dict] = field(default_factory=list)
+    shortened: dict[str, int] = field(default_factory=dict)
 
 
 @without_collector()
@@ -68,7 +75,8 @@ def read_messages(
         raise ValueError(f"{source}: no sound tree; line {first['line']}: {first['problem']}. Write it again.")
     trees = len({rows[row][0] for row in order})
     if split and not origin["split_in_source"]:
-        order = [row for row in order if in_validation(rows[row][0], validation_share) == (split == "validation")]
+        wanted = in_split((rows[row][0] for row in order), split, validation_share)
+        order = [row for row in order if rows[row][0] in wanted]
     messages = _to_frame([rows[row] for row in order])
     messages.attrs = origin | {"split": split, "trees": trees, "skipped": problems.found}
     return messages
@@ -102,6 +110,7 @@ def flatten(
     languages: Sequence[str] | None = None,
     *,
     filters: Filters | None = None,
+    preference_pairs: str = "best-worst",
     **single: object,
 ) -> Flattened:
     """Makes prompt/response pairs of messages, and counts what each step leaves out.
@@ -109,6 +118,7 @@ def flatten(
     replies: "best" = to each prompter message its most preferred reply (rank, then quality, then order; one
     without a rank only where no sibling is ranked), with the true history; "all" = every reply once; "joined"
     = the original's rows: first prompt + own prompt without a separator, all replies joined by a space.
+    preference_pairs: which ranked siblings become preferences, see `preferences.of_siblings`.
     filters: all of them as one object, none by default. languages, single: single fields of `Filters` by name,
     which replace those of `filters`. Raises TypeError for a field that `Filters` does not have, ValueError for an
     unknown recipe, missing columns, or rows that are no forest.
@@ -122,8 +132,37 @@ def flatten(
     drop_messages(forest, funnel, filters)
     drop_replies(forest, funnel, filters)
     candidates = RECIPES[replies](forest, funnel)
+    return finish(candidates, replies, filters, funnel, preference_pairs, _siblings(forest, replies, filters))
+
+
+def _siblings(forest: Forest, replies: str, filters: Filters) -> Candidates | None:
+    """Returns single replies as candidates for preferences where the recipe joins them, else None."""
+    if replies != "joined":
+        return None
+    siblings = each_reply(forest, Funnel())
+    siblings.truncate(Funnel(), filters)
+    return siblings
+
+
+def finish(
+    candidates: Candidates,
+    replies: str,
+    filters: Filters,
+    funnel: Funnel,
+    preference_pairs: str,
+    siblings: Candidates | None = None,
+) -> Flattened:
+    """Cuts, chooses and filters candidates; preferences come from them, or from `siblings`, before one is chosen."""
     candidates.truncate(funnel, filters)
+    funnel.replies_left = Counter(Counter(candidates.prompters).values())
+    ranked = siblings or candidates
+    records, owners = preferences.of_siblings(ranked.pairs, ranked.prompters, preference_pairs)
     if replies == "best":
         candidates.choose_best(funnel)
     candidates.drop_duplicates(funnel, filters)
-    return Flattened(to_frame(candidates.pairs), funnel.frame())
+    left = set(candidates.prompters)
+    kept = [record for record, owner in zip(records, owners, strict=True) if owner in left]
+    if records:
+        funnel.step(f"siblings of different rank ({preference_pairs})", preferences.UNIT, len(records))
+        funnel.step("prompt among the pairs", preferences.UNIT, len(kept))
+    return Flattened(to_frame(candidates.pairs), funnel.frame(), kept, candidates.shortened())

@@ -2,22 +2,24 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from llm_finetuning.data import preferences
 from llm_finetuning.data.duplicates import normalise
-from llm_finetuning.data.filters import Filters
+from llm_finetuning.data.filters import Filters, speaks
 from llm_finetuning.data.funnel import Funnel
-from llm_finetuning.data.oasst import Flattened
+from llm_finetuning.data.oasst import Flattened, finish
 from llm_finetuning.data.pairs import check, to_frame, to_records
-from llm_finetuning.data.reading import Problems, in_validation, without_collector
-from llm_finetuning.data.recipes import Candidates
+from llm_finetuning.data.reading import Problems, without_collector
+from llm_finetuning.data.recipes import Candidates, drop_repeated, prompters_of
 from llm_finetuning.data.records import records
 from llm_finetuning.data.shapes import NO_SHAPE, USUAL, Columns, Reader, recognise
 from llm_finetuning.data.sources import Splits, locate
+from llm_finetuning.data.splits import in_split
 from llm_finetuning.data.turns import Unusable
 
 CURE = 'Correct the file, or read it with on_error="skip", which uses what can be used and counts the rest.'
@@ -59,7 +61,8 @@ def read_pairs(
         first = problems.found[0] if problems.found else {"line": 1, "problem": "no record with a response in the loss"}
         raise ValueError(f"{source}: no pairs; {problems.unit} {first['line']}: {first['problem']}. Correct the file.")
     if split and not origin["split_in_source"]:
-        pairs = [p for p in pairs if in_validation(p["message_tree_id"], validation_share) == (split == "validation")]
+        wanted = in_split((pair["message_tree_id"] for pair in pairs), split, validation_share)
+        pairs = [pair for pair in pairs if pair["message_tree_id"] in wanted]
     frame = to_frame(pairs)
     reasons = reader.reasons + Counter(entry.get("reason", "broken records") for entry in problems.found)
     frame.attrs = origin | {"split": split, "read": read, "skipped": problems.found, "reasons": dict(reasons)}
@@ -95,11 +98,14 @@ def ready_preferences(pairs: pd.DataFrame) -> list[dict]:
 
 
 def tree_of(pair: dict) -> str:
-    """Returns the pair's message_tree_id, or one shared by all conversations with the same first user turn."""
+    """Returns the pair's message_tree_id, or one for all that start with the same system message and user turn."""
     if pair.get("message_tree_id"):
         return pair["message_tree_id"]
-    user_turns = [turn["content"] for turn in pair.get("history") or [] if turn["role"] == "user"]
-    return "own-" + hashlib.sha256(normalise([*user_turns, pair["prompt"]][0]).encode("utf-8")).hexdigest()[:16]
+    turns = pair.get("history") or []
+    persona = "".join(turn["content"] for turn in turns[:1] if turn["role"] == "system")
+    user_turns = [turn["content"] for turn in turns if turn["role"] == "user"]
+    start = persona + normalise([*user_turns, pair["prompt"]][0])
+    return "own-" + hashlib.sha256(start.encode("utf-8")).hexdigest()[:16]
 
 
 def _pairs(path: Path, problems: Problems, reader: Reader) -> Iterator[dict]:
@@ -123,26 +129,39 @@ def _pairs(path: Path, problems: Problems, reader: Reader) -> Iterator[dict]:
             yield pair
 
 
-def flatten_pairs(pairs: pd.DataFrame, filters: Filters | None = None, **single: object) -> Flattened:
+def flatten_pairs(
+    pairs: pd.DataFrame,
+    filters: Filters | None = None,
+    replies: str = "all",
+    preference_pairs: str = "best-worst",
+    ready: Sequence[dict] = (),
+    **single: object,
+) -> Flattened:
     """Applies those filters of `oasst.flatten` that suit ready-made pairs, in the same order, and counts the losses.
 
+    Responses to one prompt with one history are siblings: "best" takes the one of best rank, "all" all. ready:
+    preference records beside those of the column `rejected`; all go through the same filters.
     filters, single: as for `oasst.flatten`; what concerns trees, reviews, labels and who wrote a reply is ignored.
     """
-    filters, funnel, rows = replace(filters or Filters(), **single), Funnel(), to_records(pairs)
-    rows = [{name: value for name, value in row.items() if name != "rejected"} for row in rows]
+    filters, funnel = replace(filters or Filters(), **single), Funnel()
+    ready = [*ready, *ready_preferences(pairs)]
+    rows = to_records(pairs.drop(columns="rejected", errors="ignore"))
     skipped = len(pairs.attrs["skipped"])
     funnel.step("lines and pairs in the source", "pair", pairs.attrs["read"] + skipped)
     if skipped:
         funnel.step("sound (broken lines are named in the report)", "pair", pairs.attrs["read"])
     if pairs.attrs["split"]:
         funnel.step(f"in the {pairs.attrs['split']} split", "pair", len(rows))
-    candidates = Candidates(rows, list(range(len(rows))), [None] * len(rows))
+    candidates = Candidates(rows, prompters_of(rows), [None] * len(rows))
     if languages := filters.languages:
-        candidates.keep([pair.get("lang") is None or pair["lang"] in languages for pair in candidates.pairs])
-        funnel.step(f"language {', '.join(languages)}", "pair", len(candidates.pairs))
+        kept = [speaks(pair.get("lang"), languages) for pair in candidates.pairs]
+        candidates.filter(funnel, f"language {', '.join(languages)}", kept, "languages = ''")
     if shortest := filters.min_response_chars:
-        candidates.keep([len(pair["response"].strip()) >= shortest for pair in candidates.pairs])
-        funnel.step(f"response of at least {shortest} characters", "pair", len(candidates.pairs))
-    candidates.truncate(funnel, filters)
-    candidates.drop_duplicates(funnel, filters)
-    return Flattened(to_frame(candidates.pairs), funnel.frame())
+        kept = [len(pair["response"].strip()) >= shortest for pair in candidates.pairs]
+        name = f"response of at least {shortest} characters"
+        candidates.filter(funnel, name, kept, "min_response_chars = 0")
+    if filters.drop_duplicates:
+        drop_repeated(candidates, funnel)
+    filtered = preferences.filter_ready(list(ready), filters, funnel) if ready else []
+    flat = finish(candidates, replies, filters, funnel, preference_pairs)
+    return replace(flat, preferences=[*filtered, *flat.preferences])

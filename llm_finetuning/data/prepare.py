@@ -1,26 +1,30 @@
 """The steps of the two data preparation notebooks: read, flatten, count tokens, write, and check for leaks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from llm_finetuning import plotting, prompts
-from llm_finetuning.data import figures, leaks, oasst, own_data, pairs, reports
+from llm_finetuning import plotting
+from llm_finetuning.data import figures, leaks, oasst, own_data, pairs, preferences, reports
+from llm_finetuning.data import funnel as funnels
 from llm_finetuning.data.filters import Filters
 from llm_finetuning.data.shapes import Columns
 from llm_finetuning.data.sources import locate
+from llm_finetuning.data.tokens import TokenCounter
 from llm_finetuning.files.checksums import hash_file
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import NO_FILTERS, DataPrep, split_names
 
 FILES = {"train": "train_file", "validation": "val_file"}
+PREFERENCES = {"train": "train_preferences", "validation": "val_preferences"}
+NO_VALIDATION = "validation_share = 0: everything is in training, and no validation file is written."
 
 
 @dataclass
 class Prepared:
-    """One prepared split: its pairs, the funnel of what was left out, and token counts.
+    """One prepared split: what flattening gave, and token counts.
 
     lengths: token counts of every candidate before any was truncated or chosen; final_lengths: those of `pairs`.
     Both have the columns prompt, history, response, total.
@@ -28,10 +32,22 @@ class Prepared:
 
     settings: DataPrep
     source: pd.DataFrame
-    pairs: pd.DataFrame
-    funnel: pd.DataFrame
+    flat: oasst.Flattened
     lengths: pd.DataFrame
     final_lengths: pd.DataFrame
+
+    @property
+    def pairs(self) -> pd.DataFrame:
+        return self.flat.pairs
+
+    @property
+    def funnel(self) -> pd.DataFrame:
+        return self.flat.funnel
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this is the validation split of a source that goes into training as a whole."""
+        return len(self.source) == 0
 
     @property
     def split(self) -> str:
@@ -41,6 +57,11 @@ class Prepared:
     def path(self) -> Path:
         """The file to which the pairs are written."""
         return getattr(self.settings.folders, FILES[self.split])
+
+    @property
+    def preferences_path(self) -> Path:
+        """The file to which the preference pairs are written."""
+        return getattr(self.settings.folders, PREFERENCES[self.split])
 
     def figure(self, name: str) -> Path:
         """Returns the file of one of this split's figures."""
@@ -63,38 +84,25 @@ def is_messages(source: pd.DataFrame) -> bool:
     return "parent_id" in source.columns
 
 
-def prepare(settings: DataPrep, source: pd.DataFrame, template: Template) -> Prepared:
-    """Flattens and filters the result of `read` as the settings say, and counts tokens on the way."""
-    counted: dict[tuple, dict] = {}
+def prepare(settings: DataPrep, source: pd.DataFrame, template: Template, ready: Sequence[dict] = ()) -> Prepared:
+    """Flattens and filters the result of `read` as the settings say, and counts tokens on the way.
+
+    ready: the source's own preference records. Raises ValueError that names step and parameter if nothing is left.
+    """
+    counter = TokenCounter(template)
     candidates: list[dict] = []
 
     def truncate(batch: list[dict]) -> list[dict | None]:
         candidates.extend(batch)
-        return truncate_long(batch, token_lengths(batch, template, counted), template, settings.max_seq_length)
+        return counter.truncate(batch, settings.max_seq_length)
 
-    flat = flatten(settings, source, truncate)
-    final = token_lengths(pairs.to_records(flat.pairs), template, counted)
-    first = token_lengths(candidates, template, counted) if candidates else final
+    flat = flatten(settings, source, truncate, ready)
+    if len(source):
+        funnels.check_left(flat.funnel)
+    final = counter.lengths(pairs.to_records(flat.pairs))
+    first = counter.lengths(candidates) if candidates else final
     tables = [pd.DataFrame(lengths, columns=list(reports.PARTS)) for lengths in (first, final)]
-    return Prepared(settings, source, flat.pairs, flat.funnel, *tables)
-
-
-def token_lengths(candidates: list[dict], template: Template, counted: dict[tuple, dict]) -> list[dict]:
-    """Returns `prompts.lengths` of the pairs, and counts only those not in `counted` (texts of a pair → lengths)."""
-    keys = [(p["prompt"], p["response"], *(turn["content"] for turn in p["history"])) for p in candidates]
-    new = {key: pair for key, pair in zip(keys, candidates, strict=True) if key not in counted}
-    counted.update(zip(new, prompts.lengths(list(new.values()), template), strict=True))
-    return [counted[key] for key in keys]
-
-
-def truncate_long(
-    candidates: list[dict], lengths: list[dict], template: Template, max_length: int
-) -> list[dict | None]:
-    """Applies `prompts.truncate_histories` to pairs over `max_length` tokens; None for one that stays too long."""
-    places = [place for place, length in enumerate(lengths) if length["total"] > max_length]
-    truncated = prompts.truncate_histories([candidates[place] for place in places], template, max_length)
-    shortened = {place: cut.pair if cut.example else None for place, cut in zip(places, truncated, strict=True)}
-    return [shortened.get(place, pair) for place, pair in enumerate(candidates)]
+    return Prepared(settings, source, flat, *tables)
 
 
 def filters_of(settings: DataPrep, truncate: Callable[[list[dict]], list[dict | None]] | None) -> Filters:
@@ -107,13 +115,19 @@ def filters_of(settings: DataPrep, truncate: Callable[[list[dict]], list[dict | 
 
 
 def flatten(
-    settings: DataPrep, source: pd.DataFrame, truncate: Callable[[list[dict]], list[dict | None]] | None = None
+    settings: DataPrep,
+    source: pd.DataFrame,
+    truncate: Callable[[list[dict]], list[dict | None]] | None = None,
+    ready: Sequence[dict] = (),
 ) -> oasst.Flattened:
-    """Calls `oasst.flatten`, or `own_data.flatten_pairs` for ready-made pairs, with the settings' filters."""
+    """Calls `oasst.flatten`, or `own_data.flatten_pairs` for ready-made pairs, with the settings' filters.
+
+    ready: the source's own preference records.
+    """
     filters = filters_of(settings, truncate)
     if is_messages(source):
-        return oasst.flatten(source, settings.replies, filters=filters)
-    return own_data.flatten_pairs(source, filters)
+        return oasst.flatten(source, settings.replies, filters=filters, preference_pairs=settings.preference_pairs)
+    return own_data.flatten_pairs(source, filters, settings.replies, settings.preference_pairs, ready)
 
 
 def report(prepared: Prepared) -> dict:
@@ -127,12 +141,18 @@ def report(prepared: Prepared) -> dict:
         "funnel": prepared.funnel.to_dict("records"),
         "skipped": attrs["skipped"],
         "messages": reports.message_counts(prepared.source) if is_messages(prepared.source) else None,
+        "dropped_examples": prepared.funnel.attrs["examples"],
+        "prompts_without_pair": reports.without_pair(prepared.funnel) if is_messages(prepared.source) else None,
         "pairs": {"pairs": len(prepared.pairs)} | reports.pair_counts(prepared.pairs),
+        "shortened": prepared.flat.shortened,
+        "preferences": {"pairs": len(prepared.flat.preferences), "which": settings.preference_pairs},
+        "shape": reports.shape(prepared.source, prepared.pairs, prepared.funnel),
         "tokens_before_cutting": reports.token_statistics(prepared.lengths, limit),
         "tokens": reports.token_statistics(prepared.final_lengths, limit),
         "known_answers": None if known is None else known.to_dict("index"),
         "examples": reports.examples(prepared.pairs),
         "versions": reports.versions(),
+        "token_counts": reports.token_counts(prepared.final_lengths),
     }
 
 
@@ -142,10 +162,16 @@ def _token_settings(settings: DataPrep) -> dict:
 
 
 def write(prepared: Prepared) -> pd.DataFrame:
-    """Writes the pairs and their report, and returns the pairs as read back from the file.
+    """Writes the pairs, their report and the preference pairs, and returns the pairs as read back from the file.
 
-    Raises ValueError if they differ from those that were prepared.
+    Where there is nothing to write there is no file, and one of an earlier run goes. Raises ValueError if the pairs
+    differ from those that were prepared.
     """
+    preferences.write(prepared.flat.preferences, prepared.preferences_path)
+    if prepared.is_empty:
+        for old in (prepared.path, reports.report_path(prepared.path)):
+            old.unlink(missing_ok=True)
+        return prepared.pairs
     path = pairs.write_jsonl(prepared.pairs, prepared.path)
     back = pairs.read_jsonl(path)
     if pairs.to_records(back) != pairs.to_records(prepared.pairs):
@@ -159,21 +185,15 @@ def language_counts(report: dict) -> tuple[dict | None, dict]:
     return report["messages"] and report["messages"]["languages"], report["pairs"]["languages"]
 
 
-def shapes(report: dict) -> dict[str, dict]:
-    """Returns {axis label: {value: count}} for `figures.shape`."""
-    messages = report["messages"] or {}
-    labels = {"depths": "depth of a message in its tree", "replies_per_prompt": "replies to a prompt"}
-    panels = {label: messages[name] for name, label in labels.items() if name in messages}
-    return panels | {"turns before a pair's prompt": report["pairs"]["turns_before"]}
-
-
 def save_figures(prepared: Prepared) -> list[plotting.Figure]:
     """Draws all four figures of a split, writes them to figures/ and returns them for display."""
+    if prepared.is_empty:
+        return []
     facts, name = report(prepared), prepared.split.capitalize()
     plots = {
         "funnel": figures.funnel(prepared.funnel, f"{name} split: what each step kept"),
         "languages": figures.languages(*language_counts(facts), f"{name} split: languages"),
-        "shape": figures.shape(shapes(facts), f"{name} split: shape of the conversations"),
+        "shape": figures.shape(facts["shape"], f"{name} split: shape of the conversations"),
         "token_lengths": figures.token_lengths(
             prepared.lengths, prepared.settings.max_seq_length, f"{name} split: tokens before cutting"
         ),
@@ -190,6 +210,34 @@ def token_sentence(statistics: dict) -> str:
     )
 
 
+def written_sentence(prepared: Prepared) -> str:
+    """Says what was written: pairs, preference pairs, and how many lost turns of their history."""
+    if prepared.is_empty:
+        return NO_VALIDATION
+    lost, number = prepared.flat.shortened, len(prepared.flat.preferences)
+    liked = f"{number:,} preference pairs in {prepared.preferences_path.name}"
+    return "\n".join(
+        [
+            f"{len(prepared.pairs):,} pairs in {prepared.path}",
+            liked if number else "No replies with ranks: no file of preference pairs.",
+            f"{lost['pairs']:,} pairs lost their oldest turns, {lost['without_history']:,} of them all turns.",
+        ]
+    )
+
+
+def loss_sentences(prepared: Prepared) -> str:
+    """Says which filters took much, with examples, how many histories were cut, and why prompts have no pair."""
+    if prepared.is_empty:
+        return NO_VALIDATION
+    attrs = prepared.funnel.attrs
+    lines = [funnels.large_losses(prepared.funnel), *(f"{step}: {note}." for step, note in attrs["notes"].items())]
+    if is_messages(prepared.source):
+        reasons = reports.without_pair(prepared.funnel)
+        lines.append("Prompts that have no pair, by where they lost their last reply:")
+        lines += [f"    {step}: {number:,}" for step, number in reasons.items()]
+    return "\n".join(lines)
+
+
 def known_sentence(report: dict) -> str:
     """Says whether the counts are those that are known of the source."""
     known = report["known_answers"]
@@ -202,56 +250,108 @@ def known_sentence(report: dict) -> str:
     return "\n".join(lines)
 
 
+def counts_sentence(prepared: Prepared) -> str:
+    """Says of the written split whether its counts are those that are known, and how many tokens it has."""
+    if prepared.is_empty:
+        return NO_VALIDATION
+    facts = reports.read_report(prepared.path)
+    return f"{known_sentence(facts)}\n{token_sentence(facts['tokens'])}"
+
+
 def leak_sentence(prepared: Prepared) -> str:
     """Says how many pairs the last check removed from the training file."""
-    removed = reports.read_report(prepared.path)["leaks"]["removed_from_train"]
+    if prepared.is_empty:
+        return NO_VALIDATION
+    found = reports.read_report(prepared.path)["leaks"]
     left = len(pairs.read_jsonl(prepared.settings.folders.train_file))
-    return f"{removed:,} pairs taken out of the training file, {left:,} left there; validation is unchanged."
+    of_ranked = f" ({found['removed_preferences']:,} preference pairs too)" if found["removed_preferences"] else ""
+    return (
+        f"{found['removed_from_train']:,} pairs taken out of the training file{of_ranked}, {left:,} left there;"
+        " validation is unchanged."
+    )
 
 
 def check_leaks(prepared: Prepared, template: Template) -> pd.DataFrame:
-    """Compares the validation pairs with the training file, both ways, and removes leaks from the latter.
+    """Compares what validation holds with what training holds, and removes leaks from the latter.
 
-    Validation is never changed. The training file and its report are rewritten only if something was removed.
-    Returns one row for each kind of leak: the number of training pairs and that of validation pairs. Raises
-    FileNotFoundError if the training file has not been written yet.
+    Pairs and preference pairs count on both sides. Validation is never changed; training's files and report are
+    rewritten only if something was removed. Returns one row for each kind of leak: the number of training pairs, of
+    validation pairs, and of training preference pairs if there are any. Raises FileNotFoundError if the training
+    file has not been written yet, ValueError if no training pair would be left.
     """
-    settings, path = prepared.settings, prepared.settings.folders.train_file
-    if not path.exists():
+    settings, folders = prepared.settings, prepared.settings.folders
+    if prepared.is_empty:
+        return pd.DataFrame()
+    if not folders.train_file.exists():
         raise FileNotFoundError(
-            f'{path.name} not found in {path.parent}. Run "Data Prep/OpenAssistant Finetuning Training Data '
-            'Prep.ipynb" first.'
+            f'{folders.train_file.name} not found in {folders.train_file.parent}. Run "Data Prep/OpenAssistant '
+            'Finetuning Training Data Prep.ipynb" first.'
         )
-    train = pairs.read_jsonl(path)
-    in_train = leaks.overlaps(train, prepared.pairs, settings.leak_similarity)
-    in_validation = leaks.overlaps(prepared.pairs, train, settings.leak_similarity)
-    table = pd.DataFrame({"training pairs": leaks.count(in_train), "validation pairs": leaks.count(in_validation)})
-    removed = int(in_train.notna().sum()) if settings.remove_leaks else 0
-    if removed:
-        _rewrite_train(path, train[in_train.isna()], table, template, settings)
-    _add_to_report(prepared.path, {"leaks": {"found": table.to_dict(), "removed_from_train": removed}})
+    train, ranked = pairs.read_jsonl(folders.train_file), preferences.read(folders.train_preferences)
+    held_out = pd.concat([prepared.pairs, preferences.as_pairs(prepared.flat.preferences)], ignore_index=True)
+    everything = pd.concat([train, preferences.as_pairs(ranked)], ignore_index=True)
+    in_train, in_validation = leaks.overlaps(everything, held_out, settings.leak_similarity)
+    sides = in_train[len(train) :].tolist()  # chosen and rejected of each preference pair in turn
+    both = zip(sides[::2], sides[1::2], strict=True)
+    of_ranked = pd.Series([next((k for k in leaks.KINDS if k in two), None) for two in both], dtype=object)
+    in_train, in_validation = in_train[: len(train)], in_validation[: len(prepared.pairs)]
+    found = {"training pairs": leaks.count(in_train), "validation pairs": leaks.count(in_validation)}
+    table = pd.DataFrame(found | ({"training preference pairs": leaks.count(of_ranked)} if ranked else {}))
+    removed = {"removed_from_train": 0, "removed_preferences": 0}
+    if settings.remove_leaks:
+        removed = dict(zip(removed, (int(kinds.notna().sum()) for kinds in (in_train, of_ranked)), strict=True))
+    entries = {"leaks": {"found": table.to_dict()} | removed}
+    if any(removed.values()):
+        stays = [record for record, kind in zip(ranked, of_ranked, strict=True) if kind is None]
+        _rewrite_train(train, in_train, stays, entries, TokenCounter(template), settings)
+    _add_to_report(prepared.path, entries)
     return table
 
 
 def _rewrite_train(
-    path: Path, train: pd.DataFrame, table: pd.DataFrame, template: Template, settings: DataPrep
+    train: pd.DataFrame,
+    kinds: pd.Series,
+    ranked: list[dict],
+    entries: dict,
+    counter: TokenCounter,
+    settings: DataPrep,
 ) -> None:
-    """Writes the training file without the leaks, and updates its report."""
+    """Writes training's files without the leaks, and updates the report."""
+    path, left, removed = settings.folders.train_file, train[kinds.isna()], entries["leaks"]
+    if not len(left):
+        raise ValueError(
+            f"nothing is left: the leak check took all {len(train):,} pairs out of {path.name}"
+            f" ({', '.join(f'{kind}: {number:,}' for kind, number in leaks.count(kinds).items() if number)}):"
+            " set leak_similarity = 0 (equal prompts only) or remove_leaks = False"
+        )
     old = reports.read_report(path)
-    before = old["pairs"]["pairs"]
-    removed = before - len(train)
-    lengths = pd.DataFrame(prompts.lengths(pairs.to_records(train), template), columns=list(reports.PARTS))
-    step = {"step": "not in the validation file", "unit": "pair", "kept": len(train), "dropped": removed}
-    pairs.write_jsonl(train, path)
+    lengths = _lengths_left(path, old, train, kinds, counter)
+    pairs.write_jsonl(left, path)
+    preferences.write(ranked, settings.folders.train_preferences)
+    name, number = "not in the validation file", removed["removed_preferences"]
+    steps = [{"step": name, "unit": "pair", "kept": len(left), "dropped": len(train) - len(left)}]
+    if number:
+        steps.insert(0, {"step": name, "unit": preferences.UNIT, "kept": len(ranked), "dropped": number})
     new = {
         "sha256": hash_file(path),
-        "funnel": [*old["funnel"], step],
-        "pairs": {"pairs": len(train)} | reports.pair_counts(train),
+        "funnel": [*old["funnel"], *steps],
+        "pairs": {"pairs": len(left)} | reports.pair_counts(left),
+        "preferences": {"pairs": len(ranked), "which": settings.preference_pairs},
         "tokens": reports.token_statistics(lengths, settings.max_seq_length),
-        "examples": reports.examples(train),
-        "leaks": {"found": table.to_dict(), "removed_from_train": removed},
+        "examples": reports.examples(left),
+        "token_counts": reports.token_counts(lengths),
     }
-    reports.write_report(old | new, path)
+    reports.write_report(old | new | entries, path)
+
+
+def _lengths_left(
+    path: Path, report: dict, train: pd.DataFrame, kinds: pd.Series, counter: TokenCounter
+) -> pd.DataFrame:
+    """Returns token counts of the pairs that stay, from the report's counts if it is that of the file as it is."""
+    if report.get("sha256") == hash_file(path) and "token_counts" in report:
+        gone = counter.lengths(pairs.to_records(train[kinds.notna()]))
+        return reports.lengths_without(report["token_counts"], gone)
+    return pd.DataFrame(counter.lengths(pairs.to_records(train[kinds.isna()])), columns=list(reports.PARTS))
 
 
 def _add_to_report(path: Path, entries: dict) -> None:

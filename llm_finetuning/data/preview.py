@@ -11,6 +11,8 @@ COLOURS = {"prompter": "#3b6ea5", "assistant": "#d9822b"}
 
 def source(rows: pd.DataFrame) -> str:
     """Shows one tree of the messages that were read, or one pair of ready-made ones."""
+    if not len(rows):
+        return "<p>Nothing was read for this split.</p>"
     return tree(rows) if "parent_id" in rows.columns else pair(telling_pair(rows))
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import gc
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -160,8 +159,3 @@ def as_number(value: Any) -> Any:
         return int(number) if number == int(number) else number
     except (TypeError, ValueError, OverflowError):
         return value
-
-
-def in_validation(tree: str, validation_share: float) -> bool:
-    """Whether a tree of a source without splits is validation: by a hash of its id, always the same."""
-    return int(hashlib.sha256(tree.encode("utf-8")).hexdigest()[:8], 16) < validation_share * 2**32

@@ -1,9 +1,10 @@
 """Three ways from trees to pairs: joined (the original's), all, and the best reply to each prompt."""
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from math import inf
 
-from llm_finetuning.data.duplicates import first_of_each, first_of_near
+from llm_finetuning.data.duplicates import like_earlier
 from llm_finetuning.data.filters import Filters, Forest
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.pairs import COLUMNS
@@ -13,47 +14,100 @@ from llm_finetuning.data.pairs import COLUMNS
 class Candidates:
     """Pairs that may still be shortened or removed, with what is known of each beyond its record.
 
-    prompters: (N,) row of the prompter message of each pair. qualities: (N,) quality label of the reply, or None.
+    prompters: (N,) the prompter message of each pair, such as its row. qualities: (N,) quality label of the reply,
+    or None. turns_lost: (N,) turns that were cut from the history.
     """
 
     pairs: list[dict]
-    prompters: list[int]
+    prompters: list[Hashable]
     qualities: list[float | None]
+    turns_lost: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.turns_lost = self.turns_lost or [0] * len(self.pairs)
 
     def keep(self, kept: list[bool]) -> None:
         """Removes the pairs whose entry in `kept` is False."""
-        self.pairs, self.prompters, self.qualities = (
+        self.pairs, self.prompters, self.qualities, self.turns_lost = (
             [value for value, keep in zip(values, kept, strict=True) if keep]
-            for values in (self.pairs, self.prompters, self.qualities)
+            for values in (self.pairs, self.prompters, self.qualities, self.turns_lost)
         )
+
+    def filter(self, funnel: Funnel, name: str, kept: list[bool], cure: str = "", like: list | None = None) -> None:
+        """Removes pairs as a step of the funnel; `like` holds the place of an earlier pair for each that goes."""
+        before, pairs = set(self.prompters), self.pairs
+        gone = (
+            _example(pair, None if like is None else pairs[like[place]])
+            for place, (pair, stays) in enumerate(zip(pairs, kept, strict=True))
+            if not stays
+        )
+        self.keep(kept)
+        funnel.step(name, "pair", len(self.pairs), cure and f"set {cure}", gone)
+        funnel.without_reply[name] += len(before) - len(set(self.prompters))
 
     def truncate(self, funnel: Funnel, filters: Filters) -> None:
         """Cuts the oldest turns of long histories, and removes the pairs that are too long without any."""
-        if filters.truncate is not None:
-            truncated = filters.truncate(self.pairs)
-            self.keep([pair is not None for pair in truncated])
-            self.pairs = [pair for pair in truncated if pair is not None]
-            funnel.step("short enough in tokens", "pair", len(self.pairs))
+        if filters.truncate is None:
+            return
+        truncated = filters.truncate(self.pairs)
+        self.turns_lost = [
+            0 if cut is None else len(pair["history"]) - len(cut["history"])
+            for pair, cut in zip(self.pairs, truncated, strict=True)
+        ]
+        name = "short enough in tokens"
+        self.filter(funnel, name, [pair is not None for pair in truncated], "drop_too_long = 'no'")
+        self.pairs = [pair for pair in truncated if pair is not None]
+        lost = self.shortened()
+        funnel.notes[name] = (
+            f"{lost['pairs']:,} pairs lost their oldest turns, {lost['without_history']:,} of them all turns"
+        )
+
+    def shortened(self) -> dict[str, int]:
+        """Counts the pairs that lost turns of their history, and those among them that have none left."""
+        left = [
+            [turn for turn in pair["history"] if turn["role"] != "system"]
+            for pair, lost in zip(self.pairs, self.turns_lost, strict=True)
+            if lost
+        ]
+        return {"pairs": len(left), "without_history": left.count([])}
 
     def choose_best(self, funnel: Funnel) -> None:
         """Keeps, for each prompter message, the reply of lowest rank, then best quality, then first in order."""
-        best: dict[int, tuple] = {}
+        best: dict[Hashable, tuple] = {}
         for place, (pair, prompter) in enumerate(zip(self.pairs, self.prompters, strict=True)):
-            rank, quality = pair["rank"], self.qualities[place]
+            rank, quality = pair.get("rank"), self.qualities[place]
             key = (inf if rank is None else rank, inf if quality is None else -quality, place)
             best[prompter] = min(best.get(prompter, key), key)
         places = {key[-1] for key in best.values()}
-        self.keep([place in places for place in range(len(self.pairs))])
-        funnel.step("preferred to its siblings", "pair", len(self.pairs))
+        self.filter(funnel, "preferred to its siblings", [place in places for place in range(len(self.pairs))])
 
     def drop_duplicates(self, funnel: Funnel, filters: Filters) -> None:
         """Keeps the first of equal prompts with equal histories; its several replies all stay."""
         if filters.drop_duplicates:
-            self.keep(first_of_each(self.pairs, self.prompters))
-            funnel.step("prompt not seen before", "pair", len(self.pairs))
+            like = like_earlier(self.pairs, self.prompters)
+            self.filter(funnel, "prompt not seen before", [one is None for one in like], "drop_duplicates = 'no'", like)
         if threshold := filters.near_duplicates:
-            self.keep(first_of_near(self.pairs, self.prompters, threshold))
-            funnel.step(f"prompt less than {threshold:.0%} like an earlier one", "pair", len(self.pairs))
+            like = like_earlier(self.pairs, self.prompters, threshold)
+            name = f"prompt less than {threshold:.0%} like an earlier one"
+            self.filter(funnel, name, [one is None for one in like], "near_duplicates = 0", like)
+
+
+def _example(pair: dict, like: dict | None) -> dict:
+    return {"prompt": pair["prompt"], "response": pair["response"]} | ({"like": like["prompt"]} if like else {})
+
+
+def prompters_of(pairs: list[dict]) -> list[Hashable]:
+    """Returns for each ready-made pair what stands for its prompter message: its prompt with its whole history."""
+    return [(pair["prompt"], *((turn["role"], turn["content"]) for turn in pair["history"])) for pair in pairs]
+
+
+def drop_repeated(candidates: Candidates, funnel: Funnel) -> None:
+    """Keeps the first of ready-made pairs that are equal in prompt, history and response."""
+    first: dict[tuple, int] = {}
+    keys = ((pair["response"], one) for pair, one in zip(candidates.pairs, candidates.prompters, strict=True))
+    places = [first.setdefault(key, place) for place, key in enumerate(keys)]
+    kept = [place == one for place, one in enumerate(places)]
+    candidates.filter(funnel, "pair not seen before", kept, "drop_duplicates = 'no'", places)
 
 
 def joined(forest: Forest, funnel: Funnel) -> Candidates:
@@ -107,8 +161,7 @@ def each_reply(forest: Forest, funnel: Funnel) -> Candidates:
     ]
     candidates = Candidates(pairs, [parents[row] for row in rows], [quality[row] for row in rows])
     funnel.step("one for each reply", "pair", len(pairs))
-    candidates.keep([pair["response"] != "" for pair in pairs])
-    funnel.step("with a response", "pair", len(candidates.pairs))
+    candidates.filter(funnel, "with a response", [pair["response"] != "" for pair in pairs])
     return candidates
 
 

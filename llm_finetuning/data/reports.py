@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from llm_finetuning.data.oasst import flatten
 from llm_finetuning.data.pairs import to_records
+from llm_finetuning.data.recipes import prompters_of
 from llm_finetuning.files.atomic import write_json
 
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
@@ -64,6 +66,37 @@ def message_depths(messages: pd.DataFrame) -> pd.Series:
     return pd.Series(list(depths.values()), index=messages.index, dtype=int)
 
 
+def shape(source: pd.DataFrame, pairs: pd.DataFrame, funnel: pd.DataFrame) -> dict[str, dict]:
+    """Returns {axis label: {"in the source" or "after the filters": {value: count}}} for `figures.shape`.
+
+    Both count the same things: prompts by the turns before them, and prompts by their replies.
+    """
+    before, after = "in the source", "after the filters"
+    left = pd.Series(funnel.attrs["replies_left"], dtype=int)
+    replies = {str(number): int(prompts) for number, prompts in left.sort_index().items()}
+    if "parent_id" in source.columns:
+        depths = message_depths(source)
+        asked = pd.Series(depths.to_numpy(), index=source["message_id"])
+        of_pairs = asked.reindex(pairs["message_id"])
+        of_pairs = of_pairs - of_pairs % 2  # a reply stands one below its prompt
+        turns = {
+            before: counts(depths[source["role"] == "prompter"], False),
+            after: counts(of_pairs.astype(int), False),
+        }
+        siblings = {before: message_counts(source)["replies_per_prompt"], after: replies}
+    else:
+        turns = {name: pair_counts(frame)["turns_before"] for name, frame in ((before, source), (after, pairs))}
+        same = pd.Series(prompters_of(to_records(source)), dtype=object).value_counts()
+        siblings = {before: counts(same, False), after: replies}
+    return {"turns before a prompt": turns, "replies to a prompt": siblings}
+
+
+def without_pair(funnel: pd.DataFrame) -> dict[str, int]:
+    """Returns {the step at which a prompt lost its last reply: number of prompts}, the most frequent first."""
+    losses = {step: number for step, number in funnel.attrs["without_reply"].items() if number}
+    return dict(sorted(losses.items(), key=lambda item: -item[1]))
+
+
 def pair_counts(pairs: pd.DataFrame) -> dict[str, dict]:
     """Counts pairs per language, and per number of turns before the prompt."""
     return {
@@ -94,6 +127,21 @@ def token_statistics(lengths: pd.DataFrame, max_seq_length: int) -> dict:
         "share_beyond": round(float((lengths["total"] > max_seq_length).mean()), 4),
         "share_trained": round(float(lengths["response"].sum() / lengths["total"].sum()), 4),
     }
+
+
+def token_counts(lengths: pd.DataFrame) -> dict[str, dict]:
+    """Returns {part: {tokens: number of pairs}}, from which `lengths_without` goes on after some pairs left."""
+    return {part: counts(lengths[part], by_size=False) for part in PARTS}
+
+
+def lengths_without(counted: dict[str, dict], gone: list[dict]) -> pd.DataFrame:
+    """Returns the token counts that `token_counts` counted, sorted in each column, without those of some pairs."""
+    columns = {}
+    for part in PARTS:
+        left = Counter({int(tokens): number for tokens, number in counted[part].items()})
+        left.subtract(length[part] for length in gone)
+        columns[part] = sorted(left.elements())
+    return pd.DataFrame(columns, columns=list(PARTS))
 
 
 def token_table(statistics: dict) -> pd.DataFrame:

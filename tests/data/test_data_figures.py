@@ -24,7 +24,13 @@ PLOTS = {
     "funnel": figures.funnel(FUNNEL, "Title"),
     "languages": figures.languages(MANY, {"en": 20}, "Title"),
     "pairs alone": figures.languages(None, {"unknown": 1}, "Title"),
-    "shape": figures.shape({"depth": {"0": 9846, "1": 27000}, "replies": {"0": 5}}, "Title"),
+    "shape": figures.shape(
+        {
+            label: {"in the source": {"0": 9846, "1": 27000}, "after the filters": {"0": 5}}
+            for label in ("turns", "replies")
+        },
+        "Title",
+    ),
     "lengths": figures.token_lengths(LENGTHS, 1024, "Title"),
 }
 

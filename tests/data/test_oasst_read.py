@@ -12,7 +12,7 @@ import pytest
 from mutations import mutated
 
 from llm_finetuning.data.oasst import flatten, read_messages
-from llm_finetuning.data.reading import in_validation
+from llm_finetuning.data.splits import in_split
 
 LABELS = {"spam": {"value": 0.0, "count": 3}, "quality": {"value": 0.75, "count": 3}}
 
@@ -118,7 +118,7 @@ def test_the_splits_part_the_trees(source):
     trees = set(train["message_tree_id"]), set(validation["message_tree_id"])
     assert not trees[0] & trees[1] and len(trees[0] | trees[1]) == 200
     assert 25 <= len(trees[1]) <= 55
-    assert all(in_validation(name, 0.2) for name in trees[1])
+    assert trees[1] == in_split(trees[0] | trees[1], "validation", 0.2)
     assert flatten(validation).funnel["kept"].tolist()[:2] == [200, len(trees[1])]
     with pytest.raises(ValueError, match="split = 'test'"):
         read_messages(path, "test")

@@ -10,7 +10,7 @@ from forests import random_tree
 from mutations import mutated
 
 from llm_finetuning.data import leaks, own_data, pairs
-from llm_finetuning.data.duplicates import NearSearch, normalise
+from llm_finetuning.data.duplicates import normalise
 from llm_finetuning.data.oasst import flatten
 
 PAIR = {"prompt": "Größe?\nIn cm", "response": " 180 \u2028", "history": [], "lang": "de"}
@@ -218,10 +218,10 @@ def test_own_pairs_go_through_the_filters_with_a_funnel(tmp_path):
     records += [{"prompt": "Q2", "response": "Hm"}, {"prompt": "Q3", "response": "Lange Antwort", "lang": "de"}]
     write(tmp_path / "own.jsonl", *records, {"prompt": "Q4"})
     read = own_data.read_pairs(tmp_path / "own.jsonl", on_error="skip")
-    flat = own_data.flatten_pairs(read, languages=["en"], min_response_chars=3, drop_duplicates=True)
+    flat = own_data.flatten_pairs(read, replies="best", languages=["en"], min_response_chars=3, drop_duplicates=True)
     assert flat.pairs["response"].tolist() == ["Long answer"]
-    assert flat.funnel["kept"].tolist() == [5, 4, 3, 2, 1]
-    assert flat.funnel["dropped"].tolist() == [0, 1, 1, 1, 1]
+    assert flat.funnel["kept"].tolist() == [5, 4, 3, 2, 2, 2, 1]
+    assert flat.funnel["dropped"].tolist() == [0, 1, 1, 1, 0, 0, 1]
 
 
 def table(*rows: tuple) -> pd.DataFrame:
@@ -239,37 +239,11 @@ def test_leaks_are_found_by_tree_message_prompt_and_near_prompt():
         ("t9", "m9", "Which of the many Swedish lakes is the largest one?"),
         (None, None, "Nothing like it"),
     )
-    kinds = leaks.overlaps(ours, others, threshold=0.7)
+    kinds, in_others = leaks.overlaps(ours, others, threshold=0.7)
     assert kinds.tolist() == ["tree", "message", "prompt", "near prompt", None, None]
-    assert leaks.overlaps(ours, others).tolist() == ["tree", "message", "prompt", None, None, None]
+    assert in_others.tolist() == ["tree", "message", None]
+    assert leaks.overlaps(ours, others)[0].tolist() == ["tree", "message", "prompt", None, None, None]
     assert leaks.count(kinds) == {"tree": 1, "message": 1, "prompt": 1, "near prompt": 1}
-
-
-def test_near_search_agrees_with_the_definition():
-    chance = random.Random(0)
-    texts = ["".join(chance.choices("abcdef ", k=60)) for _ in range(40)]
-    texts += [text[:20] + chance.choice("xyz") + text[21:] for text in texts]
-
-    def parts(text: str) -> set[str]:
-        return {text[place : place + 5] for place in range(len(text) - 4)}
-
-    def similar(one: str, other: str) -> bool:
-        return len(parts(one) & parts(other)) >= 0.7 * len(parts(one) | parts(other))
-
-    search, found = NearSearch(0.7), 0
-    for place, text in enumerate(texts):
-        expected = {other for other in texts[:place] if similar(text, other)}
-        assert set(search.like(text)) == expected
-        found += len(expected)
-        search.add(text, text)
-    assert found >= 40
-
-
-def test_prompts_with_different_numbers_are_not_near():
-    search = NearSearch(0.5)
-    search.add("first", "count from 1 to 100, please")
-    assert list(search.like("count from 1 to 10, please")) == []
-    assert list(search.like("count from 1 to 100, pleas")) == ["first"]
 
 
 @pytest.mark.parametrize(

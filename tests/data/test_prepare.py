@@ -102,7 +102,7 @@ def test_long_pairs_lose_their_oldest_turns_or_go(settings, template):
     record = {"prompt": {"message_id": "q", "role": "prompter", "text": "y" * 80, "replies": [answer]}}
     with open(settings.source, "w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in (record, long))
-    every = {"validation_share": 1e-9}
+    every = {"validation_share": 0.0}
     chosen = dataclasses.replace(settings, max_seq_length=130, **every)
     part = prepared_split(chosen, "train", template)
     assert part.pairs["response"].tolist() == ["First answer", "Second answer", "Short enough"]
