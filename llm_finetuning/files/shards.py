@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from llm_finetuning.files.atomic import write_json
@@ -28,12 +28,16 @@ class Weights:
         if (folder / INDEX).is_file():
             self.files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         elif (folder / single).is_file():
-            with safe_open(folder / single, "pt") as file:
-                self.files = dict.fromkeys(file.keys(), single)
+            self.files = dict.fromkeys(_names(folder / single), single)
         else:
             raise FileNotFoundError(f"{folder} holds no weights as safetensors: neither {single} nor {INDEX}")
-        if missing := sorted(name for name in set(self.files.values()) if not (folder / name).is_file()):
+        if missing := sorted({name for name in self.files.values() if not (folder / name).is_file()}):
             raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names: fetch the folder again")
+
+    def check_files(self) -> None:
+        """Raises ValueError for a file that is cut off or damaged at its beginning; no tensor is read."""
+        for name in sorted(set(self.files.values())):
+            _names(self.folder / name)
 
     def names(self) -> list[str]:
         return sorted(self.files)
@@ -49,6 +53,14 @@ class Weights:
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, tensor) in the order of the files, which is the quickest to read."""
         return ((name, self.read(name)) for name in self.files)
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
 
 
 def write_shards(

@@ -87,6 +87,12 @@ class RunInputs:
 def read_inputs(settings: Finetuning) -> RunInputs:
     """The inputs of a run from the files that the data preparation wrote. Raises FileNotFoundError or ValueError."""
     folders = settings.folders
+    for file, part in ((folders.train_file, "Training"), (folders.val_file, "Validation")):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f'{file} not found: run "Data Prep/OpenAssistant Finetuning {part} Data Prep.ipynb" first, with the'
+                " same drive_folder, or set drive_folder to where its results are"
+            )
     train, held_out = (pairs.to_records(pairs.read_jsonl(file)) for file in (folders.train_file, folders.val_file))
     tokenizer = models.tokenizer(settings.model_name, settings.tokenizer_folder, settings.model_revision)
     return encode_inputs(settings, tokenizer, train, held_out)

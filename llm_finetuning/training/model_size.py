@@ -76,9 +76,13 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
 
 
 def build_on_meta(model_config: PretrainedConfig, dtype: torch.dtype, attention: str = "eager") -> PreTrainedModel:
-    """The model of a configuration with no storage behind its weights."""
+    """The model of a configuration with no storage behind its weights. Raises ValueError for other models."""
     from transformers import AutoModelForCausalLM
 
+    if type(model_config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(
+            f"{model_config.model_type} is no causal language model to transformers: set model_name to another base"
+        )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=attention)
 

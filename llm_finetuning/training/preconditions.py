@@ -56,13 +56,14 @@ def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) 
     Raises FileNotFoundError for a checkpoint that is not safetensors.
     """
     try:
-        stored = set(Weights(folder).names())
+        weights = Weights(folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"model_name = {settings.model_name!r}: {error}. Pickled weights (pytorch_model.bin) are never opened:"
             " choose another base or revision, or convert it (https://huggingface.co/spaces/safetensors/convert)"
         ) from None
-    model = model_size.build_on_meta(config, torch.bfloat16)
+    weights.check_files()
+    stored, model = set(weights.names()), model_size.build_on_meta(config, torch.bfloat16)
     modules = qlora.linear_modules(model) if settings.use_4bit else qlora.adapted_modules(model, settings)
     names = [f"{name}.weight" for name in modules]
     if missing := [name for name in names if models.stored_name(name, stored, config) is None]:

@@ -1,0 +1,130 @@
+"""What is wrong with a run is said in one of its first three cells: settings, pairs, plan. `-s` prints a table."""
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training_fixtures import SMALL, small_pairs
+
+from llm_finetuning import hardware, settings
+from llm_finetuning.training import planning, qlora
+from llm_finetuning.training.dataset import read_inputs
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+
+
+def config(**entries):
+    def change(base: Path) -> None:
+        file = base / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+    return change
+
+
+def weights(change):
+    def rewrite(base: Path) -> None:
+        tensors = load_file(base / "model.safetensors")
+        save_file({change(name): tensor for name, tensor in tensors.items()}, base / "model.safetensors")
+
+    return rewrite
+
+
+def write(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def remove(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name: str):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1000])
+
+
+def pickled(base: Path) -> None:
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+
+
+def without_eos(base: Path) -> None:
+    file = base / "tokenizer_config.json"
+    values = {name: value for name, value in json.loads(file.read_text()).items() if name != "eos_token"}
+    file.write_text(json.dumps(values))
+
+
+TRAIN = "data/finetuning_data_train.jsonl"
+CASES = [  # (what is wrong: settings, base, files), (cell that says it, words of the message)
+    ({"lora_r": 0}, None, None, "settings", "lora_r = 0: at least 1"),
+    ({"learning_rate": float("inf")}, None, None, "settings", "learning_rate = inf"),
+    ({"learning_rate": float("nan")}, None, None, "settings", "learning_rate = nan"),
+    ({"seed": -1}, None, None, "settings", "seed = -1: 0 or more"),
+    ({"dtype": "fp8"}, None, None, "settings", "dtype = 'fp8': one of auto, bfloat16"),
+    ({"num_train_epochs": 0.0}, None, None, "settings", "num_train_epochs = 0.0: above 0"),
+    ({"publish_to": "hub"}, None, None, "settings", "needs user/name"),
+    ({"tokens_per_step": 10}, None, None, "settings", "at least max_seq_length"),
+    ({}, None, remove(TRAIN), "pairs", "finetuning_data_train.jsonl.*run .*Training Data Prep"),
+    ({}, None, remove("data/finetuning_data_val.jsonl"), "pairs", "_val.jsonl.*run .*Validation Data Prep"),
+    ({}, None, write(TRAIN, "{\n oops"), "pairs", "finetuning_data_train.jsonl"),
+    ({}, None, write(TRAIN, ""), "pairs", "finetuning_data_train.jsonl"),
+    ({}, None, write(TRAIN, '{"prompt": "a"}\n'), "pairs", "line 1.*response"),
+    ({"model_name": "/not/there"}, None, None, "pairs", "model_name /not/there is not there"),
+    ({}, remove("config.json"), None, "pairs", "folder without a config.json"),
+    ({}, without_eos, None, "pairs", "no end-of-text token"),
+    ({"chat_template": "/not/there.jinja"}, None, None, "pairs", "chat_template /not/there.jinja is no file"),
+    ({"max_seq_length": 16}, None, None, "pairs", "raise max_seq_length"),
+    ({"optim": "adamw_tourch"}, None, None, "plan", "did you mean 'adamw_torch'"),
+    ({"lr_scheduler_type": "cosin"}, None, None, "plan", "did you mean 'cosine'"),
+    ({"report_to": "wandbb"}, None, None, "plan", "did you mean 'wandb'"),
+    ({"publish_to": "hub", "hub_repository": "me/model"}, None, None, "plan", "publish_to = 'hub'"),
+    ({"lora_target_modules": "q_proj, up_proj"}, None, None, "plan", "up_proj match no linear module"),
+    ({"lora_target_modules": "lm_head"}, None, None, "plan", "lm_head is the output layer, which gets no adapter"),
+    ({}, config(quantization_config={"quant_method": "gptq"}), None, "plan", "quantised already .gptq"),
+    ({}, config(vocab_size=300), None, "plan", "the model has 300 embeddings"),
+    ({}, config(max_position_embeddings=32), None, "plan", "set max_seq_length = 32"),
+    ({"max_new_tokens": 400}, None, None, "plan", "lower max_new_tokens"),
+    ({}, config(model_type="gpt2", n_embd=64, n_head=2, n_layer=2), None, "plan", "no linear layers"),
+    ({}, config(model_type="t5"), None, "plan", "t5.*no causal language model"),
+    ({}, pickled, None, "plan", "Pickled weights"),
+    ({}, cut("model.safetensors"), None, "plan", "model.safetensors is damaged .*fetch it again"),
+    ({}, weights(lambda name: name.replace("q_proj", "query")), None, "plan", "weights of linear layers"),
+    ({}, config(**LLAMA), None, "plan", "weights of linear layers .*not in its checkpoint"),
+    ({"allow_slow": False}, "slow", None, "plan", "no GPU here"),
+    ({}, "no room", None, "plan", "this run needs about"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[4][:40])
+def test_it_is_said_before_the_base_is_loaded(case, tiny_base, tmp_path, monkeypatch):
+    changed, base_change, file_change, expected, words = case
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (tmp_path / "data").mkdir()
+    for name in ("train", "val"):
+        lines = "".join(json.dumps(pair) + "\n" for pair in small_pairs())
+        (tmp_path / "data" / f"finetuning_data_{name}.jsonl").write_text(lines)
+    if callable(base_change):
+        base_change(base)
+    elif base_change:
+        usual = hardware.detect()
+        other = {"slow": {"flops": 1e3}, "no room": {"free_memory": 2**20}}[base_change]
+        monkeypatch.setattr(hardware, "detect", lambda *_: dataclasses.replace(usual, **other))
+    if file_change:
+        file_change(tmp_path)
+    monkeypatch.setattr(qlora, "load_base", lambda *_: pytest.fail("the base was loaded"))
+    folders = {"drive_folder": str(tmp_path), "work_folder": str(tmp_path), "model_name": str(base)}
+    begun, cell = time.perf_counter(), "settings"
+    with pytest.raises((ValueError, FileNotFoundError, OSError), match=f"(?s){words}") as raised:
+        chosen = settings.from_cell(settings.Finetuning, SMALL | folders | changed)
+        cell = "pairs"
+        inputs = read_inputs(chosen)
+        cell = "plan"
+        planning.plan_run(chosen, inputs)
+    message = " ".join(str(raised.value).replace(str(tmp_path), "…").split())
+    print(f"\n| {cell} | {time.perf_counter() - begun:.1f} s | {message[:160]} |")
+    assert cell == expected
+    assert raised.type in (ValueError, FileNotFoundError, OSError), "a library's error"
