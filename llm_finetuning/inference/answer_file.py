@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from llm_finetuning import prompts
 from llm_finetuning.data import pairs, reading
+from llm_finetuning.data.records import records
 from llm_finetuning.files.atomic import partial_name
 from llm_finetuning.inference.chat import Answer, Chat
 from llm_finetuning.inference.generation import SamplingParameters
@@ -24,11 +25,11 @@ def answer_file(
     the first answer, and where the partial file belongs to other prompts.
     """
     prompts_file, answers_file = Path(prompts_file), Path(answers_file)
-    records = read_prompts(prompts_file, lambda messages: chat.prepare(messages, sampling))
+    asked = read_prompts(prompts_file, lambda messages: chat.prepare(messages, sampling))
     partial = partial_name(answers_file)
-    done = _already_answered(partial, records)
-    waiting = records[done:]
-    with partial.open("a", encoding="utf-8") as file, tqdm(total=len(records), initial=done, unit="answer") as bar:
+    done = _already_answered(partial, asked)
+    waiting = asked[done:]
+    with partial.open("a", encoding="utf-8") as file, tqdm(total=len(asked), initial=done, unit="answer") as bar:
         for start in range(0, len(waiting), batch_size):
             batch = waiting[start : start + batch_size]
             answers = chat.generate_batch([prompts.question(record) for record in batch], sampling)
@@ -52,8 +53,8 @@ def read_prompts(path: Path, check: Callable[[list[dict]], object]) -> list[dict
     if not path.exists():
         raise FileNotFoundError(f'{path} not found: a JSONL file with one {{"prompt": …}} a line')
     problems = reading.Problems(str(path))
-    records = []
-    for line, record in reading.records(reading.existing_file(path), problems):
+    found = []
+    for line, record in records(reading.existing_file(path), problems):
         try:
             if not isinstance(record.get("prompt"), str):
                 raise ValueError('no "prompt" with a text')
@@ -61,11 +62,11 @@ def read_prompts(path: Path, check: Callable[[list[dict]], object]) -> list[dict
             check(prompts.question(record))
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
-        records.append(record)
-    return records
+        found.append(record)
+    return found
 
 
-def _already_answered(partial: Path, records: list[dict]) -> int:
+def _already_answered(partial: Path, asked: list[dict]) -> int:
     """Counts the complete lines of a partial file, which must answer the first records, and cuts off the rest."""
     if not partial.exists():
         return 0
@@ -73,9 +74,9 @@ def _already_answered(partial: Path, records: list[dict]) -> int:
     complete = raw[: raw.rfind(b"\n") + 1]
     os.truncate(partial, len(complete))
     lines = [json.loads(line) for line in complete.splitlines()]  # bytes: a U+2028 in a text ends no line
-    for number, (line, record) in enumerate(zip(lines, records, strict=False), 1):
+    for number, (line, record) in enumerate(zip(lines, asked, strict=False), 1):
         if {name: line.get(name) for name in record} != record:
             raise ValueError(f"{partial}, line {number} answers another prompt: delete the file to start afresh")
-    if len(lines) > len(records):
+    if len(lines) > len(asked):
         raise ValueError(f"{partial} has more answers than there are prompts: delete the file to start afresh")
     return len(lines)

@@ -104,8 +104,8 @@ class Run:
     held_out = property(lambda self: self.trainer.run_inputs.held_out)
 
 
-def prepare(chosen, pairs: list[dict] | None = None) -> Run:
-    """The cells of the finetuning notebook up to the trainer."""
+def prepare(chosen, pairs: list[dict] | None = None, inputs=None) -> Run:
+    """The cells of the finetuning notebook up to the trainer; `inputs`: what `read_inputs` gave, in place of pairs."""
     from llm_finetuning import models
     from llm_finetuning.training.dataset import encode_inputs
     from llm_finetuning.training.planning import plan_run
@@ -113,7 +113,7 @@ def prepare(chosen, pairs: list[dict] | None = None) -> Run:
     from llm_finetuning.training.trainer import AssistantTrainer
 
     pairs = pairs or small_pairs()
-    inputs = encode_inputs(chosen, models.tokenizer(chosen.model_name), pairs, pairs)
+    inputs = inputs or encode_inputs(chosen, models.tokenizer(chosen.model_name), pairs, pairs)
     plan = plan_run(chosen, inputs)
     model = add_adapters(load_base(chosen, plan), chosen)
     return Run(AssistantTrainer(model, chosen, plan, inputs))

@@ -17,6 +17,7 @@ from training_fixtures import prepare, small_pairs, small_settings
 from llm_finetuning import settings
 from llm_finetuning.training import checkpoints, qlora
 from llm_finetuning.training import trainer as training
+from llm_finetuning.training.dataset import read_inputs
 
 pytestmark = pytest.mark.slow
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -125,7 +126,7 @@ def test_a_shared_model_goes_on_from_its_checkpoint(sharded, tiny_base, tmp_path
     moved = dataclasses.replace(chosen, drive_folder=str(folder), work_folder=str(folder))
     moved.save(folder / "settings.json")
     with pytest.raises(ValueError, match="not over at step 2: go on with the command that began it"):
-        small = prepare(moved)
+        small = prepare(moved, inputs=read_inputs(chosen))
         training.train(small.trainer)
     done = launch_sharded(folder / "settings.json")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -137,13 +138,13 @@ def test_a_shared_model_goes_on_from_its_checkpoint(sharded, tiny_base, tmp_path
 @pytest.mark.more
 def test_the_notebook_takes_what_a_shared_model_learned(sharded):
     chosen = settings.from_file(settings.Finetuning, sharded / "settings.json")
-    small = prepare(chosen)
+    small = prepare(chosen, inputs=read_inputs(chosen))
     outcome = training.train(small.trainer)
     assert (outcome.resumed_from, outcome.step, outcome.of) == ("checkpoint-4", 4, 4)
     learned = adapter(sharded / "adapter")
     for name, tensor in qlora.gather_adapter(small.model).items():
         assert torch.equal(tensor, learned[name.replace(".default", "")])
-    longer = prepare(dataclasses.replace(chosen, num_train_epochs=2.0, warmup_ratio=0.0))
+    longer = prepare(dataclasses.replace(chosen, num_train_epochs=2.0, warmup_ratio=0.0), inputs=read_inputs(chosen))
     with pytest.raises(ValueError, match="not over at step 4: go on with the command that began it"):
         training.train(longer.trainer)
 
