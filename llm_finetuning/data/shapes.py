@@ -47,24 +47,25 @@ class Shape:
         return {*self.needs, *OWN_COLUMNS, system, *optional}
 
 
+PROMPTS = ("prompt", "instruction", "question", "query", "input", "human", "user")
+RESPONSES = ("response", "completion", "output", "answer", "assistant")
+EXPLAINED = {"instruction", "question", "query"}
+"""Prompts that a column `input` or `context` belongs to (Alpaca, Dolly)."""
 SHAPES = (
     Shape("prompt", "chosen", "rejected"),
     Shape("", "chosen", "rejected"),
     Shape(chat="messages"),
     Shape(chat="conversations"),
-    Shape("prompt", "response"),
-    Shape("prompt", "completion"),
-    Shape("instruction", "output", context=True),
-    Shape("instruction", "response", context=True),
-    Shape("question", "answer"),
+    *(Shape(prompt, response, context=prompt in EXPLAINED) for prompt in PROMPTS for response in RESPONSES),
 )
 """The first whose columns a record has is its shape."""
 
 
 def known_shapes() -> str:
     """Names all shapes in words."""
-    names = [" + ".join(shape.needs) + (" (+ input or context)" if shape.context else "") for shape in SHAPES]
-    return "; ".join(["trees and messages of Open-Assistant", *names])
+    special = [" + ".join(shape.needs) for shape in SHAPES if shape.chat or shape.rejected]
+    pairs = f"one of {', '.join(PROMPTS)} + one of {', '.join(RESPONSES)} (+ input or context)"
+    return "; ".join(["trees and messages of Open-Assistant", *special, pairs])
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def read_inputs(settings: Finetuning) -> RunInputs:
         if not file.is_file():
             raise FileNotFoundError(
                 f'{file} not found: run "Data Prep/OpenAssistant Finetuning {part} Data Prep.ipynb" first, with the'
-                " same drive_folder, or set drive_folder to where its results are"
+                " same drive_folder (and a validation_share above 0), or set drive_folder to where its results are"
             )
     train, held_out = (pairs.to_records(pairs.read_jsonl(file)) for file in (folders.train_file, folders.val_file))
     tokenizer = models.tokenizer(settings.model_name, settings.tokenizer_folder, settings.model_revision)

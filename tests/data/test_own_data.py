@@ -182,7 +182,7 @@ def test_other_names_of_columns(tmp_path):
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Excel or Word file; save it as CSV UTF-8"),
         (b"once upon a time\nthere was\n", "neither JSON nor a CSV with a header; it begins with 'once upon"),
         (b'{"prompt": "Q"}\n', "line 1: response is missing. Correct the file"),
-        (b'{"question": "Q"}\n', "line 1: answer is missing"),
+        (b'{"question": "Q"}\n', "line 1: response is missing"),
         (b'{"prompt": 5, "response": "A"}\n', "line 1: prompt is 5, expected a text"),
         (b'{"prompt": "Q", "response": ""}\n', "line 1: the response is empty"),
         (b'{"chosen": "A", "rejected": "B"}\n', "line 1: chosen has no prompt"),
@@ -401,3 +401,13 @@ def test_mutated_records_give_clear_errors_and_take_no_other_with_them(number, t
     assert counts["mutated records"] >= number and refused <= counts["files"] / 10
     assert counts["problems that were counted"] > number / 4
     assert counts["mutated records that gave pairs or messages"] > number / 10
+
+
+@pytest.mark.parametrize("prompt", ["prompt", "Instruction", "question", "Query ", "input", "human", "USER"])
+@pytest.mark.parametrize("response", ["response", "completion", "Output", "answer", "assistant"])
+def test_any_name_of_a_prompt_goes_with_any_name_of_a_response(prompt, response, tmp_path):
+    file = tmp_path / "data"
+    file.write_text(json.dumps({"id": 1, prompt: "Q", response: "A", "system": "S"}) + "\n")
+    (pair,) = own_data.read_pairs(file).to_dict("records")
+    assert (pair["prompt"], pair["response"]) == ("Q", "A")
+    assert pair["history"] == [{"role": "system", "content": "S"}]
