@@ -73,7 +73,7 @@ def runtime(monkeypatch) -> Runtime:
 @pytest.fixture
 def clone(tmp_path) -> Path:
     (tmp_path / "requirements.txt").write_text(
-        "# comment\ntorch>=2.11\nnumpy>=2.0  # Colab's\n\ndatasets>=4.7\ntrl>=1.16,<2\n"
+        "# comment\ntorch>=2.11\nnumpy>=2.0  # Colab's\n\ndatasets>=4.7\ntrl>=1.16,<1.17\n"
     )
     return tmp_path
 
@@ -81,7 +81,7 @@ def clone(tmp_path) -> Path:
 def test_only_what_is_missing_or_too_old_is_installed(runtime, clone, capsys):
     colab.install(clone)
     assert runtime.calls[0][0] == "install"
-    assert sorted(runtime.calls[0][-2:]) == ["datasets>=4.7", "trl<2,>=1.16"]
+    assert sorted(runtime.calls[0][-2:]) == ["datasets>=4.7", "trl<1.17,>=1.16"]
     assert runtime.constraints == "torch==2.11.0+cu128\nnumpy==2.1.3\n"
     assert "Installed datasets 5.2.0, trl 1.16.0" in capsys.readouterr().out
 
@@ -143,7 +143,7 @@ def test_the_versions_of_loaded_packages_are_read_right():
 
 def test_this_environment_meets_the_requirements():
     requirements = colab.read_requirements(ROOT / "requirements.txt")
-    assert Requirement("trl<2,>=1.16") in requirements
+    assert Requirement("trl<1.17,>=1.16") in requirements
     assert [str(r) for r in requirements if not colab.is_met(r)] == []
 
 
