@@ -139,8 +139,13 @@ def test_processes_that_share_a_model_keep_their_part_of_it(chosen, phi2, monkey
     assert shared.micro_batch_tokens >= whole.micro_batch_tokens
     assert shared.peak_memory >= shared.memory["process"] + whole.memory["base weights"], "it is loaded whole"
     assert shared.optimizer == "adamw_torch", "the paged one reads plain tensors"
-    with pytest.raises(ValueError, match="bitsandbytes cannot update a sharded model; set optim = 'auto'"):
-        planning.plan(dataclasses.replace(chosen, optim="paged_adamw_8bit"), gpu("L4", (8, 9), 22), phi2, [400])
+    assert whole.optimizer == "adamw_torch", "a paged one cannot be resumed on several GPUs"
+    for optim, message in {
+        "adamw_bnb_8bit": "bitsandbytes cannot update a sharded model; set optim = 'auto'",
+        "paged_adamw_8bit": "cannot be resumed on several GPUs; set optim = 'auto'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            planning.plan(dataclasses.replace(chosen, optim=optim), gpu("L4", (8, 9), 22), phi2, [400])
 
 
 def test_bfloat16_on_a_t4_is_refused(chosen, phi2):
