@@ -38,7 +38,7 @@ fuzz: .venv/ready
 
 # A run killed twenty times at random moments of its training, and twenty times in all its stages; resumed each time.
 soak: .venv/ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/training/test_trainer.py tests/training/test_stages.py -k "killed and (many or all)" --kills 20 $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/training/test_trainer.py tests/training/test_stages.py -k "killed and (many or stage)" --kills 20 $(ARGS)
 
 # Measures on this machine (twenty minutes), writes benchmarks/results/<machine>.json and prints its tables.
 # One part: ARGS="--part merge"; merge and inference at Phi-2's true size: ARGS="--size true".

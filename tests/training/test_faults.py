@@ -83,7 +83,7 @@ def undisturbed(tiny_base, tmp_path_factory, drive):
 
 def places(count: int) -> list:
     """Where in the calls on Drive, as shares of them; a few in each run of the tests, the others with the matrices."""
-    few = (0.3, 0.9)
+    few = (0.5,)
     return [*few, *(pytest.param(n / count, marks=pytest.mark.more) for n in range(1, count) if n / count not in few)]
 
 
@@ -116,7 +116,7 @@ def small_disk(folder: Path, size: str) -> bool:
     return subprocess.run(mount, capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("patience", [0, 9])
+@pytest.mark.parametrize("patience", [0, pytest.param(9, marks=pytest.mark.more)])
 @pytest.mark.parametrize("room", ["0k", pytest.param("200k", marks=pytest.mark.more)])
 def test_a_full_disk_at_each_checkpoint_changes_nothing(room, patience, tiny_base, tmp_path, capsys, undisturbed):
     """A real one: a tmpfs that is filled up to `room`, in which no checkpoint finds place."""
@@ -156,6 +156,7 @@ def fill(folder: Path, leave: int) -> None:
         file.write(bytes(max(0, shutil.disk_usage(folder).free - leave)))
 
 
+@pytest.mark.more
 def test_a_disk_that_has_room_again_gets_the_next_checkpoint(tiny_base, tmp_path, capsys, undisturbed):
     work = tmp_path / "vm"
     if not small_disk(work, "8m"):

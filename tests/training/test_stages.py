@@ -49,15 +49,12 @@ def kill(folder: Path, base: Path, stage: str, seconds: float) -> None:
     assert process.returncode in (0, -signal.SIGKILL), printed[-3000:]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stages", [["merge"], pytest.param(None, marks=pytest.mark.more)], ids=["merge", "all"])
-def test_killed_in_any_stage_it_ends_with_the_same_bytes(stages, undisturbed, tiny_base, tmp_path, request):
+@pytest.mark.more
+def test_killed_in_any_stage_it_ends_with_the_same_bytes(undisturbed, tiny_base, tmp_path, request):
     chance = random.Random(5)
-    kills = request.config.getoption("--kills") if stages is None else 1
-    for number in range(kills):
-        kill(tmp_path, tiny_base, (stages or STAGES)[number % len(stages or STAGES)], chance.uniform(0.0, 1.5))
+    for number in range(request.config.getoption("--kills")):
+        kill(tmp_path, tiny_base, STAGES[number % len(STAGES)], chance.uniform(0.0, 1.5))
     digests, printed = finish(tmp_path, tiny_base)
     assert digests == undisturbed
-    assert stages is None or "now at step" in printed and "went on from checkpoint-" in printed
-    if stages is None:
-        assert finish(tmp_path, tiny_base)[0] == undisturbed, "run all a second time after its end"
+    assert "went on from checkpoint-" in printed
+    assert finish(tmp_path, tiny_base)[0] == undisturbed, "run all a second time after its end"
