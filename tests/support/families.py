@@ -31,11 +31,13 @@ FAMILIES = {
     "stablelm": {"num_key_value_heads": 2},
     "starcoder2": {"num_key_value_heads": 1},
     "falcon": {},
+    # all experts are used: with more of them rounding may choose another for a token, and its logits jump
+    "gpt_oss": {"num_key_value_heads": 1, "head_dim": 32, "num_local_experts": 2, "num_experts_per_tok": 2},
 }
 
 
 # Falcon isolates them from transformers 5.24 on.
-MIX_PACKED_EXAMPLES = ("bloom", "opt", *["falcon"] * (Version(transformers.__version__) < Version("5.24")))
+MIX_PACKED_EXAMPLES = ("bloom", "gpt_oss", "opt", *["falcon"] * (Version(transformers.__version__) < Version("5.24")))
 
 
 def tiny_base_of(family: str, folder: Path) -> Path:
