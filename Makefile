@@ -19,7 +19,7 @@ test: .venv/ready
 
 # The slow matrices: kills at random moments, sharded training, other model families, many visitors, every benchmark.
 test-more: .venv/ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m more --kills 20 $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m more --kills 12 $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -88,7 +88,7 @@ def places(count: int) -> list:
 
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
-@pytest.mark.parametrize("place", places(12))
+@pytest.mark.parametrize("place", places(6))
 def test_a_call_on_drive_that_fails_changes_nothing(place, lasting, undisturbed, drive, tiny_base, tmp_path):
     calls, adapter = undisturbed
     first = max(2, int(place * calls))
