@@ -35,9 +35,14 @@ def check_space(path: str | Path, needed_bytes: int, what: str) -> int:
     return free
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk is full; libraries wrap what the system says in errors of their own."""
-    return getattr(error, "errno", None) in FULL or "No space left on device" in str(error)
+def is_full(error: BaseException, folder: Path | None = None, needed_bytes: int = 0) -> bool:
+    """Whether an error comes of a full disk: it says so, or `folder` has less room than what was to be written.
+
+    Libraries wrap what the system says in errors of their own; torch.save's do not name the cause.
+    """
+    if getattr(error, "errno", None) in FULL or "No space left on device" in str(error):
+        return True
+    return folder is not None and shutil.disk_usage(folder).free < needed_bytes
 
 
 def gigabytes(count: int) -> str:

@@ -188,7 +188,7 @@ class AssistantTrainer(SFTTrainer):
                 checkpoints.keep_newest(folder, self.settings.save_total_limit)
                 self.mirror.send(done)
         except Exception as error:  # torch and safetensors raise errors of their own for a full disk
-            if self.plan.processes > 1 or not is_full(error):
+            if self.plan.processes > 1 or not is_full(error, folder, self.plan.checkpoint_bytes):
                 raise
             remove_partials(folder)
             needed = gigabytes(self.plan.checkpoint_bytes)
