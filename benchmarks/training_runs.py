@@ -177,11 +177,10 @@ def load(chosen: settings.Finetuning, plan: planning.Plan, base: Path, changes: 
 def summary(clock: Clock, plan: planning.Plan, peak: int) -> dict:
     """Speed, memory, measured and planned, and MFU of a run; MFU over the matrix rate measured at its start."""
     speed = clock.tokens / clock.elapsed
-    flops = planning.flops_per_token(plan.size, plan.tokens / plan.examples)
     return {
         "tokens_per_second": speed,
         "step_seconds": clock.elapsed / clock.steps,
-        "mfu": speed * flops / plan.machine.flops,
+        "mfu": plan.mfu(speed),
         "peak_gib": peak / hardware.GIB,
         "planned_gib": plan.peak_memory / hardware.GIB,
     }

@@ -113,18 +113,16 @@ class Monitor(TrainerCallback):
         )
 
     def _speed(self) -> dict:
-        """Speed since the entry before; MFU counts 4N + attention per token over the peak matmul throughput."""
+        """Speed since the entry before."""
         now, seen = time.perf_counter(), self.trainer.seen_tokens * self.plan.processes
         seconds, tokens = now - self.since - self.watched, seen - self.seen
         self.since, self.seen, self.watched = now, seen, 0.0
         rate = tokens / max(seconds, 1e-9)
-        length = self.plan.tokens / max(1, self.plan.examples)
-        flops = planning.flops_per_token(self.plan.size, length)
         return {
             "tokens": seen,
             "seconds": seconds,
             "tokens_per_second": rate,
-            "mfu": rate * flops / (self.plan.machine.flops * self.plan.processes),
+            "mfu": self.plan.mfu(rate),
             "memory_bytes": self.peak.read(),
         }
 

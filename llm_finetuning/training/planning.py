@@ -108,8 +108,17 @@ class Plan:
 
     @property
     def cost(self) -> float | None:
+        """Of the planned time, as `cost_of` counts it."""
+        return self.cost_of(self.seconds)
+
+    def cost_of(self, seconds: float) -> float | None:
         """In the currency of rate_per_hour; None where that is not known."""
-        return self.seconds / 3600 * self.settings.rate_per_hour if self.settings.rate_per_hour else None
+        return seconds / 3600 * self.settings.rate_per_hour if self.settings.rate_per_hour else None
+
+    def mfu(self, tokens_per_second: float) -> float:
+        """Model FLOPs utilisation of a speed of all processes: 4N + attention a token over the peak throughput."""
+        flops = flops_per_token(self.size, self.tokens / max(1, self.examples))
+        return tokens_per_second * flops / (self.machine.flops * self.processes)
 
     def table(self) -> pd.DataFrame:
         """What was decided and what it will cost, one line each of at most 50 characters."""

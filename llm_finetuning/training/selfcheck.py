@@ -16,7 +16,7 @@ from peft import PeftModel
 from llm_finetuning import hardware, prompts
 from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.prompts import Template
-from llm_finetuning.training import planning, qlora
+from llm_finetuning.training import qlora
 from llm_finetuning.training.trainer import AssistantTrainer
 
 TIMED_BATCHES = 3
@@ -62,13 +62,12 @@ def check_steps(trainer: AssistantTrainer) -> tuple[list[tuple[str, str]], float
     trainer.model.zero_grad(set_to_none=True)
     trainer.seen_tokens = 0
     seconds = per_token * trainer.steps * min(plan.step_tokens, plan.tokens) / plan.processes
-    mfu = planning.flops_per_token(plan.size, plan.tokens / plan.examples) / per_token / plan.machine.flops
-    rate = trainer.settings.rate_per_hour
+    mfu, cost = plan.mfu(plan.processes / per_token), plan.cost_of(seconds)
     lines = [
         ("longest batch, forward and backward", f"loss {loss:.3f}, gradient norm {norm:.3f}, finite"),
         ("speed", f"{1 / per_token:,.0f} tokens/s over {TIMED_BATCHES} micro-batches, MFU {mfu:.0%}"),
         ("time for the run, from these", f"{readable_seconds(seconds)}; planned {readable_seconds(plan.seconds)}"),
-        *[("cost of the run, from these", f"{seconds / 3600 * rate:.2f}; planned {plan.cost or 0:.2f}")] * (rate > 0),
+        *([] if cost is None else [("cost of the run, from these", f"{cost:.2f}; planned {plan.cost:.2f}")]),
         ("memory, peak", f"{hardware.as_gib(peak.read())}; planned {hardware.as_gib(plan.peak_memory)}"),
     ]
     return lines, seconds, peak.read()
