@@ -16,7 +16,6 @@ from llm_finetuning.files.atomic import building, remove_folder, replace_folder,
 from llm_finetuning.files.copying import copy_folder, retrying
 
 RUN_FILE = "run.json"
-METRICS = "metrics.jsonl"
 CHANGED = {
     "base": "the base's weights changed",
     "tokenizer": "the tokenizer changed",
@@ -121,7 +120,7 @@ def store_extras(partial: Path, folder: Path, metrics: Path) -> None:
     if (folder / BEST).exists():
         shutil.copytree(folder / BEST, partial / BEST_INSIDE)
     if metrics.exists():
-        shutil.copy(metrics, partial / METRICS)
+        shutil.copy(metrics, partial / metrics.name)
 
 
 def restore_extras(start: Path | None, folder: Path, metrics: Path, drive: Path) -> None:
@@ -134,7 +133,7 @@ def restore_extras(start: Path | None, folder: Path, metrics: Path, drive: Path)
     if start is not None and (start / BEST_INSIDE).exists():
         with building(folder / BEST) as partial:
             shutil.copytree(start / BEST_INSIDE, partial, dirs_exist_ok=True)
-    places = [start / METRICS, metrics, drive / METRICS] if start is not None else []
+    places = [start / metrics.name, metrics, drive / metrics.name] if start is not None else []
     if source := next((place for place in places if place.exists()), None):
         write_text(metrics, source.read_text(encoding="utf-8"))
 

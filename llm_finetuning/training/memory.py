@@ -121,9 +121,8 @@ class StepMemory:
         # one boolean mask (a byte each), which sdpa turns into numbers of the computation's dtype in every layer
         masks = micro**2 * (1 + byte * (1 if checkpointing else size.layers))
         masked = shares_a_mask(self.settings.packing, self.attention)
-        copies = (
-            size.adapter * byte * (self.dtype != torch.float32)
-        )  # of the master weights, kept for the backward pass
+        # of the master weights in the dtype of the computation, kept for the backward pass
+        copies = size.adapter * byte * (self.dtype != torch.float32)
         if checkpointing:
             copies /= size.layers
         return per_token * micro + masks * masked + copies, max(at_head, at_layer)

@@ -167,13 +167,14 @@ def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
         kept["micro_batch_tokens"] = settings.micro_batch_tokens or before["micro_batch_tokens"]
         kept["optim"] = before["optimizer"] if settings.optim == "auto" else settings.optim
     made_here = settings.model_name in (models.SAMPLE, models.REHEARSAL)
-    config = models.configuration(str(_base(settings)) if made_here else settings.model_name, settings.model_revision)
+    path = _base(settings) if made_here else None
+    config = models.configuration(str(path or settings.model_name), settings.model_revision)
     preconditions.check_examples(settings, config, inputs)
     made = plan(replace(settings, **kept), hardware.detect(settings.dtype), config, inputs.data.lengths)
     preconditions.check_machine(settings, made)
     check_space(folders.work, made.disk_work, "checkpoints and the merged model")
     check_space(folders.drive, made.disk_drive, "the results")
-    path = _base(settings)
+    path = path or _base(settings)
     preconditions.check_weights(settings, config, path)
     return replace(made, settings=settings, model_path=path)
 

@@ -106,7 +106,8 @@ def _token_ids(config: PretrainedConfig, inputs: RunInputs) -> str | None:
 def _positions(settings: Finetuning, config: PretrainedConfig, inputs: RunInputs) -> str | None:
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = max(inputs.data.lengths)
-    answered = max((_prompt_length(example) for example in inputs.held_out), default=0) + settings.max_new_tokens
+    asked = max((example["labels"].count(IGNORE_INDEX) for example in inputs.held_out), default=0)
+    answered = asked + settings.max_new_tokens
     if not most or max(longest, answered) <= most:
         return None
     if longest > most:
@@ -118,10 +119,6 @@ def _positions(settings: Finetuning, config: PretrainedConfig, inputs: RunInputs
         f"max_new_tokens = {settings.max_new_tokens}: the longest prompt and its answer take {answered} tokens and the"
         f" model has {most} positions (max_position_embeddings): lower max_new_tokens, or max_seq_length"
     )
-
-
-def _prompt_length(example: dict) -> int:
-    return next(i for i, label in enumerate(example["labels"]) if label != IGNORE_INDEX)
 
 
 def _too_slow(settings: Finetuning, plan: "Plan") -> str | None:
