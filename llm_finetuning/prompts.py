@@ -362,15 +362,15 @@ def truncate_histories(pairs: list[dict], template: Template, max_length: int) -
         examples = {i: example for i, example in examples.items() if len(example["input_ids"]) <= max_length}
         shorter = [i for i in too_long if pairs[i].get("history")]
         for i in shorter:
-            pairs[i] = pairs[i] | {"history": _without_oldest_turn(pairs[i]["history"])}
+            pairs[i] = pairs[i] | {"history": without_oldest_turns(pairs[i]["history"])}
         examples |= zip(shorter, encode_all([pairs[i] for i in shorter], template), strict=True)
     return [Truncated(pair, examples.get(i), full_lengths[i]) for i, pair in enumerate(pairs)]
 
 
-def _without_oldest_turn(history: list[dict]) -> list[dict]:
-    """Without the oldest user message and its answer; a system message stays."""
-    start = 1 if history[0]["role"] == "system" else 0
-    return history[:start] + history[start + 2 :] if len(history) > start + 1 else []
+def without_oldest_turns(history: list[dict], number: int = 1) -> list[dict]:
+    """Without the oldest user messages and their answers; a system message goes when no turn is left to cut."""
+    start = 1 if history and history[0]["role"] == "system" else 0
+    return [] if start and 2 * number > len(history) - start else history[:start] + history[start + 2 * number :]
 
 
 def lengths(pairs: list[dict], template: Template) -> list[dict]:

@@ -11,6 +11,7 @@ from llm_finetuning.data.duplicates import like_earlier
 from llm_finetuning.data.filters import Filters, speaks
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.pairs import check
+from llm_finetuning.data.recipes import prompters_of
 from llm_finetuning.files.atomic import write_text
 
 UNIT = "preference pair"
@@ -81,8 +82,8 @@ def filter_ready(records: list[dict], filters: Filters, funnel: Funnel) -> list[
         sides = [[*two] for two in zip(cut[::2], cut[1::2], strict=True) if None not in two]
         _step(funnel, "short enough in tokens", sides)
     if filters.drop_duplicates:
-        prompters = [(two[0]["prompt"], *(turn["content"] for turn in two[0]["history"])) for two in sides]
-        like = like_earlier([two[0] for two in sides], prompters, filters.near_duplicates or 0.0)
+        chosen = [two[0] for two in sides]
+        like = like_earlier(chosen, prompters_of(chosen), filters.near_duplicates or 0.0)
         sides = [two for two, one in zip(sides, like, strict=True) if one is None]
         _step(funnel, "prompt not seen before", sides)
     return [_record(*two) for two in sides if two[0]["response"] != two[1]["response"]]

@@ -134,7 +134,10 @@ class TokenCounter:
         waiting = {place: self._first_try(pair, max_length) for place, pair in enumerate(pairs)}
         done: dict[int, dict | None] = {}
         while waiting:
-            tried = {place: pairs[place] | {"history": _shorter(pairs[place], n)} for place, n in waiting.items()}
+            tried = {
+                place: pairs[place] | {"history": prompts.without_oldest_turns(pairs[place].get("history") or [], n)}
+                for place, n in waiting.items()
+            }
             lengths = self._by_parts(list(tried.values()))
             for (place, pair), length in zip(tried.items(), lengths, strict=True):
                 if length["total"] <= max_length:
@@ -235,10 +238,3 @@ def _keys(system: str | None, turns: list[tuple[str, str]], pair: dict) -> tuple
         history[0] = (system, turns[0], True)
     prompt, response = pair["prompt"], pair["response"]
     return history, (start, (prompt,), False), (start, (prompt, response), False), (None, (prompt,), False)
-
-
-def _shorter(pair: dict, number: int) -> list[dict]:
-    """Returns the history without its oldest `number` turns; a system message goes when no turn is left to cut."""
-    history = pair.get("history") or []
-    start = 1 if history and history[0]["role"] == "system" else 0
-    return [] if start and 2 * number > len(history) - start else history[:start] + history[start + 2 * number :]
