@@ -5,8 +5,6 @@ weights, which proves that a machine can hold the real job. Code from a model re
 `trust_remote_code` stays off, transformers has Phi's own.
 """
 
-import hashlib
-import json
 from collections.abc import Collection
 from copy import deepcopy
 from functools import lru_cache
@@ -97,12 +95,8 @@ def commit_of(model_path: Path) -> str | None:
 
 
 def fingerprint(model_path: Path) -> str:
-    """What tells a base's weights from others: its commit on the Hub, or the SHA-256 of its weight files' SHA-256."""
-    if commit := commit_of(model_path):
-        return commit
-    names = [path.name for path in sorted(model_path.glob("*.safetensors"))]
-    hashes = checksums.hash_files(model_path, names)
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    """What tells a base's weights from others: its commit on the Hub, or one SHA-256 of its weight files."""
+    return commit_of(model_path) or checksums.hash_together(sorted(model_path.glob("*.safetensors")))
 
 
 def _hub_id_or_folder(model_name: str) -> str:

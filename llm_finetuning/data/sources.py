@@ -1,13 +1,12 @@
 """Finds the files of a source and of one of its splits: a file, a folder, a saved dataset, or a dataset of the Hub."""
 
-import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from llm_finetuning import sample
 from llm_finetuning.data.reading import existing_file
-from llm_finetuning.files.checksums import hash_file
+from llm_finetuning.files.checksums import hash_file, hash_together
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FORMS = (".parquet", ".arrow", ".jsonl", ".json", ".ndjson", ".csv", ".tsv")
@@ -166,4 +165,4 @@ def _stem(path: Path) -> str:
 def _hash_of(files: list[Path]) -> str:
     """Returns one SHA-256 of the contents of several files, those of a saved dataset included."""
     inside = [p for path in files for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()]
-    return hashlib.sha256("".join(map(hash_file, inside)).encode()).hexdigest()
+    return hash_together(inside)

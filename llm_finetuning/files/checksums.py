@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -82,9 +83,19 @@ def read_checksums(folder: str | Path) -> dict[str, str]:
 
 
 def hash_files(folder: Path, names: list[str]) -> dict[str, str]:
-    """Returns the SHA-256 of each file, in the order of `names`; hashlib releases the GIL, so threads pay off."""
+    """Returns the SHA-256 of each file, in the order of `names`."""
+    return dict(zip(names, _hashes(folder / name for name in names), strict=True))
+
+
+def hash_together(paths: Iterable[Path]) -> str:
+    """Returns one SHA-256 of the contents of several files, in their order."""
+    return hashlib.sha256("".join(_hashes(paths)).encode()).hexdigest()
+
+
+def _hashes(paths: Iterable[Path]) -> list[str]:
+    """The SHA-256 of each file; hashlib releases the GIL, so threads pay off."""
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(lambda name: hash_file(folder / name), names), strict=True))
+        return list(pool.map(hash_file, paths))
 
 
 def hash_file(path: Path) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from safetensors import SafetensorError
+
 from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import partial_name, replace_folder
 
@@ -35,10 +37,14 @@ def check_space(path: str | Path, needed_bytes: int, what: str) -> int:
     return free
 
 
-def is_full(error: BaseException, folder: Path | None = None, needed_bytes: int = 0) -> bool:
-    """Whether an error comes of a full disk: it says so, or `folder` has less room than what was to be written.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What a write may raise: torch.save and safetensors have errors of their own for a full disk."""
 
-    Libraries wrap what the system says in errors of their own; torch.save's do not name the cause.
+
+def is_full(error: BaseException, folder: Path | None = None, needed_bytes: int = 0) -> bool:
+    """Whether one of WRITE_ERRORS comes of a full disk: it says so, or `folder` has less room than was needed.
+
+    torch.save's errors do not name the cause.
     """
     if getattr(error, "errno", None) in FULL or "No space left on device" in str(error):
         return True

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llm_finetuning import display, hardware
 from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.files.atomic import write_text
-from llm_finetuning.files.copying import is_full
+from llm_finetuning.files.copying import WRITE_ERRORS, is_full
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import checkpoints, figures, planning, qlora
 
@@ -178,7 +178,7 @@ class Monitor(TrainerCallback):
         try:
             write = partial(qlora.save_adapter_weights, self.trainer.model, trained)
             checkpoints.keep_best(write, self.settings.folders.checkpoints)
-        except Exception as error:  # safetensors raises an error of its own for a full disk
+        except WRITE_ERRORS as error:
             if self.plan.processes > 1 or not is_full(error):
                 raise
             self.unsaved_best = {name: tensor.cpu().clone() for name, tensor in trained.items()}

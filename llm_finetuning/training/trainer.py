@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from llm_finetuning import models
 from llm_finetuning.files.atomic import partial_name, remove_partials
-from llm_finetuning.files.copying import gigabytes, is_full
+from llm_finetuning.files.copying import WRITE_ERRORS, gigabytes, is_full
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import callbacks, checkpoints, qlora
 from llm_finetuning.training.dataset import RunInputs
@@ -187,7 +187,7 @@ class AssistantTrainer(SFTTrainer):
                 remove_partials(folder)
                 checkpoints.keep_newest(folder, self.settings.save_total_limit)
                 self.mirror.send(done)
-        except Exception as error:  # torch and safetensors raise errors of their own for a full disk
+        except WRITE_ERRORS as error:
             if self.plan.processes > 1 or not is_full(error, folder, self.plan.checkpoint_bytes):
                 raise
             remove_partials(folder)
@@ -373,7 +373,7 @@ def save_adapter(trainer: AssistantTrainer) -> Path:
         return folder
     try:
         return _write_adapter(trainer, trained, folder)
-    except Exception as error:
+    except WRITE_ERRORS as error:
         elsewhere = settings.folders.drive / folder.name
         if not is_full(error) or elsewhere == folder:
             raise
