@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from mutations import VALUES
+from mutations import VALUES, places
 from own_files import COMPRESSIONS, FLAT, SHAPES, csv_text, write_columns
 
 from llm_finetuning.data import own_data
@@ -64,17 +64,6 @@ def records_of(shape: str) -> list[tuple[int, dict]]:
         return [(n, record) for n in range(RECORDS) for record in make(n)]
     templates = SHAPES[shape][0]
     return [(n, numbered(templates[n % len(templates)], n)) for n in range(RECORDS)]
-
-
-def places(value: object) -> list[tuple]:
-    """(holder, key) of every value inside, at any depth."""
-    found, stack = [], [value]
-    while stack:
-        value = stack.pop()
-        inside = list(value.items()) if type(value) is dict else list(enumerate(value)) if type(value) is list else []
-        found += [(value, key) for key, _ in inside]
-        stack += [child for _, child in inside]
-    return found
 
 
 def mutated(record: dict, chance: random.Random) -> object:

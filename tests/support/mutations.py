@@ -26,16 +26,21 @@ def changed_value(line: bytes, chance: random.Random) -> bytes:
         record = json.loads(line)
     except ValueError:
         return line
-    places, stack = [], [record]
+    if found := places(record):
+        holder, key = chance.choice(found)
+        holder[key] = chance.choice(VALUES)
+    return json.dumps(record).encode() + b"\n"
+
+
+def places(value: object) -> list[tuple]:
+    """(holder, key) of every value inside, at any depth."""
+    found, stack = [], [value]
     while stack:
         value = stack.pop()
         inside = list(value.items()) if type(value) is dict else list(enumerate(value)) if type(value) is list else []
-        places += [(value, key) for key, _ in inside]
+        found += [(value, key) for key, _ in inside]
         stack += [child for _, child in inside]
-    if places:
-        holder, key = chance.choice(places)
-        holder[key] = chance.choice(VALUES)
-    return json.dumps(record).encode() + b"\n"
+    return found
 
 
 def cut_line(line: bytes, chance: random.Random) -> bytes:

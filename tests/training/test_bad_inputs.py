@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import shutil
 import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from broken_bases import config, copy_of, pickled, renamed
 from training_fixtures import SMALL, small_pairs
 
 from llm_finetuning import hardware, settings
@@ -16,22 +14,6 @@ from llm_finetuning.training import planning, qlora
 from llm_finetuning.training.dataset import read_inputs
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
-
-
-def config(**entries):
-    def change(base: Path) -> None:
-        file = base / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | entries))
-
-    return change
-
-
-def weights(change):
-    def rewrite(base: Path) -> None:
-        tensors = load_file(base / "model.safetensors")
-        save_file({change(name): tensor for name, tensor in tensors.items()}, base / "model.safetensors")
-
-    return rewrite
 
 
 def write(name: str, text: str):
@@ -44,11 +26,6 @@ def remove(name: str):
 
 def cut(name: str):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1000])
-
-
-def pickled(base: Path) -> None:
-    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
-    (base / "model.safetensors").unlink()
 
 
 def without_eos(base: Path) -> None:
@@ -91,7 +68,7 @@ CASES = [  # (what is wrong: settings, base, files), (cell that says it, words o
     ({}, config(model_type="t5"), None, "plan", "t5.*no causal language model"),
     ({}, pickled, None, "plan", "Pickled weights"),
     ({}, cut("model.safetensors"), None, "plan", "model.safetensors is damaged .*fetch it again"),
-    ({}, weights(lambda name: name.replace("q_proj", "query")), None, "plan", "weights of linear layers"),
+    ({}, renamed(lambda name: name.replace("q_proj", "query")), None, "plan", "weights of linear layers"),
     ({}, config(**LLAMA), None, "plan", "weights of linear layers .*not in its checkpoint"),
     ({"allow_slow": False}, "slow", None, "plan", "no GPU here"),
     ({}, "no room", None, "plan", "this run needs about"),
@@ -101,15 +78,12 @@ CASES = [  # (what is wrong: settings, base, files), (cell that says it, words o
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[4][:40])
 def test_it_is_said_before_the_base_is_loaded(case, tiny_base, tmp_path, monkeypatch):
     changed, base_change, file_change, expected, words = case
-    base = tmp_path / "base"
-    shutil.copytree(tiny_base, base)
+    base = copy_of(tiny_base, tmp_path / "base", *[base_change] * callable(base_change))
     (tmp_path / "data").mkdir()
     for name in ("train", "val"):
         lines = "".join(json.dumps(pair) + "\n" for pair in small_pairs())
         (tmp_path / "data" / f"finetuning_data_{name}.jsonl").write_text(lines)
-    if callable(base_change):
-        base_change(base)
-    elif base_change:
+    if isinstance(base_change, str):
         usual = hardware.detect()
         other = {"slow": {"flops": 1e3}, "no room": {"free_memory": 2**20}}[base_change]
         monkeypatch.setattr(hardware, "detect", lambda *_: dataclasses.replace(usual, **other))

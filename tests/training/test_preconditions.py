@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
-import torch
+from broken_bases import config, copy_of, pickled, renamed
 from hub_stand_in import StandIn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from training_fixtures import prepare, small_pairs, small_settings
 
 from llm_finetuning import hardware, models
@@ -53,17 +52,6 @@ def test_all_are_said_at_once_and_before_the_base_is_looked_for(tmp_path, monkey
         planning.plan_run(chosen, inputs=None)
 
 
-def changed_base(tiny_base, folder, rename=None, **config):
-    """A copy of the tiny base with other entries in its config.json, and tensors under other names."""
-    shutil.copytree(tiny_base, folder)
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | config))
-    if rename:
-        weights = load_file(folder / "model.safetensors")
-        save_file({rename(name): tensor for name, tensor in weights.items()}, folder / "model.safetensors")
-    return folder
-
-
 @pytest.fixture
 def planned(monkeypatch):
     """Plans as the notebook does, and fails if the base is loaded."""
@@ -79,21 +67,19 @@ def planned(monkeypatch):
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8", "mxfp4", "compressed-tensors"])
 def test_a_base_that_is_quantised_already_is_refused(method, tiny_base, tmp_path, planned):
-    base = changed_base(tiny_base, tmp_path / "base", quantization_config={"quant_method": method, "bits": 4})
+    base = copy_of(tiny_base, tmp_path / "base", config(quantization_config={"quant_method": method, "bits": 4}))
     with pytest.raises(ValueError, match=f"quantised already \\({method}\\).*Set model_name"):
         planned(base, tmp_path)
 
 
 def test_a_base_with_pickled_weights_alone_is_refused(tiny_base, tmp_path, planned):
-    base = changed_base(tiny_base, tmp_path / "base")
-    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
-    (base / "model.safetensors").unlink()
+    base = copy_of(tiny_base, tmp_path / "base", pickled)
     with pytest.raises(FileNotFoundError, match="no weights as safetensors.*Pickled weights .* choose another base"):
         planned(base, tmp_path)
 
 
 def test_a_base_of_which_a_shard_is_missing_is_refused(tiny_base, tmp_path, planned):
-    base = changed_base(tiny_base, tmp_path / "base")
+    base = copy_of(tiny_base, tmp_path / "base")
     names = load_file(base / "model.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00002-of-00002.safetensors")}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -102,14 +88,14 @@ def test_a_base_of_which_a_shard_is_missing_is_refused(tiny_base, tmp_path, plan
 
 
 def test_a_checkpoint_whose_layers_have_other_names_is_refused_by_name(tiny_base, tmp_path, planned):
-    base = changed_base(tiny_base, tmp_path / "base", lambda name: name.replace("q_proj", "query"))
+    base = copy_of(tiny_base, tmp_path / "base", renamed(lambda name: name.replace("q_proj", "query")))
     with pytest.raises(ValueError, match="2 of 12 weights of linear layers .*model.layers.0.self_attn.q_proj.weight"):
         planned(base, tmp_path)
 
 
 def test_a_checkpoint_without_the_prefix_of_its_model_trains_and_merges(tiny_base, tmp_path):
     """As AutoModel saves it; the merged folder keeps the names of its base."""
-    base = changed_base(tiny_base, tmp_path / "base", lambda name: name.removeprefix("model."))
+    base = copy_of(tiny_base, tmp_path / "base", renamed(lambda name: name.removeprefix("model.")))
     small = prepare(small_settings(tmp_path / "run", base, max_steps=2))
     training.train(small.trainer)
     training.save_adapter(small.trainer)
@@ -119,16 +105,16 @@ def test_a_checkpoint_without_the_prefix_of_its_model_trains_and_merges(tiny_bas
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_base, tmp_path, planned):
-    base = changed_base(tiny_base, tmp_path / "base", vocab_size=300)
+    base = copy_of(tiny_base, tmp_path / "base", config(vocab_size=300))
     with pytest.raises(ValueError, match="gives ids up to .* the model has 300 embeddings"):
         planned(base, tmp_path)
 
 
 def test_examples_longer_than_the_models_positions_are_refused(tiny_base, tmp_path, planned):
-    base = changed_base(tiny_base, tmp_path / "base", max_position_embeddings=32)
+    base = copy_of(tiny_base, tmp_path / "base", config(max_position_embeddings=32))
     with pytest.raises(ValueError, match="max_seq_length = 96: the longest example has .* set max_seq_length = 32"):
         planned(base, tmp_path)
-    base = changed_base(tiny_base, tmp_path / "short", max_position_embeddings=96)
+    base = copy_of(tiny_base, tmp_path / "short", config(max_position_embeddings=96))
     with pytest.raises(ValueError, match="max_new_tokens = 90: .* has 96 positions"):
         planned(base, tmp_path, max_new_tokens=90)
 
@@ -136,7 +122,7 @@ def test_examples_longer_than_the_models_positions_are_refused(tiny_base, tmp_pa
 def test_all_that_is_wrong_with_a_base_is_said_at_once(tiny_base, tmp_path, planned):
     wrong = {"quantization_config": {"quant_method": "awq"}, "vocab_size": 300, "max_position_embeddings": 32}
     with pytest.raises(ValueError, match="(?s)awq.*300 embeddings.*set max_seq_length = 32"):
-        planned(changed_base(tiny_base, tmp_path / "base", **wrong), tmp_path)
+        planned(copy_of(tiny_base, tmp_path / "base", config(**wrong)), tmp_path)
 
 
 def test_hours_without_a_gpu_are_refused_before_the_base_is_fetched(tiny_base, tmp_path, planned, monkeypatch):
