@@ -54,13 +54,13 @@ def sample_rows(base: Path, tokens: int) -> TrainingData:
         row = encoded[len(rows) % len(encoded)]
         rows.append(row)
         total += len(row["input_ids"])
-    return TrainingData(rows, len(rows), 0, 0, {})
+    return training_runs.as_data(rows)
 
 
 def turn(name: str, base: Path, rows: TrainingData, folder: Path):
     """A turn of one side: tokens per second of one pass over the rows."""
     run = training_runs.Run(base, folder / "training", SAMPLE | SIDES[name], rows)
-    run.train(TrainingData(rows.examples[:8], 8, 0, 0, {}), math.inf, 0)
+    run.train(training_runs.as_data(rows.examples[:8]), math.inf, 0)
     return lambda: run.train(rows, math.inf, 0)["tokens_per_second"]
 
 

@@ -260,6 +260,8 @@ class Finetuning:
     """A file with a Jinja chat template; "" = the tokenizer's own, or Phi-2's format where it has none."""
     max_seq_length: Length = 1024
     """Longest conversation in tokens; older turns are cut first, then the pair is left out and counted."""
+    train_on: Literal["every response", "last response"] = "every response"
+    """"every response" of a conversation in one example, or the "last response" alone, an example for each pair."""
     packing: bool = True
     """Fill each sequence of a micro-batch with several conversations, isolated from one another."""
     use_4bit: bool = True

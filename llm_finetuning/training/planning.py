@@ -131,7 +131,7 @@ class Plan:
             ("attention", self.attention),
             ("optimizer", self.optimizer),
             ("gradient checkpointing", "on" if self.gradient_checkpointing else "off"),
-            ("an epoch", f"{self.examples:,} pairs × {per_example:,.0f} tokens on average = {self.tokens:,}"),
+            ("an epoch", f"{self.examples:,} examples × {per_example:,.0f} tokens on average = {self.tokens:,}"),
             (
                 "optimizer step",
                 f"{self.accumulation * self.processes} × {self.micro_batch_tokens:,} tokens ="

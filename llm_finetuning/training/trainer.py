@@ -28,6 +28,7 @@ SAME_RUN = (
     "model_name",
     "system_message",
     "max_seq_length",
+    "train_on",
     "packing",
     "use_4bit",
     "bnb_4bit_quant_type",
@@ -237,7 +238,7 @@ def identity(settings: Finetuning, plan: Plan, inputs: RunInputs, steps: int) ->
         "tokenizer": _digest([json.dumps(tokenizer.get_vocab(), sort_keys=True)]),
         "chat_template": _digest([tokenizer.chat_template]),
         "rows": len(inputs.data.examples),
-        "rows_sha256": _digest(json.dumps(example["input_ids"]) for example in inputs.data.examples),
+        "rows_sha256": _digest(json.dumps([row["input_ids"], row["labels"]]) for row in inputs.data.examples),
         "held_out": _digest(json.dumps(example["input_ids"]) for example in inputs.held_out),
     }
 

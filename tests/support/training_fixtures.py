@@ -15,6 +15,7 @@ SMALL = {
     "system_message": "Be brief.",
     "chat_template": "",
     "max_seq_length": 96,
+    "train_on": "every response",
     "packing": True,
     "use_4bit": True,
     "bnb_4bit_quant_type": "nf4",
