@@ -453,7 +453,7 @@ def test_the_best_adapter_comes_back_with_the_checkpoint(tiny_base, tmp_path):
         tmp_path / "drive",
         tiny_base,
         work_folder=str(tmp_path / "vm"),
-        learning_rate=1.0,
+        learning_rate=0.1,
         eval_steps=1,
         save_steps=1,
         early_stopping_patience=2,
