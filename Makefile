@@ -4,6 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 COLAB := .venv-colab/bin
 NOTEBOOKS := git ls-files -z '*.ipynb'
+# A process of one thread for each core, each takes whole files. One after the other, with what a test prints:
+# WORKERS="-n 0 -s".
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+PYTEST := python -m pytest -q $(WORKERS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: run test test-more fuzz check rehearse bench tables test-colab soak jupyter format gguf
@@ -15,11 +20,11 @@ rehearse: .venv/ready
 	$(BIN)/python -m llm_finetuning run --profile rehearsal $(ARGS)
 
 test: .venv/ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not more" $(ARGS)
+	$(TESTS) $(BIN)/$(PYTEST) -m "not more" $(ARGS)
 
 # The slow matrices: kills at random moments, sharded training, other model families, many visitors, every benchmark.
 test-more: .venv/ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m more --kills 12 $(ARGS)
+	$(TESTS) $(BIN)/$(PYTEST) -m more --kills 12 $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -68,7 +73,7 @@ gguf: .venv/gguf
 # The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry).
 test-colab: .venv/ready .venv-colab/ready
 	$(BIN)/python tests/support/colab_resolve.py
-	HF_HUB_OFFLINE=1 $(COLAB)/python -m pytest -q -m "not slow and not browser and not more" $(ARGS)
+	$(TESTS) $(COLAB)/$(PYTEST) -m "not slow and not browser and not more" $(ARGS)
 
 .venv/ready: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	$(call environment,.venv,constraints.txt,-r requirements-dev.txt)

@@ -19,6 +19,12 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=10, help="how often the training is killed in the long resume test")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files come first (slow tests, then training), so that the workers are done at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path in slow, item.path), reverse=True)
+
+
 @pytest.fixture
 def real_trees() -> Path:
     """A file of real Open-Assistant conversation trees; the test is skipped without it."""
