@@ -6,16 +6,15 @@ The held-out set is a list of examples (`prompts.encode`) with the pair beside t
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean as mean
 
 import pandas as pd
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from llm_finetuning import models, prompts
-from llm_finetuning.evaluation import mode
+from llm_finetuning.evaluation import agreement, likelihood, mode
+from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import write_json
 from llm_finetuning.inference.chat import Answer, Chat
@@ -23,8 +22,9 @@ from llm_finetuning.inference.generation import END, SamplingParameters
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import Finetuning
 
-BATCH_TOKENS = 4096
 GRAMS = 4
+MEASURES = ("loss", "perplexity", "stop_rate", "repetition_rate", "exact_match", "rank_agreement")
+"""What the table shows, in this order."""
 
 
 def held_out_set(pairs: list[dict], template: Template, max_seq_length: int, count: int, seed: int) -> list[dict]:
@@ -39,37 +39,7 @@ def held_out_set(pairs: list[dict], template: Template, max_seq_length: int, cou
 
 def held_out_loss(model: torch.nn.Module, held_out: list[dict], template: Template) -> float:
     """Mean negative log-likelihood per token in the loss (responses and their EOS), in nats, over all examples."""
-    total, tokens = 0.0, 0
-    longest_first = sorted(held_out, key=lambda example: -len(example["input_ids"]))
-    with mode.evaluating(model):
-        for batch in _batches(longest_first):
-            loss, count = _batch_loss(model, batch, template)
-            total, tokens = total + loss, tokens + count
-    return total / tokens
-
-
-def _batches(examples: list[dict]) -> Iterator[list[dict]]:
-    """Examples, longest first, in batches of at most BATCH_TOKENS tokens with their padding."""
-    while examples:
-        count = max(1, BATCH_TOKENS // len(examples[0]["input_ids"]))
-        yield examples[:count]
-        examples = examples[count:]
-
-
-def _batch_loss(model: torch.nn.Module, batch: list[dict], template: Template) -> tuple[float, int]:
-    """(summed negative log-likelihood, tokens in the loss) of a batch, padded on the right."""
-    device = next(model.parameters()).device
-
-    def padded(rows: list[list[int]], value: int) -> torch.Tensor:  # (B, T)
-        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value).to(device)
-
-    ids = padded([example["input_ids"] for example in batch], template.tokenizer.eos_token_id)
-    mask = padded([[1] * len(example["input_ids"]) for example in batch], 0)
-    targets = padded([example["labels"] for example in batch], prompts.IGNORE_INDEX)[:, 1:]
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    in_loss = targets != prompts.IGNORE_INDEX
-    loss = torch.nn.functional.cross_entropy(logits[in_loss].float(), targets[in_loss], reduction="sum")
-    return loss.item(), int(in_loss.sum())
+    return likelihood.losses(model, held_out, template).value
 
 
 def answers(model: torch.nn.Module, held_out: list[dict], template: Template, max_new_tokens: int) -> list[Answer]:
@@ -79,29 +49,49 @@ def answers(model: torch.nn.Module, held_out: list[dict], template: Template, ma
         return Chat.of(model, template).generate_batch(asked, SamplingParameters(max_new_tokens=max_new_tokens))
 
 
-def measure(model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning) -> dict:
-    """One column of the scoreboard: loss, perplexity, stop_rate, repetition_rate, samples, maybe exact_match."""
-    loss = held_out_loss(model, held_out, template)
+def measure(
+    model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning, ranked: Sequence[dict] = ()
+) -> dict:
+    """One column of the scoreboard: each figure as a number, their intervals, and samples of answers.
+
+    loss, perplexity; stop_rate, repetition_rate and maybe exact_match where answers are asked for; rank_agreement
+    where there are ranked pairs (`agreement.ranked_pairs`). `intervals` holds {"low", "high", "n"} of each.
+    """
     asked = held_out[: settings.eval_answers]
     given = answers(model, asked, template, settings.max_new_tokens)
-    scores = {"loss": loss, "perplexity": math.exp(min(loss, 700))}
-    if given:
-        scores["stop_rate"] = mean(answer.ended_by == END for answer in given)
-        scores["repetition_rate"] = mean(repetition(answer.text) for answer in given)
-    scores["samples"] = [
-        {
-            "prompt": row["pair"]["prompt"],
-            "reference": row["pair"]["response"],
-            "text": answer.text,
-            "stopped": answer.ended_by == END,
-        }
-        for row, answer in zip(asked, given, strict=True)
-    ]
-    if settings.judge_exact_match and given:
-        scores["exact_match"] = mean(
-            sample["text"].strip() == sample["reference"].strip() for sample in scores["samples"]
-        )
-    return scores
+    loss = likelihood.losses(model, held_out, template)
+    measured = {"loss": loss} | of_answers(asked, given, settings.judge_exact_match)
+    measured |= agreement.rank_agreement(model, list(ranked), template)
+    scores = {name: sample.value for name, sample in measured.items()}
+    return {
+        **scores,
+        "perplexity": math.exp(min(loss.value, 700)),
+        "intervals": {name: sample.interval() | {"n": len(sample.values)} for name, sample in measured.items()},
+        "samples": [
+            {
+                "prompt": row["pair"]["prompt"],
+                "reference": row["pair"]["response"],
+                "text": answer.text,
+                "stopped": answer.ended_by == END,
+            }
+            for row, answer in zip(asked, given, strict=True)
+        ],
+    }
+
+
+def of_answers(asked: list[dict], given: list[Answer], judge_exact_match: bool) -> dict[str, Sample]:
+    """What is measured on answers, each a figure of its own; empty without answers."""
+    if not given:
+        return {}
+    measured = {
+        "stop_rate": Sample([float(answer.ended_by == END) for answer in given]),
+        "repetition_rate": Sample([repetition(answer.text) for answer in given], [1.0] * len(given)),
+    }
+    if judge_exact_match:
+        pairs = zip(given, asked, strict=True)
+        right = [answer.text.strip() == row["pair"]["response"].strip() for answer, row in pairs]
+        measured["exact_match"] = Sample([float(yes) for yes in right])
+    return measured
 
 
 def repetition(text: str) -> float:
@@ -111,30 +101,54 @@ def repetition(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def before(model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning) -> dict:
+def before(
+    model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning, ranked: Sequence[dict] = ()
+) -> dict:
     """Measures the base without its adapters; returns the scoreboard."""
     with model.disable_adapter():
-        return record(settings.folders.scoreboard, before=measure(model, held_out, template, settings))
+        return record(settings.folders.scoreboard, before=measure(model, held_out, template, settings, ranked))
 
 
-def after(model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning) -> dict:
+def after(
+    model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning, ranked: Sequence[dict] = ()
+) -> dict:
     """Measures the base with its trained adapters; returns the scoreboard."""
-    return record(settings.folders.scoreboard, after=measure(model, held_out, template, settings))
+    return record(settings.folders.scoreboard, after=measure(model, held_out, template, settings, ranked))
 
 
 def published(
-    folder: Path, held_out: list[dict], template: Template, settings: Finetuning, dtype: torch.dtype, device: str
+    folder: Path,
+    held_out: list[dict],
+    template: Template,
+    settings: Finetuning,
+    dtype: torch.dtype,
+    device: str,
+    ranked: Sequence[dict] = (),
 ) -> dict:
     """Measures the published folder as read back, its checksums verified first; returns the scoreboard."""
     checksums.verify_checksums(folder)
     model = models.load_strict(folder, dtype, device)
-    return record(settings.folders.scoreboard, merged=measure(model, held_out, template, settings))
+    return record(settings.folders.scoreboard, merged=measure(model, held_out, template, settings, ranked))
+
+
+def figures(board: dict) -> pd.DataFrame:
+    """The measures as numbers, before / after / merged across."""
+    return pd.DataFrame(board).reindex(MEASURES).dropna(how="all").astype(float).round(4)
 
 
 def table(board: dict) -> pd.DataFrame:
-    """Measures down, before / after / merged across."""
-    names = ["loss", "perplexity", "stop_rate", "repetition_rate", "exact_match"]
-    return pd.DataFrame(board).reindex(names).dropna(how="all").astype(float).round(4)
+    """The measures, before / after / merged across, each with its 95% interval and the number it was measured on."""
+    shown = figures(board).astype(object)
+    for name, scores in board.items():
+        shown[name] = [_with_interval(value, scores.get("intervals", {}).get(m)) for m, value in shown[name].items()]
+    return shown
+
+
+def _with_interval(value: float, interval: dict | None) -> str:
+    """'0.1234 (0.1101 to 0.1367, n = 60)', without an interval that is not known."""
+    if math.isnan(value) or not interval or interval["low"] is None:
+        return "" if math.isnan(value) else f"{value:.4f}"
+    return f"{value:.4f} ({interval['low']:.4f} to {interval['high']:.4f}, n = {interval['n']})"
 
 
 def side_by_side(board: dict, count: int = 5) -> pd.DataFrame:

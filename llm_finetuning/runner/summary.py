@@ -17,7 +17,7 @@ SHORT = SamplingParameters(max_new_tokens=64)
 def show(output: Path) -> None:
     """Prints the scoreboard of a finished run in `output`, and what its model answers."""
     logging.disable_progress_bar()
-    table = scoreboard.table(scoreboard.read(output / "scoreboard.json"))
+    table = scoreboard.figures(scoreboard.read(output / "scoreboard.json"))
     print(f"\n{table.to_string(float_format='{:.4g}'.format, na_rep='–')}\n")
     turns = tables.dialogue(Chat.load(output / "finetuned_phi2"), user_turns(output), SHORT)
     for turn in turns.itertuples():

@@ -4,15 +4,16 @@ A pair file repeats every history: the pair of a chat's third prompt holds the t
 tokens another one begins with is trained on as part of that one, and each history is computed once.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from llm_finetuning import models, prompts
-from llm_finetuning.data import pairs
-from llm_finetuning.evaluation import scoreboard
+from llm_finetuning.data import pairs, preferences
+from llm_finetuning.evaluation import agreement, scoreboard
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import Finetuning
 
@@ -135,6 +136,8 @@ class RunInputs:
     data: TrainingData
     held_out: list[dict]
     """Examples with the pair beside them: {"input_ids", "labels", "pair"} (`scoreboard.held_out_set`)."""
+    ranked: list[dict] = field(default_factory=list)
+    """Held-out replies that people ranked (`agreement.ranked_pairs`), as many as there are held-out examples."""
 
 
 def read_inputs(settings: Finetuning) -> RunInputs:
@@ -148,11 +151,15 @@ def read_inputs(settings: Finetuning) -> RunInputs:
             )
     train, held_out = (pairs.to_records(pairs.read_jsonl(file)) for file in (folders.train_file, folders.val_file))
     tokenizer = models.tokenizer(settings.model_name, settings.tokenizer_folder, settings.model_revision)
-    return encode_inputs(settings, tokenizer, train, held_out)
+    return encode_inputs(settings, tokenizer, train, held_out, preferences.read(folders.val_preferences))
 
 
 def encode_inputs(
-    settings: Finetuning, tokenizer: PreTrainedTokenizerBase, train: list[dict], held_out: list[dict]
+    settings: Finetuning,
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[dict],
+    held_out: list[dict],
+    ranked: Sequence[dict] = (),
 ) -> RunInputs:
     """The inputs of a run from pair records in memory."""
     template = prompts.template_for(tokenizer, settings.system_message, settings.chat_template)
@@ -161,4 +168,5 @@ def encode_inputs(
         template,
         encode_pairs(train, template, length, settings.train_on == "every response"),
         scoreboard.held_out_set(held_out, template, length, settings.eval_pairs, settings.seed),
+        agreement.drawn(ranked, template, length, settings.eval_pairs, settings.seed),
     )

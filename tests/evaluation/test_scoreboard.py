@@ -8,7 +8,7 @@ from inference_fixtures import make_tokenizer
 from training_fixtures import small_pairs, small_settings
 
 from llm_finetuning import prompts
-from llm_finetuning.evaluation import scoreboard
+from llm_finetuning.evaluation import likelihood, scoreboard
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_loss_is_weighted_by_tokens_not_by_batches(world, monkeypatch):
         expected += torch.nn.functional.cross_entropy(logits[kept], labels[0, 1:][kept], reduction="sum").item()
         total += int(kept.sum())
     for batch in (40, 300, 4096):
-        monkeypatch.setattr(scoreboard, "BATCH_TOKENS", batch)
+        monkeypatch.setattr(likelihood, "BATCH_TOKENS", batch)
         assert scoreboard.held_out_loss(model, held_out, template) == pytest.approx(expected / total, rel=1e-5)
 
 
@@ -92,4 +92,4 @@ def test_columns_are_recorded_one_by_one(tmp_path):
     board = scoreboard.record(path, before={"loss": 2.0, "samples": []})
     assert list(board) == ["before", "after"]
     assert scoreboard.read(path) == board
-    assert scoreboard.table(board).loc["loss", "before"] == 2.0
+    assert scoreboard.figures(board).loc["loss", "before"] == 2.0

@@ -1,0 +1,64 @@
+"""Agreement with people: of two replies to one prompt, does the model hold the one that they preferred more probable?
+
+It needs no judge, and says how far a model has learned what people prefer (HumanRankEval, arXiv 2405.09186).
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from llm_finetuning import prompts
+from llm_finetuning.evaluation import likelihood
+from llm_finetuning.evaluation.intervals import Sample
+from llm_finetuning.prompts import Template
+
+
+def ranked_pairs(records: list[dict], template: Template, max_seq_length: int) -> list[dict]:
+    """Encodes preference records as {"chosen": example, "rejected": example, "record"}, both with the same history.
+
+    What does not fit in `max_seq_length` tokens even without any history is left out.
+    """
+    sides = [
+        {"prompt": record["prompt"], "history": record.get("history") or [], "response": record[side]}
+        for record in records
+        for side in ("chosen", "rejected")
+    ]
+    cut = prompts.truncate_histories(sides, template, max_seq_length)
+    made = []
+    for record, chosen, rejected in zip(records, cut[::2], cut[1::2], strict=True):
+        if chosen.example and rejected.example:
+            shorter = min(chosen.pair["history"], rejected.pair["history"], key=len)
+            both = prompts.encode_all([side.pair | {"history": shorter} for side in (chosen, rejected)], template)
+            made.append({"chosen": both[0], "rejected": both[1], "record": record})
+    return made
+
+
+def drawn(records: Sequence[dict], template: Template, max_seq_length: int, count: int, seed: int) -> list[dict]:
+    """At most `count` ranked pairs that fit, in the order in which the seed draws them."""
+    fitting = ranked_pairs(list(records), template, max_seq_length)
+    return random.Random(seed).sample(fitting, min(count, len(fitting)))
+
+
+def rank_agreement(model: torch.nn.Module, ranked: list[dict], template: Template) -> dict[str, Sample]:
+    """The share of ranked pairs in which the model agrees with people; equal likelihoods count half.
+
+    ranked: as `ranked_pairs` gives them. `rank_agreement` compares the log-likelihood per token,
+    `rank_agreement_whole` that of the whole response, which favours short ones: `chosen_longer`, the share in which
+    the preferred reply has more tokens, stands beside them. Empty without ranked pairs.
+    """
+    if not ranked:
+        return {}
+    sides = ("chosen", "rejected")
+    found = likelihood.losses(model, [pair[side] for pair in ranked for side in sides], template)
+    per_token = [value / weight for value, weight in zip(found.values, found.weights, strict=True)]
+    return {
+        "rank_agreement": _smaller_first(per_token),
+        "rank_agreement_whole": _smaller_first(found.values),
+        "chosen_longer": _smaller_first([-weight for weight in found.weights]),
+    }
+
+
+def _smaller_first(values: list[float]) -> Sample:
+    """Of values in twos, whether the first of each two is the smaller one: 1, 0, or 0.5 where both are equal."""
+    return Sample([(a < b) + (a == b) / 2 for a, b in zip(values[::2], values[1::2], strict=True)])
