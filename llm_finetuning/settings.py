@@ -393,10 +393,13 @@ class Folders:
     merged = property(lambda self: self.work / "merged")
     base = property(lambda self: self.drive / "base")
     published = property(lambda self: self.drive / "finetuned_phi2")
+    preferred = property(lambda self: self.drive / "preferred_phi2")
     figures = property(lambda self: self.drive / "figures")
     settings = property(lambda self: self.drive / "settings.json")
     scoreboard = property(lambda self: self.drive / "scoreboard.json")
     metrics = property(lambda self: self.work / "metrics.jsonl")
+    evaluation = property(lambda self: self.drive / "evaluation.json")
+    evaluated = property(lambda self: self.drive / "evaluated")
 
 
 @_validated
@@ -445,3 +448,43 @@ class Inference:
         lambda self: Path(self.prompts_file) if self.prompts_file else Path(self.drive_folder) / "prompts.jsonl"
     )
     answers = property(lambda self: Path(self.drive_folder) / "answers.jsonl")
+
+
+@_validated
+class Evaluation:
+    """Parameters of the evaluation notebook."""
+
+    drive_folder: Annotated[str, Must(str.strip, "name the folder with the results")] = DRIVE_FOLDER
+    """Where the run's results live; evaluation.json is written to it."""
+    models: Texts = dataclasses.field(default_factory=list)
+    """"base", "finetuned", "preferred", folders, hub ids, "BASE + ADAPTER"; [] = base and what was trained here."""
+    model_name: Model = "microsoft/phi-2"
+    """What "base" is: hub id, local folder, "sample" or "rehearsal"."""
+    tokenizer_folder: str = ""
+    """As in the finetuning notebook: the tokenizer that model_name = "rehearsal" was made with."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = AUTO
+    """"auto" | "bfloat16" | "float16" | "float32": what every model computes in."""
+    max_seq_length: Length = 1024
+    """Longest conversation in tokens, as in the finetuning notebook."""
+    eval_pairs: Count = 200
+    """Held-out pairs, ranked pairs and passages that likelihoods are measured on, at most so many of each."""
+    eval_answers: CountOrZero = 64
+    """Held-out prompts that are answered."""
+    max_new_tokens: Count = 256
+    """Longest answer, in tokens."""
+    judge_exact_match: bool = False
+    """Count the answers that are the held-out response to the letter: for data with one right answer."""
+    generic_text: str = "sample"
+    """Text that finetuning does not teach, to see what is forgotten: a file, a dataset id, "sample", "" = none."""
+    follow_rules: bool = True
+    """Ask for answers under a dozen rules that a program can check."""
+    tasks: str = ""
+    """Tasks of lm-evaluation-harness separated by commas, such as arc_easy,hellaswag; installed when they are set."""
+    task_limit: CountOrZero = 200
+    """Questions of each task; 0 = all."""
+    task_folder: str = ""
+    """Folder with task files (YAML) of your own for tasks; "" = the harness's own tasks alone."""
+    seed: Annotated[int, Must(lambda value: value >= 0, "0 or more")] = 42
+    """Draws the held-out pairs; the finetuning notebook's gives the same ones."""
+
+    folders = property(lambda self: Folders(Path(self.drive_folder), Path(self.drive_folder)))

@@ -36,8 +36,12 @@ def ranked_pairs(records: list[dict], template: Template, max_seq_length: int) -
 
 def drawn(records: Sequence[dict], template: Template, max_seq_length: int, count: int, seed: int) -> list[dict]:
     """At most `count` ranked pairs that fit, in the order in which the seed draws them."""
-    fitting = ranked_pairs(list(records), template, max_seq_length)
-    return random.Random(seed).sample(fitting, min(count, len(fitting)))
+    return sampled(ranked_pairs(list(records), template, max_seq_length), count, seed)
+
+
+def sampled(ranked: list[dict], count: int, seed: int) -> list[dict]:
+    """At most `count` of them, in the order in which the seed draws them."""
+    return random.Random(seed).sample(ranked, min(count, len(ranked)))
 
 
 def rank_agreement(model: torch.nn.Module, ranked: list[dict], template: Template) -> dict[str, Sample]:

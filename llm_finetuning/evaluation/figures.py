@@ -1,7 +1,9 @@
 """Figures of the evaluation."""
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llm_finetuning.evaluation.report import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from llm_finetuning.plotting import BLUE, DPI, GREEN, ORANGE, Plot
 
 
@@ -19,3 +21,36 @@ def scoreboard_bars(board: dict) -> Figure:
         axes.set_ylim(0, max(max(values) * 1.15, 0.1) if measure == "loss" else 1.12)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def with_intervals(record: dict[str, dict]) -> Figure:
+    """Each figure of an evaluation as a panel: every model's value with its 95% interval.
+
+    record: {model: {figure: {"value", "low", "high", "n"}}}.
+    """
+    names = list(dict.fromkeys(name for found in record.values() for name in found))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    height = rows * (0.7 + 0.32 * len(record))
+    figure = Plot(figsize=(3.2 * columns, height), layout="constrained", dpi=DPI)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        _panel(axes, name, {model: found[name] for model, found in record.items() if name in found})
+    for axes in panels[len(names) :]:  # what is left of the last row
+        axes.set_axis_off()
+    return figure
+
+
+def _panel(axes: Axes, name: str, found: dict[str, dict]) -> None:
+    """One figure: a dot for each model, from top to bottom, with a bar from the interval's low to its high end."""
+    for place, each in enumerate(found.values()):
+        low, high = (each["value"] if each[end] is None else each[end] for end in ("low", "high"))
+        colour = (ORANGE, BLUE, GREEN)[place % 3]
+        axes.plot([low, high], [-place, -place], color=colour, linewidth=2.5, solid_capstyle="butt")
+        axes.plot([each["value"]], [-place], "o", color=colour, markersize=6)
+    axes.set_yticks([-place for place in range(len(found))], list(found))
+    axes.set_ylim(0.6 - len(found), 0.6)
+    better = " (lower is better)" * (name in LOWER_IS_BETTER) + " (higher is better)" * (name in HIGHER_IS_BETTER)
+    axes.set_title(f"{name.replace('_', ' ')}{better}", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,93 @@
+"""What an evaluation says: evaluation.json, the table of figures, and where two models are truly apart."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from llm_finetuning.evaluation import intervals
+from llm_finetuning.evaluation.comparison import Result
+from llm_finetuning.files.atomic import write_json
+
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "generic_loss", "repetition_rate")
+HIGHER_IS_BETTER = ("stop_rate", "exact_match", "rank_agreement", "rank_agreement_whole", "rules_followed")
+NEITHER = ("answer_words", "chosen_longer")
+ORDER = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER, *NEITHER)
+
+
+def figures(result: Result) -> dict[str, dict]:
+    """Each figure of a model as {"value", "low", "high", "n"}, tasks included."""
+    found = {name: sample.figure() for name, sample in result.samples.items()}
+    if "loss" in found:
+        ends = ("value", "low", "high")
+        exponents = {end: None if (x := found["loss"][end]) is None else math.exp(min(x, 700)) for end in ends}
+        found["perplexity"] = {**exponents, "n": found["loss"]["n"]}
+    found |= {name: {key: task[key] for key in ("value", "low", "high", "n")} for name, task in result.tasks.items()}
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
+
+
+def write(results: dict[str, Result], path: Path) -> dict[str, dict]:
+    """Writes evaluation.json, {model: {figure: {"value", "low", "high", "n"}}}, atomically; returns it."""
+    record = {model: figures(result) for model, result in results.items()}
+    write_json(path, record)
+    return record
+
+
+def table(record: dict[str, dict]) -> pd.DataFrame:
+    """Figures down, models across: '0.123 (0.110 to 0.137, n = 60)'."""
+    names = sorted({name for found in record.values() for name in found}, key=_place)
+    rows = {name: {model: shown(found[name]) if name in found else "" for model, found in record.items()}
+            for name in names}  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def shown(figure: dict) -> str:
+    """A figure with its interval and its number, as people read it."""
+    within = "" if figure["low"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}, "
+    return f"{figure['value']:.3f} ({within}n = {figure['n']})"
+
+
+def differences(results: dict[str, Result], against: str = "") -> pd.DataFrame:
+    """Each model against the first one (or `against`) on the same units: difference, 95% interval and verdict.
+
+    "better" and "worse" stand only where the interval excludes zero. A figure per token is left out between models
+    whose tokens differ: bits_per_byte compares them.
+    """
+    first = against or next(iter(results))
+    rows = []
+    for model, result in results.items():
+        for name in sorted(result.samples, key=_place) if model != first else ():
+            ours, theirs = result.samples[name], results[first].samples.get(name)
+            if theirs is None or len(ours.values) != len(theirs.values) or _other_tokens(name, ours, theirs):
+                continue
+            found = intervals.difference(theirs, ours)
+            rows.append({"model": model, "figure": name, f"difference to {first}": shown(found),
+                         "verdict": verdict(name, found)})  # fmt: skip
+    return pd.DataFrame(rows, columns=["model", "figure", f"difference to {first}", "verdict"])
+
+
+def _other_tokens(name: str, ours: intervals.Sample, theirs: intervals.Sample) -> bool:
+    return name in ("loss", "generic_loss") and list(ours.weights) != list(theirs.weights)
+
+
+def verdict(name: str, found: dict) -> str:
+    """ "better", "worse", for a figure that is neither "more" or "less", or "no difference shown"."""
+    if not intervals.is_apart(found):
+        return "no difference shown"
+    if name in NEITHER:
+        return "more" if found["value"] > 0 else "less"
+    return "better" if (found["value"] > 0) == (name not in LOWER_IS_BETTER) else "worse"
+
+
+def answers(results: dict[str, Result], count: int = 8) -> pd.DataFrame:
+    """The first held-out prompts with the reference and each model's answer."""
+    told = list(zip(*(result.answers for result in results.values()), strict=True))[:count]
+    return pd.DataFrame(
+        {"prompt": each[0]["prompt"], "reference": each[0]["reference"]}
+        | {model: answer["text"] for model, answer in zip(results, each, strict=True)}
+        for each in told
+    )

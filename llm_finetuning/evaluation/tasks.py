@@ -1,0 +1,71 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, run in this process on a model that is in memory."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_finetuning.evaluation.intervals import Sample, Z
+from llm_finetuning.prompts import Template
+
+REQUIREMENT = "lm-eval>=0.4.13"
+MAIN = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity", "perplexity")
+"""Of a task's metrics the first of these is its figure."""
+
+
+def install() -> None:
+    """Installs the harness where it is missing: some 35 packages, which nothing else here needs."""
+    if importlib.util.find_spec("lm_eval") is None:
+        print(f"installing {REQUIREMENT} for the tasks")
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", REQUIREMENT], check=True)
+        importlib.invalidate_caches()
+
+
+def check(names: list[str], folder: str = "") -> None:
+    """Raises ValueError that names the tasks which the harness does not know, before a model is loaded.
+
+    folder: with task files (YAML) of one's own; "" = the harness's alone.
+    """
+    known = _manager(folder).all_tasks
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"tasks: {', '.join(unknown)} is no task of lm-evaluation-harness (`lm-eval ls tasks`)")
+
+
+def figures(
+    model: torch.nn.Module, template: Template, names: list[str], limit: int, folder: str = "", batch_size: int = 8
+) -> dict[str, dict]:
+    """{task: {"value", "low", "high", "n", "metric"}} with the interval from the harness's standard error.
+
+    limit: questions of each task; 0 = all.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = HFLM(pretrained=model, tokenizer=template.tokenizer, batch_size=batch_size)
+    found = simple_evaluate(
+        wrapped, tasks=names, limit=limit or None, task_manager=_manager(folder), bootstrap_iters=0, verbosity="ERROR"
+    )
+    return {name: _figure(found["results"][name], found["n-samples"][name]["effective"]) for name in names}
+
+
+def _manager(folder: str) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(Path(folder)) if folder else None)
+
+
+def _figure(result: dict, n: int) -> dict:
+    """A task's main metric; keys of a result are `metric,filter`."""
+    keys = [key for key in result if "," in key and "_stderr" not in key]
+    key = next((key for main in MAIN for key in keys if key.partition(",")[0] == main), keys[0])
+    metric, _, chosen = key.partition(",")
+    value, error = float(result[key]), result.get(f"{metric}_stderr,{chosen}")
+    if metric in ("acc", "acc_norm", "exact_match"):
+        interval = Sample([1.0] * round(value * n) + [0.0] * (n - round(value * n))).interval()
+    else:
+        known = isinstance(error, float)
+        interval = {"low": value - Z * error, "high": value + Z * error} if known else {"low": None, "high": None}
+    return {"value": value, **interval, "n": n, "metric": metric}

@@ -1,0 +1,45 @@
+"""An evaluation in the model card of a folder that is published already."""
+
+import re
+from pathlib import Path
+
+from llm_finetuning.evaluation import report
+from llm_finetuning.files import checksums
+from llm_finetuning.files.atomic import write_text
+
+BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
+CARD = "README.md"
+
+
+def add_evaluation(folder: str | Path, record: dict[str, dict]) -> Path:
+    """Writes the figures of evaluation.json into the model card of `folder`, in place of earlier ones.
+
+    The folder matches its SHA256SUMS at every moment: the card's line goes before the card changes, and comes back
+    after it. Raises what `checksums.verify_checksums` raises for a folder that is not whole.
+    """
+    folder = Path(folder)
+    listed = checksums.verify_checksums(folder)
+    card = (folder / CARD).read_text(encoding="utf-8")
+    card = re.sub(rf"\n*{BEGIN}.*?{END}\n*", "\n", card, flags=re.DOTALL).rstrip("\n")
+    _write_listed(folder, {name: sha256 for name, sha256 in listed.items() if name != CARD})
+    write_text(folder / CARD, f"{card}\n\n{section(record)}\n")
+    _write_listed(folder, listed | {CARD: checksums.hash_file(folder / CARD)})
+    return folder / CARD
+
+
+def section(record: dict[str, dict]) -> str:
+    """The evaluation as Markdown: figures down, models across, each with its 95% interval."""
+    rows = report.table(record)
+    lines = [f"|  | {' | '.join(rows.columns)} |", f"| --- |{' --- |' * len(rows.columns)}"]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in zip(rows.index, rows.values, strict=True)]
+    about = (
+        "All models on the same held-out conversations, with 95% intervals; n counts pairs, questions or ranked pairs."
+        " `rank_agreement` is the share of ranked replies in which the one that people preferred has the higher"
+        " likelihood per token, `generic_loss` the loss on text that finetuning does not teach."
+    )
+    return "\n".join([BEGIN, "## Evaluation", "", about, "", *lines, END])
+
+
+def _write_listed(folder: Path, listed: dict[str, str]) -> None:
+    lines = (f"{sha256}  {name}\n" for name, sha256 in sorted(listed.items()))
+    write_text(folder / checksums.NAME, "".join(lines))

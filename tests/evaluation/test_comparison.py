@@ -1,0 +1,235 @@
+"""Models side by side: what is measured, that it goes on where it stopped, and what is refused beforehand."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from inference_fixtures import pairs as known
+from training_fixtures import prepare, small_pairs, small_settings
+
+from llm_finetuning import prompts
+from llm_finetuning.evaluation import agreement, comparison, generic, report, rules
+from llm_finetuning.files import checksums
+from llm_finetuning.release.evaluated import add_evaluation
+from llm_finetuning.settings import Evaluation
+
+
+def known_pairs() -> list[dict]:
+    return [pair for pair in known() if pair["response"].isascii()]
+
+
+def preferences(better: bool = True) -> list[dict]:
+    """To each known prompt its answer against that of another one of about the same length."""
+    made, records = known_pairs(), []
+    for pair in made:
+        others = [p["response"] for p in made if p["response"] != pair["response"]]
+        other = min(others, key=lambda text: (abs(len(text) - len(pair["response"])), text))
+        sides = (pair["response"], other) if better else (other, pair["response"])
+        asked = {"prompt": pair["prompt"], "history": pair.get("history", [])}
+        records.append(asked | {"chosen": sides[0], "rejected": sides[1]})
+    return records
+
+
+def write_lines(path, records) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+@pytest.fixture
+def finished(published, tiny_base, tmp_path):
+    """The results of a finished run: the fixture model that knows its answers, and an untrained base."""
+    shutil.copytree(published, tmp_path / "finetuned_phi2")
+    (tmp_path / "finetuned_phi2" / "README.md").write_text("# A model\n\nIts card.\n", encoding="utf-8")
+    checksums.write_checksums(tmp_path / "finetuned_phi2")
+    write_lines(tmp_path / "data" / "finetuning_data_val.jsonl", known_pairs())
+    write_lines(tmp_path / "data" / "preferences_val.jsonl", preferences())
+    passages = [f"The {word} lies behind the hill, and nobody knows why." for word in ("lake", "mill", "road")]
+    (tmp_path / "plain.txt").write_text("\n\n".join(passages), encoding="utf-8")
+    return Evaluation(
+        drive_folder=str(tmp_path),
+        model_name=str(tiny_base),
+        max_seq_length=200,
+        max_new_tokens=48,
+        eval_answers=6,
+        judge_exact_match=True,
+        generic_text=str(tmp_path / "plain.txt"),
+        follow_rules=False,
+        dtype="float32",
+    )
+
+
+def test_base_and_finetuned_are_told_apart(finished):
+    results = comparison.compare(finished)
+    record = report.write(results, finished.folders.evaluation)
+    assert json.loads(finished.folders.evaluation.read_text()) == record
+    assert list(record) == ["base", "finetuned"]
+    for found in record.values():
+        for name, figure in found.items():
+            assert set(figure) == {"value", "low", "high", "n"}, name
+            assert figure["low"] <= figure["value"] <= figure["high"], name
+    assert record["finetuned"]["loss"]["value"] < 0.1 < record["base"]["loss"]["value"]
+    assert record["finetuned"]["exact_match"]["value"] == 1.0
+    assert record["finetuned"]["rank_agreement"]["value"] == 1.0
+    assert record["base"]["rank_agreement"]["low"] < 0.5 < record["base"]["rank_agreement"]["high"]
+    told = report.differences(results).set_index("figure")["verdict"]
+    assert told["loss"] == told["exact_match"] == told["stop_rate"] == "better"
+    told = report.answers(results)
+    assert (told["finetuned"] == told["reference"]).all() and not (told["base"] == told["reference"]).any()
+
+
+def test_a_killed_evaluation_goes_on_and_measures_nothing_twice(finished, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generic, "examples", killed)
+        with pytest.raises(Killed):
+            comparison.compare(finished)
+    measured = []
+    losses = comparison.likelihood.losses
+    monkeypatch.setattr(comparison.likelihood, "losses", lambda *a: (measured.append(len(a[1])), losses(*a))[1])
+    results = comparison.compare(finished)
+    whole = [len(known_pairs()), 2 * len(known_pairs()), 3]
+    assert measured == [3, *whole], "of the base the passages alone, of the finetuned model all"
+    measured.clear()
+    assert report.write(comparison.compare(finished), finished.folders.evaluation) == {
+        name: report.figures(result) for name, result in results.items()
+    }
+    assert measured == []
+    write_lines(finished.folders.val_preferences, preferences(better=False))
+    comparison.compare(finished)
+    assert measured == whole + whole, "other ranks: everything is measured again"
+
+
+def test_an_adapter_on_its_base_is_measured_like_the_model_in_training(finished, tiny_base, tmp_path):
+    run = prepare(small_settings(tmp_path / "run", tiny_base, use_4bit=False, max_steps=2), known_pairs())
+    from llm_finetuning.training.trainer import save_adapter, train
+
+    train(run.trainer)
+    save_adapter(run.trainer)
+    adapter = run.settings.folders.adapter
+    run.template.tokenizer.save_pretrained(adapter)
+    settings = Evaluation(**{**vars_of(finished), "models": [f"{tiny_base} + {adapter}"]})
+    found = comparison.compare(settings)["adapter"].samples["loss"].value
+    examples = prompts.encode_all(known_pairs(), run.template)
+    assert found == pytest.approx(
+        comparison.likelihood.losses(run.trainer.model, examples, run.template).value, rel=1e-4
+    )
+
+
+def vars_of(settings) -> dict:
+    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+
+
+@pytest.mark.parametrize(
+    ("models", "problem"),
+    [
+        (["finetuned", "finetuned"], "finetuned twice"),
+        (["preferred"], "preferred is not there yet"),
+        (["base"], "none of the models has a chat template"),
+        (["base + /nowhere/adapter"], "no folder with an adapter"),
+        (["/nowhere/model"], "is not there"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(models, problem, finished, monkeypatch):
+    monkeypatch.setattr(comparison.candidates.Candidate, "load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises((ValueError, FileNotFoundError), match=problem):
+        comparison.compare(Evaluation(**{**vars_of(finished), "models": models}))
+
+
+def test_a_model_that_does_not_fit_is_named_with_its_size(finished, monkeypatch):
+    monkeypatch.setattr(comparison.candidates, "LOADED", 1e6)
+    with pytest.raises(MemoryError, match=r"base needs .* GiB; finetuned needs .* GiB, and .* are free"):
+        comparison.compare(finished)
+
+
+def test_shuffled_ranks_are_agreed_with_by_chance(published):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(published, dtype=torch.float32)
+    template = prompts.template_for(AutoTokenizer.from_pretrained(published))
+
+    def agreed(records: list[dict]) -> dict:
+        ranked = agreement.ranked_pairs(records, template, 200)
+        return agreement.rank_agreement(model, ranked, template)["rank_agreement"].figure()
+
+    assert agreed(preferences())["value"] == 1.0
+    assert agreed(preferences(better=False))["value"] == 0.0
+    shuffled = agreed([random.Random(i).choice([preferences(), preferences(better=False)])[i]
+                       for i in range(len(preferences()))])  # fmt: skip
+    assert shuffled["low"] <= 0.5 <= shuffled["high"]
+    same = [record | {"rejected": record["chosen"]} for record in preferences()]
+    assert agreed(same)["value"] == 0.5
+
+
+def test_the_card_gets_the_figures_and_the_folder_stays_whole(finished, monkeypatch):
+    folder = finished.folders.published
+    record = {"base": {"loss": {"value": 2.0, "low": 1.9, "high": 2.1, "n": 9}}}
+    add_evaluation(folder, record)
+    add_evaluation(folder, record | {"finetuned": {"loss": {"value": 1.0, "low": None, "high": None, "n": 9}}})
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# A model\n\nIts card.\n") and card.count("## Evaluation") == 1
+    assert "| loss | 2.000 (1.900 to 2.100, n = 9) | 1.000 (n = 9) |" in card
+    checksums.verify_checksums(folder)
+
+    import llm_finetuning.release.evaluated as evaluated
+
+    writes = []
+
+    def stopped_after(count: int):
+        def write(path, text):
+            if len(writes) == count:
+                raise KeyboardInterrupt
+            writes.append(path)
+            path.write_text(text, encoding="utf-8")
+
+        return write
+
+    for count in range(3):
+        writes.clear()
+        monkeypatch.setattr(evaluated, "write_text", stopped_after(count))
+        with pytest.raises(KeyboardInterrupt):
+            add_evaluation(folder, {"other": record["base"]})
+        checksums.verify_checksums(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [("a.txt", "  \n\n ", "holds no text"), ("a.jsonl", '{"body": "x"}\n', "no column text"),
+     ("a.txt", b"\xff\xfe\x00x", "no text in UTF-8")],
+)  # fmt: skip
+def test_text_that_is_none_is_refused(name, content, problem, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=problem):
+        generic.passages(str(path))
+    with pytest.raises(FileNotFoundError):
+        generic.passages(str(tmp_path / "missing.txt"))
+
+
+def test_rules_tell_what_follows_them():
+    follows = [
+        "- a\n- b\n- c", "LOUD AND CLEAR.", "quiet, calm", "No such sign here", "Bread rises.",
+        "word " * 50, "One sentence only.", '```json\n{"a": 1}\n```', "So it is. That is all.", "“Quoted.”",
+        "Because it rains, because it pours.", "1. a\n2. b\n3. c\n4. d",
+    ]  # fmt: skip
+    breaks = [
+        "- a\n- b", "Loud", "Quiet", "a, b", "word " * 11, "too short", "One. Two.", '[1, 2] and more',
+        "That is all. Or not", '"open', "because", "1. a\n3. b\n2. c\n4. d",
+    ]  # fmt: skip
+    for rule, good, bad in zip(rules.RULES.values(), follows, breaks, strict=True):
+        assert rule(good) and not rule(bad) and not rule("")
+    asked = rules.questions()
+    assert len(asked) == 24 and sum(rules.followed(asked, ["LOUD"] * 24)) >= 2
+
+
+def test_small_pairs_without_ranks_leave_agreement_out(finished):
+    finished.folders.val_preferences.unlink()
+    write_lines(finished.folders.val_file, small_pairs(6))
+    record = {name: report.figures(found) for name, found in comparison.compare(finished).items()}
+    assert "rank_agreement" not in record["base"] and record["base"]["loss"]["n"] == 6
