@@ -23,7 +23,7 @@ test: .venv/ready
 	$(TESTS) $(BIN)/$(PYTEST) -m "not more" $(ARGS)
 
 # The slow matrices: kills at random moments, sharded training, other model families, many visitors, every benchmark.
-test-more: .venv/ready
+test-more: .venv/ready .venv/tasks
 	$(TESTS) $(BIN)/$(PYTEST) -m more --kills 12 $(ARGS)
 
 check: .venv/ready
@@ -74,6 +74,11 @@ gguf: .venv/gguf
 test-colab: .venv/ready .venv-colab/ready
 	$(BIN)/python tests/support/colab_resolve.py
 	$(TESTS) $(COLAB)/$(PYTEST) -m "not slow and not browser and not more" $(ARGS)
+
+# lm-evaluation-harness, which the evaluation notebook installs where tasks are set.
+.venv/tasks: .venv/ready llm_finetuning/evaluation/tasks.py
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -c "from llm_finetuning.evaluation import tasks; tasks.install()"
+	@touch $@
 
 .venv/ready: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 	$(call environment,.venv,constraints.txt,-r requirements-dev.txt)

@@ -44,7 +44,8 @@ def figures(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    wrapped = HFLM(pretrained=model, tokenizer=template.tokenizer, batch_size=batch_size)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in its layers
+    wrapped = HFLM(pretrained=inner, tokenizer=template.tokenizer, batch_size=batch_size)
     found = simple_evaluate(
         wrapped, tasks=names, limit=limit or None, task_manager=_manager(folder), bootstrap_iters=0, verbosity="ERROR"
     )
