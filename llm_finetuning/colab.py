@@ -1,4 +1,4 @@
-"""Brings a bare Google Colab runtime to work: installs what is missing, never replaces its torch or numpy.
+"""Brings a bare Google Colab runtime to work: mounts Drive and installs what is missing, never its torch or numpy.
 
 Only the standard library and `packaging` (part of every Colab image) are imported here: nothing else is
 certain to be installed yet.
@@ -16,6 +16,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from llm_finetuning.files import drive
+
 FIXED = ("torch", "numpy")
 """Colab's own builds: they match its driver and each other, and are never replaced."""
 TORCHAO_NEEDED = Version("0.16")
@@ -30,11 +32,13 @@ class RestartNeeded(RuntimeError):
 
 
 def install(clone: Path) -> None:
-    """Installs what `clone`/requirements.txt asks for and this runtime lacks; everything else stays as it is.
+    """Mounts Drive, and installs what `clone`/requirements.txt asks for and this runtime lacks.
 
-    Raises RuntimeError when torch or numpy is too old or pip fails, RestartNeeded when the session has to be
-    restarted: whatever was replaced had been imported before.
+    Everything else stays as it is. Raises ConnectionError when Drive is refused, RuntimeError when torch or numpy is
+    too old or pip fails, RestartNeeded when the session has to be restarted: whatever was replaced had been imported
+    before.
     """
+    mount_drive()
     requirements = read_requirements(clone / "requirements.txt")
     lacking = [r for r in requirements if not is_met(r)]
     if old := [r for r in lacking if r.name in FIXED]:
@@ -52,6 +56,55 @@ def install(clone: Path) -> None:
             "Please choose Runtime > Restart session, then run all cells again: packages in use were updated "
             f"({', '.join(stale)})."
         )
+
+
+def mount_drive(again: bool = False) -> None:
+    """Mounts Drive in Colab, where it is not mounted yet; again: also where it is, for its connection is lost.
+
+    Colab asks the user for permission. Raises ConnectionError for whatever comes of that: its classes have changed.
+    """
+    if "google.colab" not in sys.modules:
+        return
+    from google.colab import drive as colab_drive
+
+    try:
+        colab_drive.mount(str(drive.MOUNT), force_remount=again)
+    except Exception as error:
+        cure = (
+            f"Files lie in {drive.MOUNT} that were written while Drive was not mounted: move them away "
+            f"(!mv {drive.MOUNT} {drive.MOUNT}-before), and run the set-up cell again."
+            if "already contain files" in str(error)
+            else "Run the set-up cell again and allow access in the window that opens, with this notebook's account."
+        )
+        raise ConnectionError(f"Drive was not mounted ({_named(error)}). {cure}") from error
+
+
+def flush_drive(folder: Path, hours: float = 1) -> str:
+    """Waits until Drive has uploaded what was written, and unmounts it; returns what the notebook says of it.
+
+    It comes last, for to mount Drive again Colab asks for permission again. A failure costs nothing: the upload goes
+    on. Outside Colab, and where `folder` is not on Drive, nothing is waited for.
+    """
+    if not drive.on_drive(folder) or "google.colab" not in sys.modules:
+        return f"Everything lies in {folder}."
+    from google.colab import drive as colab_drive
+
+    try:
+        colab_drive.flush_and_unmount(timeout_ms=round(hours * 3_600_000))
+    except Exception as error:
+        return (
+            f"Drive did not say that everything is uploaded ({_named(error)}). Nothing is lost: all files were written"
+            f" to {folder} and read back, and their upload goes on while this runtime is connected. Before you"
+            " disconnect it, look at drive.google.com: files of 0 bytes are still on their way."
+        )
+    return (
+        f"Uploaded: everything in {folder} is on Drive, which is unmounted now. Run all mounts it again, and asks for"
+        " access again."
+    )
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).rstrip('.')}"
 
 
 def read_requirements(path: Path) -> list[Requirement]:

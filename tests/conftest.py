@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-pytest_plugins = ["inference_fixtures", "training_fixtures"]  # of tests/support, which pytest has on its path
+# Of tests/support, which pytest has on its path.
+pytest_plugins = ["colab_fixtures", "inference_fixtures", "training_fixtures"]
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = Path(os.environ.get("LLM_FINETUNING_REAL_DATA") or ROOT.parent / "shared" / "data")

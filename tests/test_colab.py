@@ -10,27 +10,13 @@ from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
+from colab_fixtures import STUB
 from packaging.requirements import Requirement
 
 from llm_finetuning import colab
 
 ROOT = Path(__file__).parents[1]
-STUB = ROOT / "tests" / "support" / "google_stub"
 NOTEBOOKS = sorted(p for folder in ("Data Prep", "Finetuning", "Inference") for p in (ROOT / folder).glob("*.ipynb"))
-
-
-@pytest.fixture
-def on_colab(tmp_path, monkeypatch):
-    """This process as on Colab: google.colab can be imported and writes to the returned folder."""
-    for name in [n for n in sys.modules if n.partition(".")[0] == "google"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(STUB)
-    monkeypatch.setenv("COLAB_STUB", str(tmp_path))
-    import google.colab  # noqa: F401
-
-    yield tmp_path
-    for name in [n for n in sys.modules if n.partition(".")[0] == "google"]:
-        del sys.modules[name]
 
 
 class Runtime:
@@ -187,24 +173,31 @@ def run_cell(source: str, folder: Path, repository: Path, **environment: str) ->
     )
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_set_up_cell_brings_a_bare_runtime_to_work(notebook, tmp_path, repository):
+def test_the_set_up_cell_brings_a_runtime_to_work(tmp_path, repository):
+    """With the whole package and its requirements; which package it finds is told by test_set_up."""
     content, stub = tmp_path / "content", tmp_path / "stub"
     content.mkdir()
     stub.mkdir()
     for _ in range(2):  # "Run all" again finds the clone and uses it
-        done = run_cell(set_up_cell(notebook), content, repository, PYTHONPATH=str(STUB), COLAB_STUB=str(stub))
+        done = run_cell(set_up_cell(NOTEBOOKS[0]), content, repository, PYTHONPATH=str(STUB), COLAB_STUB=str(stub))
         assert done.returncode == 0, done.stderr
         used = Path(json.loads(done.stdout.splitlines()[-1]))
         assert used == content / "llm_finetuning" / "llm_finetuning" / "__init__.py"
     assert (stub / "calls.txt").read_text().splitlines() == ["drive.mount /content/drive"] * 2
 
 
-def test_a_refused_drive_stops_before_anything_is_cloned(tmp_path, repository):
-    (tmp_path / "refuse_drive").touch()
-    done = run_cell(set_up_cell(NOTEBOOKS[0]), tmp_path, repository, PYTHONPATH=str(STUB), COLAB_STUB=str(tmp_path))
-    assert "ValueError: mount failed" in done.stderr
-    assert not (tmp_path / "llm_finetuning").exists()
+def test_a_refused_drive_stops_before_anything_is_installed(runtime, clone, on_colab):
+    (on_colab / "refuse_drive").touch()
+    with pytest.raises(ConnectionError, match=r"Drive was not mounted \(ValueError: mount failed\).*allow access"):
+        colab.install(clone)
+    assert runtime.calls == []
+
+
+def test_files_where_drive_is_to_be_mounted_are_named(on_colab):
+    (on_colab / "drive").mkdir()
+    (on_colab / "drive" / "written while it was away").touch()
+    with pytest.raises(ConnectionError, match=r"!mv .*drive .*drive-before"):
+        colab.mount_drive()
 
 
 def test_outside_colab_the_set_up_cell_does_nothing(tmp_path, repository):

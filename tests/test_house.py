@@ -15,7 +15,7 @@ REPOSITORY = "mkthoma/llm_finetuning"
 NOTEBOOKS = [step.notebook for step in notebooks.STEPS]
 COMMON = [
     'drive_folder = "/content/drive/MyDrive/llm_finetuning"  # @param {type:"string"}',
-    'repository = "https://github.com/mkthoma/llm_finetuning"  # @param {type:"string"}',
+    'repository = ""  # @param {type:"string"}',
 ]
 LONGEST_CELL = 25
 
