@@ -3,12 +3,14 @@
 What is being written lies beside it under a hidden name that ends in `.partial`.
 """
 
+import errno
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from llm_finetuning.files import drive
 
 
 def partial_name(path: Path) -> Path:
@@ -24,6 +26,7 @@ def writing(path: Path, shared: bool = False) -> Iterator[Path]:
     """
     partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}") if shared else path)
     try:
+        drive.check_mounted(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
@@ -41,6 +44,8 @@ def write_text(path: Path, text: str) -> Path:
         with writing(path) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
+        if error.errno == errno.ENOTCONN and drive.on_drive(path):
+            raise drive.lost(path) from error
         cure = "Free some space, or set drive_folder to a folder that can be written."
         raise OSError(error.errno, f"{path} could not be written ({error.strerror}). {cure}") from error
     return path
@@ -55,13 +60,14 @@ def write_json(path: Path, value: object, indent: int = 1) -> Path:
 def building(folder: Path) -> Iterator[Path]:
     """Yields an empty folder to fill; it takes the place of `folder` when the block ends well, and else goes."""
     partial = partial_name(folder)
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    drive.check_mounted(folder)
+    drive.remove(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
         yield partial
         replace_folder(partial, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        drive.remove(partial, ignore_errors=True)
 
 
 def replace_folder(partial: Path, final: Path) -> None:
@@ -74,15 +80,12 @@ def replace_folder(partial: Path, final: Path) -> None:
 def remove_folder(folder: Path) -> None:
     """Removes a folder. Its name goes first, so a removal that is cut off leaves nothing half there under it."""
     going = partial_name(folder.with_name(f"{folder.name}.removed"))
-    shutil.rmtree(going, ignore_errors=True)
+    drive.remove(going, ignore_errors=True)
     os.replace(folder, going)
-    shutil.rmtree(going, ignore_errors=True)
+    drive.remove(going, ignore_errors=True)
 
 
 def remove_partials(folder: Path) -> None:
     """Removes what killed processes left behind in `folder`. Call it while nothing is being written there."""
     for partial in folder.glob(".*.partial"):
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        drive.remove(partial, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from safetensors import SafetensorError
 
-from llm_finetuning.files import checksums
+from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.atomic import partial_name, replace_folder
 
 CHUNK = 8 * 2**20  # bytes read and written at a time
@@ -100,9 +100,12 @@ class VerifiedCopy:
                 return
             self.copy(names)
         if names := self.retry(self.differing, f"Checking {self.partial.name}"):
+            cure = "Publish to another disk, or check this one."
+            if drive.on_drive(self.partial):
+                cure = "Let Drive upload what it has (the finetuning notebook's last cell), then run all cells again."
             raise ValueError(
-                f"{', '.join(names)} did not read back from {self.partial} as written, copied three "
-                "times. The version before is untouched. Publish to another disk, or check this one."
+                f"{', '.join(names)} did not read back from {self.partial} as written, copied three times. The version"
+                f" before is untouched, and {self.source} is whole. {cure}"
             )
 
     def differing(self) -> list[str]:
@@ -128,7 +131,7 @@ def copy_folder(source: Path, target: Path) -> Path:
     """Copies a folder with its SHA256SUMS atomically: under `target` it is complete, as read back from the disk."""
     copy = VerifiedCopy(source, partial_name(target))
     check_space(target.parent, sum(copy.sizes.values()), target.name)
-    shutil.rmtree(copy.partial, ignore_errors=True)  # of a killed process; it may be a copy of another folder
+    drive.remove(copy.partial, ignore_errors=True)  # of a killed process; it may be a copy of another folder
     copy.fill()
     replace_folder(copy.partial, target)
     return target
@@ -138,6 +141,7 @@ def copy_file(source: Path, target: Path, report: Callable[[int], None]) -> None
     """Copies `source` to the disk, continuing behind the bytes that a shorter `target` already has."""
     have = target.stat().st_size if target.exists() else 0
     start = have if have < source.stat().st_size else 0
+    drive.check_mounted(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(source, "rb") as reading, open(target, "r+b" if target.exists() else "xb") as writing:
         reading.seek(start)

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from llm_finetuning import hardware
-from llm_finetuning.files import checksums
+from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.atomic import write_json, write_text, writing
 from llm_finetuning.models import SAMPLE, commit_of
 from llm_finetuning.plotting import save
@@ -81,6 +81,8 @@ def zip_adapter(adapter_folder: str | Path, target: str | Path) -> Path:
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(f"{folder / 'adapter_config.json'} is missing. Train first, or correct the path.")
     check_no_tokens(folder)
+    if drive.on_drive(target):
+        drive.remove(target)  # else the one before lies in Drive's bin and counts there
     with writing(target) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name in checksums.files_below(folder):
             if Path(name).suffix not in PICKLES:

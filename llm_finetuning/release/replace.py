@@ -2,14 +2,15 @@
 
 What an interrupted run may leave beside `finetuned_phi2`, all cleared up by the next one:
     .finetuned_phi2.partial-<id>   a copy that is not complete; <id>: first digits of its list's hash
-    .finetuned_phi2.previous       the last good version, until the new one is verified in its place
+    .finetuned_phi2.previous       the last good version, until the new one is verified in its place; on Drive until the
+                                   next publishing, for the new one may still be on its way there
     .finetuned_phi2.lock           who is publishing
 """
 
 import contextlib
 import errno
+import functools
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -17,26 +18,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llm_finetuning.files import checksums
+from llm_finetuning import colab
+from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.copying import FULL, TRANSPORT, VerifiedCopy, check_space, gigabytes, retrying, sync_folder
-from llm_finetuning.release.drive import Drive, drive_below
 from llm_finetuning.release.lock import Lock
 from llm_finetuning.release.safety import check_no_pickles, check_no_tokens
 
 SPARE = 16 * 2**20  # bytes left free beside the copy, for folders, logs and what rounding takes
 
 
-def replace_published(
-    source: str | Path,
-    target: str | Path,
-    drive: Drive | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Path:
+def replace_published(source: str | Path, target: str | Path, sleep: Callable[[float], None] = time.sleep) -> Path:
     """Replaces `target` by a verified copy of the folder `source` with its SHA256SUMS; returns `target`.
 
     Either all of `source` stands under `target` afterwards, or what stood there before. An interrupted copy is
     continued by the next call; transport errors are tried again with growing pauses; a second run waits for the first.
-    `drive`: the Drive that `target` lies on; found by itself in Colab. `sleep`: takes seconds.
+    On Drive it is read back from the mount, and uploaded later. `sleep`: takes seconds.
 
     Raises FileNotFoundError or ValueError for a source that is not complete, or a target that holds something
     else; OSError when the disk is full or the connection stays lost, with what to do.
@@ -45,24 +41,25 @@ def replace_published(
     checksums.verify_checksums(source)
     check_no_pickles(source)
     check_no_tokens(source)
-    drive = drive or drive_below(target)
-    job = _Job(source, target, drive, sleep)
+    job = _Job(source, target, sleep)
     try:
-        job.retry(lambda: target.parent.mkdir(parents=True, exist_ok=True), "Making the folder")
+        job.retry(job.make_folder, "Making the folder")
         with job.retry(job.lock.take, "Locking the folder"):
             job.run()
     except OSError as error:
         raise _explained(error, job) from error
+    if job.on_drive:
+        print(f"{target}: written and read back, its upload is pending. {job.said_of_previous()}".rstrip())
     return target
 
 
 class _Job(VerifiedCopy):
     """One publication; the steps of `run` read from top to bottom."""
 
-    def __init__(self, source: Path, target: Path, drive: Drive | None, sleep: Callable[[float], None]):
+    def __init__(self, source: Path, target: Path, sleep: Callable[[float], None]):
         digits = checksums.hash_file(source / checksums.NAME)[:12]
         super().__init__(source, target.parent / f".{target.name}.partial-{digits}")
-        self.target, self.drive, self.sleep = target, drive, sleep
+        self.target, self.on_drive, self.sleep = target, drive.on_drive(target), sleep
         self.lock = Lock(target.parent / f".{target.name}.lock", sleep)
         self.previous = target.parent / f".{target.name}.previous"
 
@@ -75,11 +72,21 @@ class _Job(VerifiedCopy):
         self.fill()
         self.retry(self.lock.confirm, "Looking at the lock")
         self.retry(self.swap, "Putting the new version in its place")
-        self.verify_in_place()
-        self.retry(self.drop_previous, "Removing the version before")
+        if self.on_drive:
+            self.verify_in_place()
+        else:
+            self.retry(self.drop_previous, "Removing the version before")
 
     def retry(self, step: Callable[[], object], what: str) -> object:
-        return retrying(step, what, self.drive and self.drive.remount, sleep=self.sleep)
+        remount = functools.partial(colab.mount_drive, again=True)
+        return retrying(step, what, remount if self.on_drive else None, sleep=self.sleep)
+
+    def make_folder(self) -> None:
+        drive.check_mounted(self.target)
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+
+    def said_of_previous(self) -> str:
+        return f"The version before stays in {self.previous} until the next one." if self.previous.exists() else ""
 
     def check_target(self) -> None:
         if self.source.resolve() == self.target.resolve():
@@ -96,20 +103,17 @@ class _Job(VerifiedCopy):
             return
         if not checksums.is_complete(self.target) and checksums.is_complete(self.previous):
             if self.target.exists():
-                shutil.rmtree(self.target)
+                drive.remove(self.target)
             os.rename(self.previous, self.target)
         self.drop_previous()
 
     def is_published(self) -> bool:
-        if not self.is_same(self.target, checksums.NAME):
-            return False
-        self.flush()
-        return checksums.is_complete(self.target)
+        return self.is_same(self.target, checksums.NAME) and checksums.is_complete(self.target)
 
     def remove_other_partials(self) -> None:
         for folder in self.target.parent.glob(f".{self.target.name}.partial-*"):
             if folder != self.partial:
-                shutil.rmtree(folder)
+                drive.remove(folder)
 
     def copy(self, names: list[str]) -> None:
         self.check_room()
@@ -122,17 +126,12 @@ class _Job(VerifiedCopy):
                 bar.update(count)
 
             super().copy(names, report)
-        self.flush()
-
-    def flush(self) -> None:
-        if self.drive:
-            self.drive.flush()
 
     def check_room(self) -> None:
         """Checks the free space for what is left to copy, at the target and on the disk that caches Drive's uploads."""
         copied = sum((self.partial / name).stat().st_size for name in self.sizes if (self.partial / name).exists())
         needed = max(0, sum(self.sizes.values()) - copied) + SPARE
-        for place in [self.target.parent, *([self.drive.cache] if self.drive else [])]:
+        for place in [self.target.parent, *([drive.CACHE] if self.on_drive else [])]:
             check_space(place, needed, f"Publishing {self.source.name}")
 
     def swap(self) -> None:
@@ -145,9 +144,6 @@ class _Job(VerifiedCopy):
 
     def verify_in_place(self) -> None:
         """Verifies the copy on Drive again under its final name; if that fails, the version before comes back."""
-        if not self.drive:
-            return
-        self.flush()
         try:
             self.retry(lambda: checksums.verify_checksums(self.target), f"Checking {self.target.name}")
         except (ValueError, FileNotFoundError):
@@ -169,25 +165,27 @@ class _Job(VerifiedCopy):
             listed = checksums.read_checksums(self.previous)
         others = [name for name in names if name not in listed]
         for name in set(names) & set(listed):
-            (self.previous / name).unlink()
+            drive.remove(self.previous / name)
         (self.previous / checksums.NAME).unlink(missing_ok=True)  # last: until then this can be continued
         if any(not checksums.is_hidden(name) for name in others if name != checksums.NAME):
             kept = self.target.parent / f"{self.target.name}.kept-{time.time():.0f}"
             os.rename(self.previous, kept)
             print(f"The version before held files that were not published from here; they are in {kept}.")
         else:
-            shutil.rmtree(self.previous)
+            drive.remove(self.previous)
 
 
 def _explained(error: OSError, job: _Job) -> OSError:
     """The same error number with what happened, what was left alone and what to do next."""
-    found = error.strerror or str(error)
-    kept = f"Nothing new stands under {job.target.name}; what was published before is kept."
+    found = (error.strerror or str(error)).rstrip(".")
+    kept = f"Nothing new stands under {job.target.name}; what was published before is kept, and {job.source} is whole."
     again = f"run this cell again: it goes on with what lies in {job.partial}"
     if error.errno in FULL:
         size = gigabytes(sum(job.sizes.values()))
         cure = f"Free space in {job.target.parent} (on Drive empty the bin too), then {again}"
         return type(error)(error.errno, f"{found}. The whole copy takes {size}. {kept} {cure}")
+    if isinstance(error, ConnectionError) and error.errno is None:  # Colab could not mount Drive again
+        return type(error)(errno.ENOTCONN, f"The connection to Drive was lost. {found}. {kept} Then {again}")
     if error.errno in TRANSPORT:
         lost = f"The connection to {job.target.parent} stayed lost ({found}). {kept}"
         return type(error)(error.errno, f"{lost} When that folder opens again, {again}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import building, remove_folder, replace_folder, write_text
 from llm_finetuning.files.copying import copy_folder, retrying
+from llm_finetuning.files.drive import check_mounted
 
 RUN_FILE = "run.json"
 CHANGED = {
@@ -87,10 +88,14 @@ def newest(work: Path, drive: Path) -> Path | None:
 
 
 def newest_run(work: Path, drive: Path) -> dict | None:
-    """What the newest checkpoint, here or on Drive, was trained with; None where there is none."""
+    """What the newest checkpoint, here or on Drive, was trained with; None where there is none.
+
+    One that Drive did not upload to its end is passed over: its files are empty.
+    """
     files = [checkpoint / RUN_FILE for folder in (work, drive) for checkpoint in found(folder)]
-    runs = [file for file in files if file.is_file()]
-    return json.loads(runs[-1].read_text(encoding="utf-8")) if runs else None
+    texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    runs = [text for text in texts if text.endswith("}\n")]
+    return json.loads(runs[-1]) if runs else None
 
 
 def keep_newest(folder: Path, limit: int) -> None:
@@ -182,6 +187,7 @@ class Mirror:
                     self._thread = None
                     return
             try:
+                check_mounted(self.drive)
                 self.drive.mkdir(parents=True, exist_ok=True)
                 copy_folder(checkpoint, self.drive / checkpoint.name)
                 keep_newest(self.drive, self.limit)
