@@ -1,4 +1,4 @@
-"""Full disks, killed processes, damaged shards, lost connections, a Drive that lags, and two runs at once.
+"""Full disks, killed processes, damaged shards, lost connections, and two runs at once; Drive has tests of its own.
 
 In each case nothing stands under the final name that fails its own check, and the error says what to do next.
 """
@@ -17,7 +17,6 @@ from publishing_world import (
     NOT_CONNECTED,
     SHARDS,
     FailingWrites,
-    FakeDrive,
     finished,
     flip,
     truncate,
@@ -39,8 +38,8 @@ def world(tmp_path, monkeypatch):
     return type("World", (), {"target": target, "new": new, "pauses": []})
 
 
-def publish(world, drive=None):
-    return replace.replace_published(world.new, world.target, drive=drive, sleep=world.pauses.append)
+def publish(world):
+    return replace.replace_published(world.new, world.target, sleep=world.pauses.append)
 
 
 def only_the_folder(world) -> bool:
@@ -158,14 +157,12 @@ def test_shard_damaged_in_an_interrupted_copy_is_not_trusted(world, monkeypatch,
 
 
 @pytest.mark.parametrize("number", [IO_ERROR, NOT_CONNECTED])
-def test_transport_errors_are_tried_again_with_growing_pauses(world, monkeypatch, tmp_path, number):
+def test_transport_errors_are_tried_again_with_growing_pauses(world, monkeypatch, number):
     monkeypatch.setattr(copying, "write_chunk", FailingWrites(number, at=range(3, 6)))
-    drive = FakeDrive(tmp_path)
-    publish(world, drive)
+    publish(world)
     assert version_at(world.target) == 2
     assert only_the_folder(world)
     assert world.pauses == [1, 2, 4]
-    assert drive.remounts == (3 if number == NOT_CONNECTED else 0)
 
 
 @pytest.mark.parametrize("number", [IO_ERROR, NOT_CONNECTED])
@@ -232,61 +229,6 @@ def test_mount_that_cannot_sync_a_folder(world, monkeypatch):
     monkeypatch.setattr(copying.os, "fsync", refuses_folders)
     publish(world)
     assert version_at(world.target) == 2
-
-
-# A Drive that shows 0 bytes until it is flushed
-
-
-@pytest.fixture
-def drive(world, monkeypatch):
-    drive = FakeDrive(world.target.parents[1])
-    monkeypatch.setattr(copying.os, "fsync", drive.fsync)
-    return drive
-
-
-def test_zero_bytes_until_flushed(world, drive):
-    publish(world, drive)
-    assert version_at(world.target) == 2
-    assert drive.flushes == 2  # before the new version takes the name, and after
-    assert only_the_folder(world)
-
-
-def test_without_a_flush_it_is_not_published(world, drive):
-    with pytest.raises(ValueError, match="did not read back"):
-        publish(world, None)
-    assert version_at(world.target) == 1
-
-
-def test_file_that_the_upload_lost_is_copied_again(world, drive):
-    drive.lose = [SHARDS[1]]
-    publish(world, drive)
-    assert version_at(world.target) == 2
-    assert drive.flushes == 3
-
-
-def test_file_that_every_upload_loses_is_named(world, drive):
-    drive.lose = [SHARDS[1]] * 9
-    with pytest.raises(ValueError, match=SHARDS[1]):
-        publish(world, drive)
-    assert version_at(world.target) == 1
-
-
-def test_damage_after_the_rename_brings_the_old_version_back(world, drive):
-    drive.damage_at_flush = 2
-    with pytest.raises(ValueError, match=f"{SHARDS[1]} is damaged"):
-        publish(world, drive)
-    assert version_at(world.target) == 1
-    drive.damage_at_flush = 0
-    publish(world, drive)
-    assert version_at(world.target) == 2
-    assert only_the_folder(world)
-
-
-def test_outside_colab_there_is_no_drive(tmp_path):
-    from llm_finetuning.release.drive import drive_below
-
-    assert drive_below(tmp_path) is None
-    assert drive_below("/content/drive/MyDrive/x") is None
 
 
 # Two runs at once

@@ -1,4 +1,4 @@
-"""A small finished folder, its versions, and a Drive that misbehaves on demand, for the publishing tests."""
+"""A small finished folder, its versions, and writes that fail on demand, for the publishing tests."""
 
 import errno
 import os
@@ -38,36 +38,6 @@ def flip(path: Path) -> None:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
-
-
-class FakeDrive:
-    """What is written shows 0 bytes until `flush`; `lose` are names that the next flushes lose, one each."""
-
-    def __init__(self, cache: Path, lose: list[str] = (), damage_at_flush: int = 0):
-        self.cache, self.lose, self.damage_at_flush = cache, list(lose), damage_at_flush
-        self.waiting: dict[str, bytes] = {}
-        self.flushes = self.remounts = 0
-
-    def fsync(self, handle: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{handle}")
-        if os.path.isfile(path):
-            self.waiting[path] = Path(path).read_bytes()
-            os.ftruncate(handle, 0)
-
-    def flush(self) -> None:
-        self.flushes += 1
-        for path, content in self.waiting.items():
-            lost = self.lose and path.endswith(self.lose[0])
-            Path(path).write_bytes(b"" if lost else content)
-            if lost:
-                self.lose.pop(0)
-        self.waiting.clear()
-        if self.flushes == self.damage_at_flush:
-            shard = next(self.cache.rglob(f"drive/finetuned_phi2/{SHARDS[1]}"))
-            shard.write_bytes(shard.read_bytes()[:-7])
-
-    def remount(self) -> None:
-        self.remounts += 1
 
 
 class FailingWrites:

@@ -6,6 +6,7 @@ asks for permission: somebody is at the browser for `visits` of them (a file wit
 holds the error of those who come too late: "ValueError" or "MessageError". `flush_fails`: so does the flush.
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -34,12 +35,17 @@ def mount(mountpoint: str, force_remount: bool = False, timeout_ms: int = 120_00
     if is_mounted():
         disconnect()
     _ask()
+    with Kernel.away():
+        _show()
+    print(f"Mounted at {mountpoint}")
+
+
+def _show() -> None:
     seen = folder() / "lost" if (folder() / "lost").exists() else folder() / "cloud"
     (seen / "MyDrive").mkdir(parents=True, exist_ok=True)
     shutil.copytree(seen, view(), dirs_exist_ok=True)
     shutil.rmtree(folder() / "lost", ignore_errors=True)
     (folder() / "mounted").touch()
-    print(f"Mounted at {mountpoint}")
 
 
 def flush_and_unmount(timeout_ms: int = 24 * 60 * 60 * 1000) -> None:
@@ -92,15 +98,18 @@ def end_machine(upload_first: bool = False) -> None:
     cloud, waiting = folder() / "cloud", folder() / ("drive" if is_mounted() else "lost")
     if upload_first:
         upload()
-    for file in [path for path in cloud.rglob("*") if path.is_file()]:
+    files = [path for path in cloud.rglob("*") if path.is_file()]
+    contents = {path.read_bytes() for path in files}  # a name that was changed has arrived with what it names
+    for file in files:
         if not (waiting / file.relative_to(cloud)).exists():
             file.unlink()
     for path in sorted(waiting.rglob("*")):
         there = cloud / path.relative_to(waiting)
         if path.is_dir():
             there.mkdir(parents=True, exist_ok=True)
-        elif not there.exists() or there.read_bytes() != path.read_bytes():
-            there.write_bytes(b"")
+        else:
+            content = path.read_bytes()
+            there.write_bytes(content if content in contents else b"")
     for name in ("drive", "lost"):
         shutil.rmtree(folder() / name, ignore_errors=True)
     for name in ("mounted", "visits"):
@@ -114,6 +123,14 @@ class Kernel:
     """
 
     hooked: "Kernel | None" = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def away(cls):
+        """What Colab itself does on the mount is not counted."""
+        kernel, cls.hooked = cls.hooked, None
+        yield
+        cls.hooked = kernel
 
     def __init__(self, disconnect_at: int = 0):
         self.calls, self.bin, self.disconnect_at, self.busy = 0, 0, disconnect_at, False
