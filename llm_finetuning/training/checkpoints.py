@@ -63,6 +63,7 @@ def newest(work: Path, drive: Path) -> Path | None:
     """
     here = complete(work)
     try:
+        check_mounted(drive)
         there = retrying(lambda: complete(drive), f"Reading {drive}") if drive != work else []
     except OSError as error:
         if not here:
@@ -92,6 +93,7 @@ def newest_run(work: Path, drive: Path) -> dict | None:
 
     One that Drive did not upload to its end is passed over: its files are empty.
     """
+    check_mounted(drive)
     files = [checkpoint / RUN_FILE for folder in (work, drive) for checkpoint in found(folder)]
     texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
     runs = [text for text in texts if text.endswith("}\n")]
