@@ -14,10 +14,9 @@ import torch
 from transformers import PretrainedConfig
 
 from llm_finetuning import hardware, models
-from llm_finetuning.files.copying import check_space
 from llm_finetuning.hardware import Machine, as_gib, readable_seconds
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import attention, checkpoints, model_size, preconditions
+from llm_finetuning.training import attention, checkpoints, model_size, preconditions, storage
 from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.memory import StepMemory, shares_a_mask
 from llm_finetuning.training.model_size import ModelSize
@@ -98,13 +97,13 @@ class Plan:
 
     @property
     def disk_work(self) -> int:
-        """Bytes on the local disk: checkpoints, one of them being written, and both merged models."""
-        return self.checkpoint_bytes * (self.settings.save_total_limit + 1) + 4 * self.size.total
+        """Bytes on the local disk at its fullest, which is while both merged models lie there."""
+        return sum(need.merging for need in storage.work_needs(self))
 
     @property
     def disk_drive(self) -> int:
-        """Bytes where the results go: checkpoints and the merged model."""
-        return self.checkpoint_bytes * self.settings.save_total_limit + 2 * self.size.total
+        """Bytes that a first run writes where the results go; a later one has the model before beside its own."""
+        return sum(need.publishing for need in storage.result_needs(self))
 
     @property
     def cost(self) -> float | None:
@@ -172,8 +171,7 @@ def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
     preconditions.check_examples(settings, config, inputs)
     made = plan(replace(settings, **kept), hardware.detect(settings.dtype), config, inputs.data.lengths)
     preconditions.check_machine(settings, made)
-    check_space(folders.work, made.disk_work, "checkpoints and the merged model")
-    check_space(folders.drive, made.disk_drive, "the results")
+    storage.check(replace(made, model_path=path))
     path = path or _base(settings)
     preconditions.check_weights(settings, config, path)
     return replace(made, settings=settings, model_path=path)
