@@ -41,11 +41,15 @@ def options(documentation: str, *sizes: str) -> argparse.ArgumentParser:
 
 
 def defaults() -> dict:
-    """The finetuning notebook's parameters; read without papermill, which a rented GPU machine may lack."""
+    """The finetuning notebook's parameters; read without papermill, which a rented GPU machine may lack.
+
+    Its folders are Colab's; a benchmark that writes names its own.
+    """
     cells = json.loads((ROOT / "Finetuning" / "Phi-2 QLoRA Finetuning.ipynb").read_text())["cells"]
     values: dict = {}
     exec(next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])), values)
-    return {name: value for name, value in values.items() if not name.startswith("_")}
+    folders = {"drive_folder": "outputs/benchmarks", "work_folder": "outputs/benchmarks"}
+    return {name: value for name, value in values.items() if not name.startswith("_")} | folders
 
 
 def figure(name: str, unit: str, values: list[float], **more) -> dict:

@@ -5,7 +5,8 @@ weights, which proves that a machine can hold the real job. Code from a model re
 `trust_remote_code` stays off, transformers has Phi's own.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import huggingface_hub
 import transformers  # lazy: torch comes with what is used of it
+from huggingface_hub import errors as hub_errors
 
 from llm_finetuning.files import checksums
 from llm_finetuning.sample import making, phi
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 SAMPLE, REHEARSAL = "sample", "rehearsal"
+NOT_REACHED = (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled)
+NOT_FOUND = (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError)  # a gated one is such a one
 MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
 
 
@@ -30,7 +34,8 @@ def tokenizer(
     """The tokenizer that `model_name` is used with; the one in `tokenizer_folder`, if given.
 
     revision: branch, tag or commit of a hub id.
-    Raises FileNotFoundError for a folder that is not there, ValueError for one without a tokenizer.
+    Raises FileNotFoundError for a folder that is not there, ValueError for one without a tokenizer, and what
+    `asking_the_hub` raises.
     """
     if tokenizer_folder:
         folder = _tokenizer_folder(tokenizer_folder)
@@ -38,7 +43,8 @@ def tokenizer(
     if model_name in (SAMPLE, REHEARSAL):
         return deepcopy(_sample_tokenizer())  # callers set chat templates on it
     name = _hub_id_or_folder(model_name)
-    return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    with asking_the_hub("model_name", name):
+        return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 def _tokenizer_folder(folder: str) -> str:
@@ -56,9 +62,9 @@ def _sample_tokenizer() -> "transformers.PreTrainedTokenizerFast":
 
 def configuration(model_name: str, revision: str = "main") -> "transformers.PreTrainedConfig":
     """The configuration of a hub id or a model folder, without its weights. Raises what `locate` raises."""
-    return transformers.AutoConfig.from_pretrained(
-        _hub_id_or_folder(model_name), revision=revision, trust_remote_code=False
-    )
+    name = _hub_id_or_folder(model_name)
+    with asking_the_hub("model_name", name):
+        return transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "", revision: str = "main") -> Path:
@@ -86,7 +92,34 @@ def fetch(hub_id: str, revision: str = "main") -> Path:
 
     Only what a safetensors model consists of: no pickles, no code, no second copy of the weights.
     """
-    return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(MODEL_FILES)))
+    with asking_the_hub("model_name", hub_id):
+        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(MODEL_FILES)))
+
+
+@contextmanager
+def asking_the_hub(parameter: str, hub_id: str) -> Iterator[None]:
+    """Makes one sentence of what the Hub's libraries raise, through whatever layers, for a `hub_id` they cannot fetch.
+
+    Raises ConnectionError where it is not on this machine and the Hub is not reached, FileNotFoundError where the Hub
+    does not have it for this user.
+    """
+    try:
+        yield
+    except Exception as error:
+        given, cause = f"{parameter} = {hub_id!r}", error
+        while cause and not isinstance(cause, NOT_REACHED + NOT_FOUND):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, NOT_FOUND):
+            raise FileNotFoundError(
+                f"{given} is not on the Hub under that name or revision, or not for you: correct it, or accept its"
+                " conditions there and set the token HF_TOKEN"
+            ) from error
+        if cause:
+            raise ConnectionError(
+                f"{given} is not on this machine, and the Hub cannot be reached: connect to the network (and unset"
+                f" HF_HUB_OFFLINE), or set {parameter} to a folder of this machine or to 'sample'"
+            ) from error
+        raise
 
 
 def commit_of(model_path: Path) -> str | None:

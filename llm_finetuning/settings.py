@@ -16,6 +16,7 @@ import pydantic.dataclasses
 from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, core_schema
 
+from llm_finetuning.files import drive
 from llm_finetuning.files.atomic import write_json
 
 AUTO = "auto"
@@ -90,13 +91,16 @@ def from_cell(settings_class: type[Settings], namespace: dict) -> Settings:
     """Returns the settings of a notebook from the names its parameters cell defined.
 
     Every field of `settings_class` must be a name in `namespace`. Whole numbers are accepted for floats.
-    Raises ValueError that lists every missing name, or else every wrong type and impossible value at once.
+    Raises ValueError that lists every missing name, or else every wrong type and impossible value at once, and for
+    folders of Colab's elsewhere; OSError where they lie on a Drive that is not mounted.
     """
     names = [field.name for field in dataclasses.fields(settings_class)]
     missing = [name for name in names if name not in namespace]
     if missing:
         raise ValueError("\n".join(f"{name} is missing: the parameters cell has to define it" for name in missing))
-    return settings_class(**{name: namespace[name] for name in names})
+    made = settings_class(**{name: namespace[name] for name in names})
+    drive.check_folders({name: getattr(made, name) for name in names if name.endswith("_folder")})
+    return made
 
 
 def from_file(settings_class: type[Settings], path: str | Path) -> Settings:

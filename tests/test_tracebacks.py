@@ -3,32 +3,10 @@
 import json
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
+from shell_fixtures import shown
 
-from llm_finetuning import tracebacks
 from llm_finetuning.files import checksums, copying
 from llm_finetuning.settings import Finetuning, from_cell
-
-
-@pytest.fixture
-def shell():
-    """A shell as a notebook has it, with the package's display of errors."""
-    made = InteractiveShell()
-    made.colors = "NoColor"
-    InteractiveShell._instance = made  # what IPython.get_ipython gives
-    tracebacks.shorten()
-    tracebacks.shorten()  # as after a second import
-    yield made
-    InteractiveShell.clear_instance()
-
-
-def shown(shell, failing):
-    """(what is shown, the error that the cell ended with); `failing` is called in a cell."""
-    shell.user_ns["failing"] = failing
-    with capture_output() as output:
-        result = shell.run_cell("failing()")
-    return output.stdout + output.stderr, result.error_in_exec
 
 
 def hold(folder):
@@ -48,7 +26,7 @@ def hold(folder):
     ],
 )
 def test_what_the_user_can_cure_is_a_sentence_and_keeps_its_class(shell, tmp_path, failing, error, sentence):
-    text, ended_with = shown(shell, lambda: failing(tmp_path))
+    text, ended_with = shown(shell, "failing()", failing=lambda: failing(tmp_path))
     assert sentence in text
     assert "Traceback" not in text and "File " not in text and "Errno" not in text and "--->" not in text
     assert type(ended_with) is error
@@ -66,6 +44,13 @@ def test_what_the_user_can_cure_is_a_sentence_and_keeps_its_class(shell, tmp_pat
     ],
 )
 def test_a_fault_keeps_its_traceback(shell, tmp_path, failing, error):
-    text, ended_with = shown(shell, lambda: failing(tmp_path))
+    text, ended_with = shown(shell, "failing()", failing=lambda: failing(tmp_path))
     assert "Traceback" in text and error.__name__ in text
     assert type(ended_with) is error
+
+
+def test_colabs_own_classes_of_errors_are_shown_as_sentences_too(shell, on_colab):
+    (on_colab / "visits").write_text("0")
+    text, ended_with = shown(shell, "from llm_finetuning import colab; colab.mount_drive()")
+    assert text.startswith("Drive was not mounted (MessageError: Error: credential propagation was unsuccessful).")
+    assert len(text.splitlines()) == 1 and type(ended_with) is ConnectionError

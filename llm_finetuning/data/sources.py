@@ -56,8 +56,11 @@ def _download(dataset: str, revision: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    from llm_finetuning.models import asking_the_hub
+
     def fetch(patterns: list[str]) -> Path:
-        return Path(snapshot_download(dataset, repo_type="dataset", revision=revision, allow_patterns=patterns))
+        with asking_the_hub("source", dataset):
+            return Path(snapshot_download(dataset, repo_type="dataset", revision=revision, allow_patterns=patterns))
 
     folder = fetch(["*.parquet"])
     if not any(folder.rglob("*.parquet")):

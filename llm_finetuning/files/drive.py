@@ -25,6 +25,22 @@ def on_drive(path: str | Path) -> bool:
     return in_colab() and MOUNT in Path(path).absolute().parents
 
 
+def check_folders(folders: dict[str, str]) -> None:
+    """Checks folders by the names of their parameters, before anything is made in one of them.
+
+    Raises ValueError for those of Colab's where this is not Colab, and what `check_mounted` raises.
+    """
+    colabs = {name: folder for name, folder in folders.items() if CACHE in (Path(folder), *Path(folder).parents)}
+    if colabs and not in_colab():
+        given = ", ".join(f"{name} = {folder!r}" for name, folder in colabs.items())
+        raise ValueError(
+            f"{given}: Colab's, and this is not Colab. Say `make run` in a terminal, which runs the notebooks on this"
+            f" machine, or set {' and '.join(colabs)} to a folder of this machine"
+        )
+    for folder in colabs.values():
+        check_mounted(folder)
+
+
 def check_mounted(path: str | Path) -> None:
     """Raises OSError (ENOTCONN) where `path` lies on Drive and that is not mounted, or its connection is lost.
 
