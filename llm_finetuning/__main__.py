@@ -1,35 +1,66 @@
-"""The command line: `python -m llm_finetuning run [--profile NAME|FILE] [--output DIR] [-p NAME VALUE]…`."""
+"""The command line: `python -m llm_finetuning run [--profile NAME|FILE] [--output DIR] [-p NAME=VALUE]…`."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from llm_finetuning import __version__
+from llm_finetuning.runner import stopping
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 1 = a notebook failed, 2 = refused before anything ran."""
+    """Runs the command and returns its exit code: 0, 1 = a notebook failed, 2 = refused before anything ran.
+
+    A run that is stopped ends the process with 130.
+    """
+    stopping.stop.listen()
     options = _parser().parse_args(arguments)
     output = options.output or Path("outputs") / Path(options.profile).stem
-    from llm_finetuning.runner import notebooks, summary  # after the arguments: importing them takes seconds
+    from llm_finetuning.runner import listing, steps  # after the arguments: a typing mistake is answered at once
 
     try:
-        assigned = notebooks.prepare(options.profile, output, options.parameter)
+        if options.parameters:
+            print(listing.text(options.profile))
+            return 0
+        assigned = steps.prepare(options.profile, output, options.parameter)
     except (ValueError, OSError) as error:
         print(f"Nothing was run.\n{error}", file=sys.stderr)
         return 2
+    return _run(assigned, output)
+
+
+def _run(assigned: list[dict], output: Path) -> int:
+    """Runs the notebooks with their parameters and shows what came out; returns the exit code."""
+    from llm_finetuning.runner import notebooks  # importing it takes seconds
+
     try:
         notebooks.run(assigned, output)
     except notebooks.NotebookFailed as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        stopping.leave(str(stopped))
+    from llm_finetuning.runner import summary  # so does this
+
     summary.show(output)
     return 0
 
 
+class _Assignment(argparse.Action):
+    """Reads `-p NAME=VALUE…` and `-p NAME VALUE` into pairs of name and value."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, words: list[str], option: str = ""
+    ) -> None:
+        pairs = [word.split("=", 1) for word in words] if "=" in words[0] else [words]
+        if any(len(pair) != 2 for pair in pairs):
+            parser.error(f"{option} {' '.join(words)}: expected NAME=VALUE or NAME VALUE")
+        getattr(namespace, self.dest).extend(map(tuple, pairs))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llm_finetuning")
+    parser.add_argument("--version", action="version", version=f"llm_finetuning {__version__}")
     run = parser.add_subparsers(required=True, metavar="run").add_parser(
         "run", help="run the four notebooks in order", description="Run the four notebooks in order."
     )
@@ -40,12 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "-p",
         "--parameter",
-        nargs=2,
-        action="append",
+        nargs="+",
+        action=_Assignment,
         default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter in every notebook that has it; may be repeated",
+        metavar="NAME=VALUE",
+        help="set a parameter in every notebook that has it; NAME VALUE does it too; may be repeated",
     )
+    run.add_argument("--parameters", action="store_true", help="list all parameters with their values and what they do")
     return parser
 
 

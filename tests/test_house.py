@@ -8,7 +8,7 @@ from urllib.parse import quote
 import nbformat
 import pytest
 
-from llm_finetuning.runner import notebooks, parameters
+from llm_finetuning.runner import notebooks, parameters, steps
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "mkthoma/llm_finetuning"
@@ -104,7 +104,7 @@ def test_the_files_and_tests_that_a_document_names_exist(document):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_profile_fits_the_notebooks(path, tmp_path):
-    assert notebooks.prepare(path.stem, tmp_path, [])
+    assert steps.prepare(path.stem, tmp_path, [])
 
 
 def test_the_promised_profiles_are_there():

@@ -2,46 +2,32 @@
 
 import logging
 import os
+import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 
 import nbformat
 import papermill
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
-from llm_finetuning import settings
 from llm_finetuning.files.atomic import write_text
-from llm_finetuning.runner import cache, parameters
+from llm_finetuning.runner import cache
+from llm_finetuning.runner.progress import Progress, say
+from llm_finetuning.runner.steps import STEPS, Step
+from llm_finetuning.runner.stopping import stop
 
-ROOT = Path(__file__).parents[2]
-TRAIN, VAL = "data/finetuning_data_train.jsonl", "data/finetuning_data_val.jsonl"
-MODEL = "finetuned_phi2/SHA256SUMS"
-BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cells [{elapsed}]"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One notebook of a run; `reads` (with wildcards) and `writes` are paths in the output folder."""
-
-    notebook: Path
-    settings_class: type | None = None
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-
-
-STEPS = (
-    Step(ROOT / "Data Prep/OpenAssistant Finetuning Training Data Prep.ipynb", settings.DataPrep, (), (TRAIN,)),
-    Step(ROOT / "Data Prep/OpenAssistant Finetuning Validation Data Prep.ipynb", settings.DataPrep, (TRAIN,), (VAL,)),
-    Step(
-        ROOT / "Finetuning/Phi-2 QLoRA Finetuning.ipynb",
-        settings.Finetuning,
-        reads=(TRAIN, VAL),
-        writes=("adapter", MODEL, "scoreboard.json"),
-    ),
-    Step(ROOT / "Inference/Phi-2 Inference.ipynb", settings.Inference, reads=(VAL, MODEL)),
-)
+KERNEL_ARGUMENTS = [
+    "--HistoryManager.hist_file=:memory:",
+    "--IPKernelApp.exec_lines=import sys; sys.modules['tqdm.notebook'] = None",  # bars as text: nobody sees widgets
+]
+TRAINS = "train("
+"""What a cell that trains calls; see `stopping` for what that means."""
 
 
 class NotebookFailed(RuntimeError):
@@ -49,66 +35,84 @@ class NotebookFailed(RuntimeError):
 
 
 def run(assigned: list[dict], output: Path, steps: tuple[Step, ...] = STEPS) -> None:
-    """Runs `steps`, each with its parameters from `prepare`, into `output`. Raises NotebookFailed when a cell fails."""
+    """Runs `steps`, each with its parameters from `steps.prepare`, into `output`.
+
+    Raises NotebookFailed when a cell fails, KeyboardInterrupt when the run was stopped (see `execute`).
+    """
     _prepare_kernels()
     for number, (step, values) in enumerate(zip(steps, assigned, strict=True), start=1):
         name, title = step.notebook.stem, f"{number}/{len(steps)} {step.notebook.stem}"
         reason = _why(step, values, output)
         if reason is None:
-            print(f"{title}: finished before with the same parameters, code and input files; not run again")
+            say(f"{title}: finished before with the same inputs, not run again")
             continue
         if reason:
-            print(f"{title}: runs again, {reason}")
+            say(f"{title}: runs again, {reason}")
         cache.forget(name, output)
         execute(step.notebook, values, output / "notebooks", title)
         cache.remember(name, cache.inputs(step.notebook, values, output, step.reads), output)
-
-
-def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tuple[Step, ...] = STEPS) -> list[dict]:
-    """Checks everything that can be known before a notebook runs, and returns the parameters of each.
-
-    Raises ValueError with all problems of names and values at once, FileNotFoundError for a missing profile
-    or notebook, OSError when nothing can be written to `output`.
-    """
-    cells = [parameters.defaults(step.notebook) for step in steps]
-    assigned = parameters.assign(cells, parameters.read_profile(profile), typed, output)
-    problems = []
-    for step, cell, values in zip(steps, cells, assigned, strict=True):
-        try:
-            if step.settings_class:
-                settings.from_cell(step.settings_class, cell | values)
-        except ValueError as error:
-            problems += str(error).splitlines()
-    if problems:
-        raise ValueError("\n".join(dict.fromkeys(problems)))
-    _make_writable(output)
-    return assigned
+        if stop.asked:
+            raise KeyboardInterrupt
 
 
 def execute(notebook: Path, values: dict, folder: Path, title: str) -> None:
-    """Runs one notebook with a progress bar over its cells, and leaves it as executed, with its HTML, in `folder`.
+    """Runs one notebook, shows what its cells do, and leaves it as executed, with its HTML, in `folder`.
 
-    Raises NotebookFailed; the copies of a failed notebook are kept too.
+    Raises NotebookFailed, or KeyboardInterrupt when the run was stopped, with the name of the checkpoint that was
+    saved for it. The copies of such a notebook are kept too.
     """
     running = folder / f"{notebook.stem}.running.ipynb"
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(running),
-            values,
-            kernel_name="python3",
-            progress_bar={"desc": title, "bar_format": BAR},
-            cwd=os.getcwd(),
-            extra_arguments=["--log-level=ERROR"],  # of the kernel's own log, which shares this terminal
-        )
-    except papermill.PapermillExecutionError as error:
-        raise NotebookFailed(f"{notebook.name} failed.\n{error}".rstrip()) from None
-    except DeadKernelError:
-        raise NotebookFailed(_death(notebook, running)) from None
+        with _kernel() as kernel, Progress(title) as progress:
+            _execute(notebook, values, running, progress, kernel)
+    except Exception as error:
+        if stop.asked:
+            saved = re.search(r"checkpoint-\d+", getattr(error, "evalue", ""))
+            raise KeyboardInterrupt(saved[0] if saved else "") from None
+        if isinstance(error, papermill.PapermillExecutionError):
+            raise NotebookFailed(f"{notebook.name} failed.\n{error}".rstrip()) from None
+        if isinstance(error, DeadKernelError):
+            raise NotebookFailed(_death(notebook, running)) from None
+        raise
     finally:
         if running.exists():
             os.replace(running, folder / notebook.name)
             write_html(folder / notebook.name)
+
+
+def _execute(notebook: Path, values: dict, running: Path, progress: Progress, kernel: AsyncKernelManager) -> None:
+    """Runs the notebook's cells in `kernel` and writes what they show to `running`, cell by cell."""
+
+    def starts(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        progress.cell(cell.source, cell.cell_type == "code")
+        stop.cell_starts(trains=TRAINS in cell.source)
+
+    papermill.execute_notebook(
+        str(notebook),
+        str(running),
+        values,
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=os.getcwd(),
+        km=kernel,
+        on_cell_start=starts,
+        stdout_file=progress,
+        stderr_file=progress,
+    )
+
+
+@contextmanager
+def _kernel() -> Iterator[AsyncKernelManager]:
+    """Starts a kernel, which a signal to this process stops, and shuts it down."""
+    kernel = AsyncKernelManager(kernel_name="python3")
+    with stop.kernel_expected():
+        silent = {"stdout": DEVNULL, "stderr": DEVNULL}  # what it logs beside the cells, on this terminal otherwise
+        run_sync(kernel.start_kernel)(extra_arguments=KERNEL_ARGUMENTS, **silent)
+        stop.group = kernel.provisioner.pgid
+        try:
+            yield kernel
+        finally:
+            run_sync(kernel.shutdown_kernel)(now=stop.asked)
 
 
 def write_html(notebook: Path) -> Path:
@@ -129,22 +133,11 @@ def _why(step: Step, values: dict, output: Path) -> str | None:
     return f"changed: {', '.join(kinds)}" if kinds else None
 
 
-def _make_writable(output: Path) -> None:
-    """Creates the output folder and checks that a file can be written to it. Raises OSError with the cure."""
-    probe = output / "notebooks" / ".writable"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write to {output}: {error.strerror}. Choose another folder with --output") from None
-
-
 def _prepare_kernels() -> None:
     """Makes the kernels run this interpreter, whatever else is registered as python3, and find this package."""
-    for name, path in (("JUPYTER_PATH", f"{sys.prefix}/share/jupyter"), ("PYTHONPATH", str(ROOT))):
+    for name, path in (("JUPYTER_PATH", f"{sys.prefix}/share/jupyter"), ("PYTHONPATH", str(cache.PACKAGE.parent))):
         os.environ[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger's warning stands in the progress bar
+    os.environ.setdefault("TQDM_NCOLS", "120")  # the width of this terminal would cut the notebooks' bars
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
 

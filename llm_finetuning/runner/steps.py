@@ -1,0 +1,69 @@
+"""The notebooks of a run, in order, and what can be checked of their parameters before one of them runs.
+
+Nothing heavy is imported here, so a typing mistake is answered at once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_finetuning import settings
+from llm_finetuning.runner import parameters
+from llm_finetuning.runner.parameters import ROOT
+
+TRAIN, VAL = "data/finetuning_data_train.jsonl", "data/finetuning_data_val.jsonl"
+MODEL = "finetuned_phi2/SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of a run; `reads` (with wildcards) and `writes` are paths in the output folder."""
+
+    notebook: Path
+    settings_class: type | None = None
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
+STEPS = (
+    Step(ROOT / "Data Prep/OpenAssistant Finetuning Training Data Prep.ipynb", settings.DataPrep, (), (TRAIN,)),
+    Step(ROOT / "Data Prep/OpenAssistant Finetuning Validation Data Prep.ipynb", settings.DataPrep, (TRAIN,), (VAL,)),
+    Step(
+        ROOT / "Finetuning/Phi-2 QLoRA Finetuning.ipynb",
+        settings.Finetuning,
+        reads=(TRAIN, VAL),
+        writes=("adapter", MODEL, "scoreboard.json"),
+    ),
+    Step(ROOT / "Inference/Phi-2 Inference.ipynb", settings.Inference, reads=(VAL, MODEL)),
+)
+
+
+def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tuple[Step, ...] = STEPS) -> list[dict]:
+    """Checks everything that can be known before a notebook runs, and returns the parameters of each.
+
+    Raises ValueError with all problems of names and values at once, FileNotFoundError for a missing profile
+    or notebook, OSError when nothing can be written to `output`.
+    """
+    cells = [parameters.defaults(step.notebook) for step in steps]
+    assigned = parameters.assign(cells, parameters.read_profile(profile), typed, output)
+    problems = []
+    for step, cell, values in zip(steps, cells, assigned, strict=True):
+        try:
+            if step.settings_class:
+                settings.from_cell(step.settings_class, cell | values)
+        except ValueError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
+    _make_writable(output)
+    return assigned
+
+
+def _make_writable(output: Path) -> None:
+    """Creates the output folder and checks that a file can be written to it. Raises OSError with the cure."""
+    probe = output / "notebooks" / ".writable"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to {output}: {error.strerror}. Choose another folder with --output") from None
