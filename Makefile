@@ -1,5 +1,5 @@
 # Every target makes the environment it needs: .venv, and .venv-colab for test-colab. PYTHON=python3.12 picks another
-# interpreter, ARGS="-p NAME VALUE" hands parameters to the run.
+# interpreter, ARGS="-p NAME=VALUE" hands parameters to the run. `make help` lists the targets with the texts after ##.
 PYTHON ?= python3
 BIN := .venv/bin
 COLAB := .venv-colab/bin
@@ -11,55 +11,59 @@ TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST := python -m pytest -q $(WORKERS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-more fuzz check rehearse bench tables test-colab soak jupyter format gguf
+.PHONY: run help test test-more fuzz check rehearse bench tables test-colab soak jupyter format gguf
 
-run: .venv/ready
+run: .venv/ready ## the whole loop on the sample: no GPU, minutes
 	$(BIN)/python -m llm_finetuning run --profile sample $(ARGS)
 
-rehearse: .venv/ready
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | \
+	  while read -r target text; do printf 'make %-11s %s\n' "$$target" "$$text"; done
+
+rehearse: .venv/ready ## the same at Phi-2's true size, random weights
 	$(BIN)/python -m llm_finetuning run --profile rehearsal $(ARGS)
 
-test: .venv/ready
+test: .venv/ready ## the tests; one room: ARGS="tests/data"
 	$(TESTS) $(BIN)/$(PYTEST) -m "not more" $(ARGS)
 
 # The slow matrices: kills at random moments, sharded training, other model families, many visitors, every benchmark.
-test-more: .venv/ready .venv/tasks
+test-more: .venv/ready .venv/tasks ## the slow tests
 	$(TESTS) $(BIN)/$(PYTEST) -m more --kills 12 $(ARGS)
 
-check: .venv/ready
+check: .venv/ready ## ruff, arrows between the rooms, clean notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(NOTEBOOKS) | xargs -0 -r $(BIN)/nbstripout --verify
 
-format: .venv/ready
+format: .venv/ready ## brings the files into that form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(NOTEBOOKS) | xargs -0 -r $(BIN)/nbstripout
 
 # A million mutated records of a user's own data, in every shape and form; another number: ARGS=10000.
-fuzz: .venv/ready
+fuzz: .venv/ready ## mutated records of a user's own data
 	PYTHONPATH=. $(BIN)/python tests/support/fuzz_own_data.py $(or $(ARGS),1000000)
 
 # A run killed twenty times at random moments of its training, and twenty times in all its stages; resumed each time.
-soak: .venv/ready
+soak: .venv/ready ## forty kills of a run, resumed each time
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/training/test_trainer.py tests/training/test_stages.py -k "killed and (many or stage)" --kills 20 $(ARGS)
 
 # Measures on this machine (twenty minutes), writes benchmarks/results/<machine>.json and prints its tables.
 # One part: ARGS="--part merge"; merge and inference at Phi-2's true size: ARGS="--size true".
-bench: .venv/ready
+bench: .venv/ready ## measures this machine
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(ARGS)
 
 # The README's table, docs/benchmarks.md, docs/scaling.md and the pictures of growth, from benchmarks/results.
-tables: .venv/ready
+tables: .venv/ready ## README's table and docs/ from the results
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/tables.py
 
-jupyter: .venv/ready
+jupyter: .venv/ready ## JupyterLab, to play with the notebooks
 	$(BIN)/jupyter lab
 
 # Optional: llama.cpp and its converter; then make gguf MODEL=path/to/finetuned_phi2 writes GGUF files and a Modelfile
 # to path/to/finetuned_phi2-gguf. Not for the sample: llama.cpp knows Phi-2's tokenizer, not the tiny model's.
-gguf: .venv/gguf
+gguf: .venv/gguf ## MODEL=folder as GGUF files for llama.cpp
 	@test -n "$(MODEL)" || { echo "llama.cpp is installed. Now say which model: make gguf MODEL=path/to/finetuned_phi2"; exit 2; }
 	$(BIN)/python -m llm_finetuning.release.gguf $(MODEL)
 
@@ -71,7 +75,7 @@ gguf: .venv/gguf
 	@touch $@
 
 # The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry).
-test-colab: .venv/ready .venv-colab/ready
+test-colab: .venv/ready .venv-colab/ready ## the tests with Colab's versions
 	$(BIN)/python tests/support/colab_resolve.py
 	$(TESTS) $(COLAB)/$(PYTEST) -m "not slow and not browser and not more" $(ARGS)
 
@@ -86,12 +90,17 @@ test-colab: .venv/ready .venv-colab/ready
 .venv-colab/ready: requirements.txt requirements-dev.txt constraints-colab.txt pyproject.toml
 	$(call environment,.venv-colab,constraints-colab.txt,-r requirements-dev.txt)
 
-# environment(folder, constraints, requirements): afresh; torch first, so that the CPU build is taken where pip finds
-# one; the stamp `ready` comes last, so that an interrupted installation is begun again.
+# environment(folder, constraints, requirements): afresh; torch first. Where there is no GPU its CPU build is taken, of
+# PyTorch's own index, or of pip's where that cannot be reached. The stamp `ready` comes last, so that an interrupted
+# installation is begun again.
+CPU_BUILD := --no-deps --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu torch
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, %s is %s. Say for example: make PYTHON=python3.12 $(MAKECMDGOALS)" % (sys.executable, sys.version.split()[0]))'
-	@echo "Installing into $(1) (a few minutes; again only when the requirements change)"
+	@echo "Installing into $(1): 2.4 GB, more with CUDA; a few minutes,"
+	@echo "again only when the requirements change."
 	$(PYTHON) -m venv --clear $(1)
+	@command -v nvidia-smi >/dev/null || { echo "No GPU here: the CPU build of torch."; \
+	  $(1)/bin/python -m pip install --quiet --constraint $(2) $(CPU_BUILD) 2>/dev/null || true; }
 	$(1)/bin/python -m pip install --quiet --constraint $(2) torch numpy
 	$(1)/bin/python -m pip install --quiet --constraint $(2) $(3)
 	$(1)/bin/python -m pip install --quiet --no-deps --editable .
