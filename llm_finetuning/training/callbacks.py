@@ -59,7 +59,9 @@ class Monitor(TrainerCallback):
         self.losses = self.metrics.held_out_losses()
         if state.global_step == 0 and self.settings.eval_steps:
             self.evaluate(state, control)
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.stdout, mininterval=2)
+        begun = state.global_step
+        name = f"resumed from step {begun}" if begun else None
+        self.bar = tqdm(desc=name, total=state.max_steps, initial=begun, unit="step", file=sys.stdout, mininterval=2)
         self.bar.disable = not self.main
         self.seen, self.since, self.watched = self.trainer.seen_tokens, time.perf_counter(), 0.0
         self.peak.start()
