@@ -18,11 +18,23 @@ class Plot(Figure):
     """A figure that a notebook shows as a picture by itself, without pyplot and without a magic command."""
 
     def _repr_png_(self) -> tuple[bytes, dict]:
-        """Returns the PNG and its size on the page in CSS pixels: 100 to the inch, so that small print stays sharp."""
+        """Returns the PNG, its size on the page and its alt text.
+
+        The size is in CSS pixels: 100 to the inch, so that small print stays sharp.
+        """
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         width, height = self.get_size_inches()
-        return buffer.getvalue(), {"width": round(100 * width), "height": round(100 * height)}
+        return buffer.getvalue(), {"width": round(100 * width), "height": round(100 * height), "alt": self.alt_text()}
+
+    def alt_text(self) -> str:
+        """Returns what the figure shows, in words: the title of each plot, and what is drawn over what."""
+        plots = []
+        for axis in self.axes:
+            title = "".join(axis.get_title(place) for place in ("left", "center", "right"))
+            drawn = " over ".join(filter(None, [axis.get_ylabel(), axis.get_xlabel()]))
+            plots.append(": ".join(filter(None, [title, drawn])))
+        return "; ".join(filter(None, [self.get_suptitle(), *plots]))
 
 
 def new_figure(rows: int = 1, columns: int = 1, height: float = 3.4) -> tuple[Figure, np.ndarray]:

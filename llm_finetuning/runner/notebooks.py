@@ -14,10 +14,8 @@ import papermill
 from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
-from nbconvert import HTMLExporter
 
-from llm_finetuning.files.atomic import write_text
-from llm_finetuning.runner import cache
+from llm_finetuning.runner import cache, pages
 from llm_finetuning.runner.progress import Progress, say
 from llm_finetuning.runner.steps import STEPS, Step
 from llm_finetuning.runner.stopping import stop
@@ -76,8 +74,8 @@ def execute(notebook: Path, values: dict, folder: Path, title: str) -> None:
         raise
     finally:
         if running.exists():
-            os.replace(running, folder / notebook.name)
-            write_html(folder / notebook.name)
+            pages.write(running, folder / notebook.name)
+            running.unlink()
 
 
 def _execute(notebook: Path, values: dict, running: Path, progress: Progress, kernel: AsyncKernelManager) -> None:
@@ -113,12 +111,6 @@ def _kernel() -> Iterator[AsyncKernelManager]:
             yield kernel
         finally:
             run_sync(kernel.shutdown_kernel)(now=stop.asked)
-
-
-def write_html(notebook: Path) -> Path:
-    """Writes the notebook as an HTML page beside it; everything but MathJax is in the one file."""
-    html, _ = HTMLExporter(exclude_anchor_links=True).from_filename(str(notebook))
-    return write_text(notebook.with_suffix(".html"), html)
 
 
 def _why(step: Step, values: dict, output: Path) -> str | None:

@@ -8,6 +8,7 @@ from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.inference import examples, tables
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
+from llm_finetuning.runner.steps import STEPS
 from llm_finetuning.settings import Inference
 
 TURNS = 3
@@ -22,7 +23,10 @@ def show(output: Path) -> None:
     turns = tables.dialogue(Chat.load(output / "finetuned_phi2"), user_turns(output), SHORT)
     for turn in turns.itertuples():
         print(f"user: {turn.user}\nassistant: {turn.assistant}")
-    print(f"\nEverything is in {output}; open {output / 'notebooks'}/*.html to see the notebooks as they ran.")
+    print("\nThe notebooks as they ran:")
+    for step in STEPS:
+        print((output / "notebooks" / f"{step.notebook.stem}.html").resolve().as_uri())  # a path with blanks is no link
+    print(f"Everything else: {output.resolve().as_uri()}")
 
 
 def user_turns(output: Path) -> list[str]:

@@ -1,12 +1,14 @@
 """What a run prints at its end."""
 
 import json
+import re
 
 import pytest
 
 from llm_finetuning.data import pairs
 from llm_finetuning.inference.chat import Answer
 from llm_finetuning.runner import summary
+from llm_finetuning.runner.steps import STEPS
 
 SCORES = {
     "before": {"loss": 2.94123, "stop_rate": 0.0, "samples": [{"prompt": "a"}]},
@@ -53,3 +55,10 @@ def test_the_talk_follows_a_held_out_conversation_and_uses_the_answers_given(pri
 def test_without_a_long_conversation_the_first_prompts_are_asked(printed):
     lines = printed([{"prompt": str(number), "response": "x"} for number in range(5)])
     assert [line for line in lines if line.startswith("user: ")] == ["user: 0", "user: 1", "user: 2"]
+
+
+def test_what_it_ends_with_can_be_clicked(printed, tmp_path):
+    links = [line for line in printed(LONG) if "file://" in line]
+    assert len(links) == len(STEPS) + 1
+    assert links[2] == f"{tmp_path.as_uri()}/notebooks/Phi-2%20QLoRA%20Finetuning.html"
+    assert not any(re.search(r"file://\S* ", link) for link in links)
