@@ -84,10 +84,10 @@ test-colab: .venv/ready .venv-colab/ready ## the tests with Colab's versions
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -c "from llm_finetuning.evaluation import tasks; tasks.install()"
 	@touch $@
 
-.venv/ready: requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+.venv/ready: requirements.txt requirements-run.txt requirements-dev.txt constraints.txt pyproject.toml
 	$(call environment,.venv,constraints.txt,-r requirements-dev.txt)
 
-.venv-colab/ready: requirements.txt requirements-dev.txt constraints-colab.txt pyproject.toml
+.venv-colab/ready: requirements.txt requirements-run.txt requirements-dev.txt constraints-colab.txt pyproject.toml
 	$(call environment,.venv-colab,constraints-colab.txt,-r requirements-dev.txt)
 
 # environment(folder, constraints, requirements): afresh; torch first. Where there is no GPU its CPU build is taken, of

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
-"""The folder of the notebooks and the profiles."""
+PACKAGED = Path(__file__).parents[1] / "notebooks"
+ROOT = PACKAGED if PACKAGED.is_dir() else PACKAGED.parents[1]
+"""The folder of the notebooks and the profiles: in an installed package its own (see setup.py), else the checkout."""
 PROFILES = ROOT / "profiles"
 OUTPUT_NAMES = ("drive_folder", "work_folder")
 """Parameters that the runner sets itself, to the output folder."""
