@@ -1,6 +1,7 @@
 """The command line: `python -m llm_finetuning run [--profile NAME|FILE] [--output DIR] [-p NAME=VALUE]…`."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if options.parameters:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a pager or head that is closed ends it without a word
             print(listing.text(options.profile))
             return 0
         assigned = steps.prepare(options.profile, output, options.parameter)
@@ -35,14 +37,16 @@ def _run(assigned: list[dict], output: Path) -> int:
 
     try:
         notebooks.run(assigned, output)
+        from llm_finetuning.runner import summary  # so does this
+
+        summary.show(output)
     except notebooks.NotebookFailed as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
         stopping.leave(str(stopped))
-    from llm_finetuning.runner import summary  # so does this
-
-    summary.show(output)
+    except BrokenPipeError:  # nobody reads any more
+        stopping.leave()
     return 0
 
 

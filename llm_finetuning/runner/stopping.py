@@ -32,9 +32,9 @@ class Stop:
         self._timer: threading.Timer | None = None
 
     def listen(self) -> None:
-        """Handles the signals from now on, but not those that this process was started to ignore (nohup, &)."""
+        """Handles the signals from now on; not a closed terminal that the process was started to ignore (nohup)."""
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
 
     @contextmanager
