@@ -105,10 +105,15 @@ class Progress:
 
 
 def read_bar(line: str) -> tuple[str, str] | None:
-    """Returns the name of a progress bar, and what it says in the order in which it matters; None for another line."""
+    """Returns the name of a progress bar, and what it says in the order in which it matters.
+
+    None for another line, two empty texts for a bar that is finished: the cell does something else by now.
+    """
     found = BAR.search(line)
     if not found:
         return None
+    if found["done"] == found["total"]:
+        return "", ""
     unit = found["unit"] or found["slow_unit"]
     counted = f"{unit} " if found["done"].isdigit() and unit != "it" else ""
     first, *rest = (found["more"] or "").split(", ")

@@ -66,6 +66,12 @@ def test_a_bar_is_read_as_what_matters_of_it(options, name, said):
     assert re.fullmatch(said, found[1]), found[1]
 
 
+def test_a_finished_bar_says_nothing_more():
+    progress = Progress("1/1 a")
+    progress.write("\n".join(bar(3, total=3, desc="Loading weights", unit="step")) + "\n")
+    assert len(progress.lines()) == 1
+
+
 @pytest.mark.parametrize("line", ["12 trees", "50% of 8/9 [all]", "loss: 3%|", "100%", "a|b|c 3/4 [00:01]", ""])
 def test_what_is_no_bar_is_not_read_as_one(line):
     assert read_bar(line) is None
