@@ -21,12 +21,15 @@ INSTEAD_OF_WIDGET = "A widget, which works while the notebook runs: open it in J
 def write(executed: Path, target: Path) -> Path:
     """Writes the notebook `executed` to `target`, tidied, with its HTML page beside it; returns the page.
 
-    Everything but MathJax is in the one page.
+    Everything but MathJax is in the one page, which is light or dark as its reader's system is.
     """
     notebook = tidy(nbformat.read(executed, 4))
     write_text(target, nbformat.writes(notebook))
-    page, _ = HTMLExporter(exclude_anchor_links=True).from_notebook_node(_with_described_pictures(notebook))
-    return write_text(target.with_suffix(".html"), page)
+    exporter = HTMLExporter(exclude_anchor_links=True)
+    page, _ = exporter.from_notebook_node(_with_described_pictures(notebook))
+    colours, _, _ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
+    dark = f'<style media="(prefers-color-scheme: dark)">{colours}</style>'
+    return write_text(target.with_suffix(".html"), page.replace("</head>", f"{dark}</head>", 1))
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:

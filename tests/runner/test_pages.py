@@ -106,6 +106,8 @@ def test_a_page_keeps_no_bars_and_describes_its_figures_and_its_widgets(make_not
     assert "Loading &lt;weights&gt;: " not in page
     assert html.unescape(re.search(r"<img alt='([^']*)'", page)[1]) == 'Loss & "more": nats over step'
     assert "No description has been provided" not in page
+    dark = page.partition('<style media="(prefers-color-scheme: dark)">')[2].partition("</style>")[0]
+    assert re.search(r"--jp-layout-color0: #1", dark)
     assert pages.INSTEAD_OF_WIDGET in page and "application/vnd.jupyter.widget" not in page
     kept = nbformat.read(tmp_path / "pages" / "all kinds.ipynb", 4)
     nbformat.validate(kept)
