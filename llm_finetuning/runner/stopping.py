@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -18,12 +19,16 @@ EXIT_CODE = 130
 PATIENCE = 10.0
 """Seconds that a cell has to end after it was interrupted; one that trains has as long as its step takes."""
 
+ONE_REQUEST = 1.0
+"""Seconds within which several signals are one: a terminal that is closed sends SIGHUP twice, by shell and system."""
+
 
 class Stop:
     """Whether the run was asked to stop, and what is stopped then."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._asked_at = 0.0
         self.group: int | None = None
         """Process group of the running kernel."""
         self.first = signal.SIGKILL
@@ -64,7 +69,9 @@ class Stop:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self._kernel_expected:
             leave()
-        again, self.asked = self.asked, True
+        if self.asked and time.monotonic() - self._asked_at < ONE_REQUEST:
+            return
+        again, self.asked, self._asked_at = self.asked, True, time.monotonic()
         self.send(signal.SIGKILL if again else self.first)
         if not again and self.first == signal.SIGINT:
             self._timer = threading.Timer(PATIENCE, self.send, [signal.SIGKILL])

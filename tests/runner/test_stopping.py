@@ -3,9 +3,12 @@
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 from terminal_runs import alive, started, wait_for
+
+from llm_finetuning.runner import stopping
 
 MORE = pytest.mark.more
 CELL = 'drive_folder = ""'
@@ -82,17 +85,19 @@ def test_a_cell_that_does_not_stop_is_killed(make_notebook, tmp_path, ids, patie
         run.send_signal(signal.SIGINT)
         if patience > 1:
             wait_for((tmp_path / "out" / "refused").exists)
+            time.sleep(stopping.ONE_REQUEST)
             run.send_signal(signal.SIGINT)
         _, err = run.communicate()
     assert (run.returncode, err) == (130, LINE)
     wait_for(lambda: not any(map(alive, processes)))
 
 
-def test_training_saves_a_checkpoint_first(make_notebook, tmp_path, ids):
+def test_training_saves_a_checkpoint_first_whatever_signals_come_together(make_notebook, tmp_path, ids):
     with started(tmp_path / "out", make_notebook("trains", CELL, IDS, TRAINING), patience=0, **PIPES) as run:
         processes = ids()
         wait_for((tmp_path / "out" / "trains").exists)
-        run.send_signal(signal.SIGINT)
+        for number in stopping.SIGNALS:  # all at once, as where a terminal is closed
+            run.send_signal(number)
         _, err = run.communicate()
     assert run.returncode == 130
     assert err.startswith("Stopped at checkpoint-1") and len(err.splitlines()) == 1
