@@ -34,7 +34,7 @@ class Plot(Figure):
             title = "".join(axis.get_title(place) for place in ("left", "center", "right"))
             drawn = " over ".join(filter(None, [axis.get_ylabel(), axis.get_xlabel()]))
             plots.append(": ".join(filter(None, [title, drawn])))
-        return "; ".join(filter(None, [self.get_suptitle(), *plots]))
+        return " ".join("; ".join(filter(None, [self.get_suptitle(), *plots])).split())
 
 
 def new_figure(rows: int = 1, columns: int = 1, height: float = 3.4) -> tuple[Figure, np.ndarray]:

@@ -15,7 +15,7 @@ from llm_finetuning.runner.progress import read_bar
 MOVES = re.compile(r"(\n|\r|\x1b\[A)")
 """What moves the cursor: to the next line, to the beginning of the line, and to the line above."""
 PNG, WIDGET = "image/png", "application/vnd.jupyter.widget-view+json"
-INSTEAD_OF_WIDGET = "A widget, which works while the notebook runs: open it in Jupyter or Colab and run this cell."
+INSTEAD_OF_WIDGET = "Interactive: it works while the notebook runs. Open it in Jupyter or Colab and run all cells."
 
 
 def write(executed: Path, target: Path) -> Path:

@@ -123,6 +123,6 @@ def test_a_figure_says_what_it_shows():
     figure, axes = plotting.new_figure(1, 2)
     figure.suptitle("Both")
     axes[0, 0].set_title("Left", loc="left")
-    axes[0, 0].set_xlabel("tokens")
+    axes[0, 0].set_xlabel("tokens\nof it")
     axes[0, 1].set_ylabel("pairs")
-    assert figure.alt_text() == "Both; Left: tokens; pairs"
+    assert figure.alt_text() == "Both; Left: tokens of it; pairs"

@@ -104,6 +104,7 @@ def test_training_saves_a_checkpoint_first_whatever_signals_come_together(make_n
     wait_for(lambda: not any(map(alive, processes)))
 
 
+@MORE
 def test_a_run_that_is_killed_takes_its_kernel_along(make_notebook, tmp_path, ids):
     with started(tmp_path / "out", make_notebook("sleeps", CELL, IDS, "time.sleep(600)"), **PIPES) as run:
         kernel, child = ids()
