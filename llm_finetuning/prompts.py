@@ -12,8 +12,9 @@ from itertools import chain
 from os.path import commonprefix
 from pathlib import Path
 
-import jinja2
 import transformers
+
+from llm_finetuning import template_process
 
 IGNORE_INDEX = -100
 """Label of a token that is masked out of the loss (torch.nn.CrossEntropyLoss's default ignore_index)."""
@@ -76,7 +77,7 @@ class Template:
     @cached_property
     def stop_token_ids(self) -> set[int]:
         """Ids that end an answer: EOS, and the end-of-turn token that the template itself puts after one."""
-        _, response, _ = _turn({"prompt": "a", "response": "b"}, self)
+        ((_, response, _),) = _turns([{"prompt": "a", "response": "b"}], self)
         ends = self.special_tokens.findall(response)
         return {self.tokenizer.eos_token_id, *self.tokenizer.convert_tokens_to_ids(ends)}
 
@@ -147,7 +148,8 @@ def _literal(text: str) -> str:
 
 def _takes_system(template: Template, system_message: str) -> bool:
     try:
-        return system_message.strip() in _text([{"role": "user", "content": "a"}], template, True)
+        (text,) = _texts([([{"role": "user", "content": "a"}], True)], template)
+        return system_message.strip() in text
     except ValueError:
         return False
 
@@ -164,8 +166,7 @@ def _open_as_finished(template: Template) -> None:
     user, assistant = (
         {"role": role, "content": f"\ue000{text}"} for role, text in (("user", "q"), ("assistant", "aB"))
     )
-    bare, opened = (_text([user], template, prompt) for prompt in (False, True))
-    whole = _text([user, assistant], template, False)
+    bare, opened, whole = _texts([([user], False), ([user], True), ([user, assistant], False)], template)
     if (count := whole.count(assistant["content"])) != 1:
         raise ValueError(f"{template.name} writes the response of a finished turn {count} times as it is")
     before, _, _ = whole.partition(assistant["content"])
@@ -210,13 +211,16 @@ def render(messages: list[dict], template: Template, add_generation_prompt: bool
     Equal to `tokenizer.apply_chat_template` for messages that hold no special token. Raises ValueError for
     roles out of order.
     """
-    return _encode([_rendered(messages, template, add_generation_prompt)], template)[0]
+    return _encode(_rendered([messages], template, add_generation_prompt), template)[0]
 
 
-def _rendered(messages: list[dict], template: Template, add_generation_prompt: bool) -> tuple[str, str]:
-    """(text, mark): the conversation with `mark` inside every special token's name that stands in a message."""
-    messages, mark = _guarded(messages, template)
-    return _text(messages, template, add_generation_prompt), mark
+def _rendered(
+    conversations: Iterable[list[dict]], template: Template, add_generation_prompt: bool
+) -> list[tuple[str, str]]:
+    """(text, mark) of each conversation, with `mark` inside every special token's name that stands in a message."""
+    guarded = [_guarded(messages, template) for messages in conversations]
+    texts = _texts([(messages, add_generation_prompt) for messages, _ in guarded], template)
+    return [(text, mark) for text, (_, mark) in zip(texts, guarded, strict=True)]
 
 
 def _guarded(messages: list[dict], template: Template) -> tuple[list[dict], str]:
@@ -243,7 +247,7 @@ def _encode(texts: Iterable[tuple[str, str]], template: Template) -> list[list[i
 
 def text_pieces(messages: list[dict], template: Template, add_generation_prompt: bool) -> list[tuple[bool, str]]:
     """The rendered conversation cut at the template's own special tokens: [(is special token, text), …]."""
-    text, mark = _rendered(messages, template, add_generation_prompt)
+    ((text, mark),) = _rendered([messages], template, add_generation_prompt)
     pieces = enumerate(template.special_tokens.split(text))  # every second one is a special token
     return [(bool(place % 2), piece.replace(mark, "")) for place, piece in pieces if piece]
 
@@ -263,15 +267,14 @@ def _unused_character(messages: list[dict]) -> str:
     return next(chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in used)
 
 
-def _text(messages: list[dict], template: Template, add_generation_prompt: bool) -> str:
+def _texts(conversations: list[tuple[list[dict], bool]], template: Template) -> list[str]:
+    """The text of each conversation; the bool says whether an assistant turn is opened behind it."""
+    tokenizer = template.tokenizer
+    variables = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     try:
-        return template.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"{template.name} is no valid Jinja: line {error.lineno}: {error.message}") from error
-    except Exception as error:  # a template is a program of others', and may fail with anything
-        raise ValueError(f"{template.name} refuses the conversation: {type(error).__name__}: {error}") from error
+        return template_process.render(tokenizer.get_chat_template(), conversations, variables)
+    except template_process.RenderingError as error:
+        raise ValueError(f"{template.name} {error}") from error
 
 
 def conversation(pair: dict) -> list[dict]:
@@ -295,7 +298,7 @@ def encode_all(pairs: list[dict], template: Template) -> list[dict]:
 
     Raises ValueError for a pair whose response the template does not write as it is.
     """
-    turns = [_turn(pair, template) for pair in pairs]
+    turns = _turns(pairs, template)
     prompts = _encode(((prompt, mark) for prompt, _, mark in turns), template)
     wholes = _encode(((prompt + response, mark) for prompt, response, mark in turns), template)
     examples = []
@@ -317,26 +320,35 @@ def _masked(prompt: list[int], response: list[int], template: Template) -> dict:
     return {"input_ids": prompt + response, "labels": [IGNORE_INDEX] * len(prompt) + response}
 
 
-def _turn(pair: dict, template: Template) -> tuple[str, str, str]:
-    """(prompt, response, mark): the text up to where the answer begins, and from there to the token that ends it.
+def _turns(pairs: list[dict], template: Template) -> list[tuple[str, str, str]]:
+    """(prompt, response, mark) of each pair, rendered together; see `_turn` for the first two."""
+    guarded = [_guarded(conversation(pair), template) for pair in pairs]
+    prompts = _texts([(messages[:-1], True) for messages, _ in guarded], template)
+    wholes = _texts([(messages, False) for messages, _ in guarded], template)
+    return [
+        (*_turn(prompt, whole, messages[-1]["content"], mark, template), mark)
+        for prompt, whole, (messages, mark) in zip(prompts, wholes, guarded, strict=True)
+    ]
+
+
+def _turn(prompt: str, whole: str, response: str, mark: str, template: Template) -> tuple[str, str]:
+    """(prompt, response): the text up to where the answer begins, and from there to the token that ends it.
 
     What the template writes after that token is never generated, and left out.
     """
-    messages, mark = _guarded(conversation(pair), template)
-    prompt, whole = _text(messages[:-1], template, True), _text(messages, template, False)
-    response = messages[-1]["content"]
     text = response.strip() or response  # many templates trim a message
     at = whole.find(text, len(prompt))
     if not whole.startswith(prompt) or at < 0 or whole[len(prompt) : at].strip():
+        written = response.replace(mark, "")[:60]
         raise ValueError(
-            f"{template.name} writes the response {pair['response'][:60]!r} in other words, or elsewhere than after its"
+            f"{template.name} writes the response {written!r} in other words, or elsewhere than after its"
             f" prompt: take the pair out of the data, or {CURE}"
         )
     end = at + len(text)
     if stop := template.special_tokens.search(whole, end):
-        return prompt, whole[len(prompt) : stop.end()], mark
+        return prompt, whole[len(prompt) : stop.end()]
     blank = commonprefix([whole[end:], response[len(response.rstrip()) :]])
-    return prompt, whole[len(prompt) : end] + blank, mark
+    return prompt, whole[len(prompt) : end] + blank
 
 
 @dataclass(frozen=True)
@@ -375,7 +387,7 @@ def without_oldest_turns(history: list[dict], number: int = 1) -> list[dict]:
 
 def lengths(pairs: list[dict], template: Template) -> list[dict]:
     """Token counts of each pair: `prompt` (with what the template adds), `history`, `response`, `total`."""
-    bare = _encode((_rendered(question({"prompt": pair["prompt"]}), template, True) for pair in pairs), template)
+    bare = _encode(_rendered((question({"prompt": pair["prompt"]}) for pair in pairs), template, True), template)
     rows = []
     for alone, example in zip(map(len, bare), encode_all(pairs, template), strict=True):
         asked, total = example["labels"].count(IGNORE_INDEX), len(example["labels"])

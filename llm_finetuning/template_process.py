@@ -1,0 +1,164 @@
+"""Chat templates are rendered in a process of their own, which is ended when one takes too much time or memory.
+
+A template is a program of others. jinja2's sandbox keeps it from files and attributes, not from looping or allocating
+without end, and neither can be stopped in the process where it happens. Run as a script, this file is that process: it
+reads requests and writes the text of each conversation, as lines of JSON.
+"""
+
+import atexit
+import faulthandler
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+CPU_SECONDS = 2
+"""Of one conversation: processor time, so that a busy machine ends nothing that is sound; usual are milliseconds."""
+START_SECONDS = 120
+ORPHAN_SECONDS = 3600
+"""After which the process ends itself on a request: whoever would have ended it is gone."""
+MEMORY_BYTES = 2**30
+"""Of the whole process; usual are 60 MB."""
+GROWTH = 100
+"""Characters that a text may have for each one of its template and conversation; usual is about one."""
+POLL_SECONDS = 0.05
+
+
+class RenderingError(ValueError):
+    """What a template did instead of rendering; it goes on from the template's name: "refuses the conversation: …"."""
+
+
+def render(template: str, conversations: list[tuple[list[dict], bool]], variables: dict[str, str]) -> list[str]:
+    """Renders conversations with a Jinja chat template, as transformers' `apply_chat_template` does.
+
+    conversations: messages, and whether an assistant turn is to be opened behind them; variables: such as eos_token.
+    Raises RenderingError for a template that is no valid Jinja, refuses a conversation, or takes too much.
+    """
+    global _renderer
+    request = json.dumps({"template": template, "conversations": conversations, "variables": variables})
+    with _lock:
+        try:
+            if _renderer is None or not _renderer.is_alive():
+                _renderer = _Renderer()
+                _renderer.line(START_SECONDS)
+            answers = _renderer.ask(request, len(conversations))
+        except BaseException:  # an interrupt too: answers that nobody has read would be taken for those of another
+            close()
+            raise
+    for answer in answers:
+        if "problem" in answer:
+            raise RenderingError(answer["problem"])
+    return [answer["text"] for answer in answers]
+
+
+class _Renderer:
+    """The process, and a thread that reads what it writes: a pipe cannot be read with a time limit everywhere."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", __file__]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, encoding="utf-8", **pipes)
+        self.owner = os.getpid()
+        self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.reader = threading.Thread(target=self._read, name="chat-templates", daemon=True)
+        self.reader.start()
+
+    def is_alive(self) -> bool:
+        """Whether it can be asked; a forked process needs one of its own."""
+        return self.owner == os.getpid() and self.process.poll() is None
+
+    def ask(self, request: str, count: int) -> list[dict]:
+        """Sends a request and returns its `count` answers."""
+        with suppress(BrokenPipeError):  # the missing answer tells it
+            self.process.stdin.write(request + "\n")
+            self.process.stdin.flush()
+        return [json.loads(self.line(CPU_SECONDS)) for _ in range(count)]
+
+    def close(self) -> None:
+        if self.owner == os.getpid():
+            self.process.kill()
+            self.process.wait()
+            self.reader.join()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put("")
+
+    def line(self, seconds: float) -> str:
+        """The next line. Raises RenderingError when the process ends, or takes more than `seconds` or the memory."""
+        begun = None
+        while True:
+            with suppress(queue.Empty):
+                if line := self.lines.get(timeout=POLL_SECONDS):
+                    return line
+                raise RenderingError(f"cannot be rendered: its process ended by itself ({self.process.wait()})")
+            used, memory = self._usage()
+            begun = used if begun is None else begun
+            if used - begun > seconds:
+                raise RenderingError(f"was stopped: it computes for more than {seconds} seconds on one conversation")
+            if memory > MEMORY_BYTES:
+                raise RenderingError(f"was stopped: it takes more than {MEMORY_BYTES >> 20:,} MiB of memory")
+
+    def _usage(self) -> tuple[float, int]:
+        """(processor seconds, bytes of memory) of the process so far; zeros when it is gone."""
+        try:
+            process = psutil.Process(self.process.pid)
+            times = process.cpu_times()
+            return times.user + times.system, process.memory_info().rss
+        except psutil.Error:
+            return 0.0, 0
+
+
+_lock = threading.Lock()
+_renderer: _Renderer | None = None
+
+
+@atexit.register
+def close() -> None:
+    """Ends the process; the next call of `render` starts another."""
+    if _renderer is not None:
+        _renderer.close()
+
+
+def serve() -> None:
+    """Answers the requests that come in as lines, until there are no more."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        faulthandler.dump_traceback_later(ORPHAN_SECONDS, exit=True)
+        for messages, opened in request["conversations"]:
+            variables = request["variables"] | {"add_generation_prompt": opened, "chat_template": request["template"]}
+            answer = _answer(render_jinja_template, messages, variables)
+            print(json.dumps(answer), flush=True)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _answer(render_jinja_template: Callable, messages: list[dict], variables: dict) -> dict:
+    """{"text": …} or {"problem": …} of a conversation."""
+    import jinja2
+
+    try:
+        (text,), _ = render_jinja_template(conversations=[messages], **variables)
+    except jinja2.TemplateSyntaxError as error:
+        return {"problem": f"is no valid Jinja: line {error.lineno}: {error.message[:500]}"}
+    except Exception as error:  # a template may fail with anything
+        return {"problem": f"refuses the conversation: {type(error).__name__}: {str(error)[:500]}"}
+    given = len(variables["chat_template"]) + sum(len(str(message)) for message in messages)
+    if len(text) > GROWTH * given:
+        return {"problem": f"makes a text of {len(text):,} characters of {given:,}"}
+    return {"text": text}
+
+
+if __name__ == "__main__":
+    serve()
