@@ -83,8 +83,10 @@ def original(folder: Path) -> tuple[str, Callable]:
     As the original did: everything in fp32, a pipeline for every question, the prompt as a string.
     """
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": device})
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, device_map={"": device}, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     text = question(lambda t: len(tokenizer(f"Instruct: {t}\nOutput:").input_ids))
 
     def answer(new_tokens: int) -> tuple[float, float]:

@@ -58,7 +58,9 @@ def with_peft(base: Path, adapter: Path, out: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, device_map={"": device()})
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, device_map={"": device()}, trust_remote_code=False
+    )
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(out, max_shard_size="2GB")
 

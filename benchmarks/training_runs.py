@@ -137,7 +137,9 @@ class Run:
         self.model = qlora.add_adapters(load(chosen, self.planned(chosen, rows), base, self.changes), chosen)
 
     def planned(self, chosen: settings.Finetuning, rows: TrainingData) -> planning.Plan:
-        return planning.plan(chosen, self.machine, AutoConfig.from_pretrained(self.base), rows.lengths)
+        return planning.plan(
+            chosen, self.machine, AutoConfig.from_pretrained(self.base, trust_remote_code=False), rows.lengths
+        )
 
     def train(self, rows: TrainingData, seconds: float, warm_up: int, **changed) -> dict:
         """Trains until `seconds` are over, or the rows are with ONCE, and returns what was measured.
@@ -193,7 +195,7 @@ def summary(clock: Clock, plan: planning.Plan, peak: int) -> dict:
 
 def inputs(plan: planning.Plan, chosen: settings.Finetuning, base: Path) -> dict:
     """What `planning.plan` needs to predict this run again."""
-    config = AutoConfig.from_pretrained(base).to_diff_dict()
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False).to_diff_dict()
     return {
         "machine": dataclasses.asdict(plan.machine),
         "config": {name: value for name, value in config.items() if name not in ("architectures", "dtype")},

@@ -93,14 +93,15 @@ def quantise(f16: Path, target: Path) -> Path:
 
 def modelfile(folder: Path, gguf_name: str) -> str:
     """Returns what `ollama create NAME -f Modelfile` reads: weights, template, system message, stop, greedy answers."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     system = _system_message(tokenizer)
     lines = [
         f"FROM ./{gguf_name}",
         f'TEMPLATE """{TEMPLATE.replace("EOS", tokenizer.eos_token)}"""',
         *([f'SYSTEM """{system}"""'] if system else []),
         f'PARAMETER stop "{tokenizer.eos_token}"',
-        f"PARAMETER num_ctx {transformers.AutoConfig.from_pretrained(folder).max_position_embeddings}",
+        f"PARAMETER num_ctx {config.max_position_embeddings}",
         "PARAMETER temperature 0",
     ]
     return "\n".join(lines) + "\n"
@@ -136,8 +137,8 @@ def answer(gguf: Path, ids: list[int], max_new_tokens: int) -> list[int]:
 
 def smoke(folder: Path, f16: Path) -> tuple[str, str]:
     """Returns the greedy answers of transformers (in float32) and of llama.cpp (f16) to QUESTION."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     messages = [{"role": "user", "content": QUESTION}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     count = prompt["input_ids"].shape[1]
