@@ -5,6 +5,8 @@ weights, which proves that a machine can hold the real job. Code from a model re
 `trust_remote_code` stays off, transformers has Phi's own.
 """
 
+import math
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,6 +19,7 @@ import transformers  # lazy: torch comes with what is used of it
 from huggingface_hub import errors as hub_errors
 
 from llm_finetuning.files import checksums
+from llm_finetuning.files.shards import Weights
 from llm_finetuning.sample import making, phi
 
 if TYPE_CHECKING:
@@ -26,6 +29,12 @@ SAMPLE, REHEARSAL = "sample", "rehearsal"
 NOT_REACHED = (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled)
 NOT_FOUND = (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError)  # a gated one is such a one
 MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
+LARGEST = {
+    "layers?$": 1000,
+    "heads?$|experts?$|labels$|groups?$": 10_000,
+    "positions$|position_embeddings$|_ctx$": 2**25,
+}
+"""By the end of its name, the largest size in a configuration that is built: the largest known model has 126 layers."""
 
 
 def tokenizer(
@@ -38,13 +47,36 @@ def tokenizer(
     `asking_the_hub` raises.
     """
     if tokenizer_folder:
-        folder = _tokenizer_folder(tokenizer_folder)
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return read_tokenizer(_tokenizer_folder(tokenizer_folder))
     if model_name in (SAMPLE, REHEARSAL):
         return deepcopy(_sample_tokenizer())  # callers set chat templates on it
-    name = _hub_id_or_folder(model_name)
-    with asking_the_hub("model_name", name):
-        return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    return read_tokenizer(_hub_id_or_folder(model_name), revision)
+
+
+def read_tokenizer(name: str, revision: str = "main") -> "transformers.PreTrainedTokenizerBase":
+    """The tokenizer of a hub id or a folder. Raises ValueError for a folder whose files are not those of one."""
+    with asking_the_hub("model_name", name), reading(name, "tokenizer"):
+        loaded = transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        loaded("a b")  # some that are wrong can be loaded, and not used
+    if not isinstance(loaded.chat_template, str | dict | None):
+        raise ValueError(f"{name}: the chat template of its tokenizer is no text, but {loaded.chat_template!r:.80}")
+    return loaded
+
+
+@contextmanager
+def reading(name: str, what: str) -> Iterator[None]:
+    """Makes one ValueError of whatever a library raises for the files of a folder; an OSError of a hub id stays."""
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of tokenizers: no Exception, and not to be imported
+        if not (panic or isinstance(error, Exception)) or (isinstance(error, OSError) and not Path(name).is_dir()):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{name}: its {what} cannot be read ({type(error).__name__}: {reason}): fetch the folder again, or take"
+            " another"
+        ) from error
 
 
 def _tokenizer_folder(folder: str) -> str:
@@ -61,10 +93,30 @@ def _sample_tokenizer() -> "transformers.PreTrainedTokenizerFast":
 
 
 def configuration(model_name: str, revision: str = "main") -> "transformers.PreTrainedConfig":
-    """The configuration of a hub id or a model folder, without its weights. Raises what `locate` raises."""
+    """The configuration of a hub id or a model folder, without its weights. Raises what `locate` raises.
+
+    Which kernels compute is not left to the folder: attention by a name of the Hub is code that would be fetched.
+    Raises ValueError for sizes that no model has (`LARGEST`): some are allocated when a configuration is read.
+    """
     name = _hub_id_or_folder(model_name)
-    with asking_the_hub("model_name", name):
-        return transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    with asking_the_hub("model_name", name), reading(name, "config.json"):
+        entries, _ = transformers.PreTrainedConfig.get_config_dict(name, revision=revision)
+        absurd = list(_absurd_sizes(entries))
+    if absurd:
+        raise ValueError(f"{name}: config.json has sizes that no model has: {', '.join(absurd)}")
+    with reading(name, "config.json"):
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config._attn_implementation = config._experts_implementation = None
+    return config
+
+
+def _absurd_sizes(entries: dict) -> Iterator[str]:
+    """ "name = value" of each size above `LARGEST`, in nested configurations too."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _absurd_sizes(value)
+        elif isinstance(value, int | float):
+            yield from (f"{name} = {value:g}" for end, most in LARGEST.items() if re.search(end, name) and value > most)
 
 
 def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "", revision: str = "main") -> Path:
@@ -150,6 +202,30 @@ def _hub_id_or_folder(model_name: str) -> str:
     return model_name
 
 
+def check_shapes(config: "transformers.PreTrainedConfig", weights: Weights) -> None:
+    """Raises ValueError unless a folder's tensors are those of the model that its configuration describes.
+
+    Known from the files' headers, before anything is allocated. Tensors that transformers joins on loading have other
+    names in a checkpoint; there, no more weights may be described than there are. Those of experts may be transposed.
+    """
+    import torch
+
+    stored = weights.shapes()
+    with reading(str(weights.folder), "config.json"), torch.device("meta"):
+        described = dict(transformers.AutoModelForCausalLM.from_config(config).named_parameters())
+    begun = f"{weights.folder}: config.json describes another model than its weights are of: "
+    joined = 0
+    for name, tensor in described.items():
+        place = stored_name(name, stored, config)
+        joined += place is None
+        shape, found = list(tensor.shape), stored.get(place, list(tensor.shape))
+        if found != shape and (len(shape) < 3 or sorted(found) != sorted(shape)):
+            raise ValueError(f"{begun}{name} is {shape} there and {found} here")
+    count, there = sum(t.numel() for t in described.values()), sum(map(math.prod, stored.values()))
+    if joined and count > 1.01 * there:
+        raise ValueError(f"{begun}{count:,} weights there and {there:,} here")
+
+
 def one_kernel_gelu(config: "transformers.PreTrainedConfig") -> "transformers.PreTrainedConfig":
     """The configuration with `gelu_new` replaced by the same function in one kernel instead of eight.
 
@@ -195,6 +271,7 @@ def load_strict(folder: Path, dtype: "torch.dtype", device: str) -> "transformer
     """A model folder through plain transformers. Raises ValueError for a missing or unexpected key."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
+        config=configuration(str(folder)),
         dtype=dtype,
         device_map={"": device},
         output_loading_info=True,

@@ -1,5 +1,6 @@
 """The house rules of the four notebooks and of the files around them."""
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -109,3 +110,34 @@ def test_a_profile_fits_the_notebooks(path, tmp_path):
 
 def test_the_promised_profiles_are_there():
     assert {p.stem for p in (ROOT / "profiles").glob("*.yaml")} >= {"sample", "rehearsal"}
+
+
+WITHOUT_CODE = {"GenerationConfig", "PeftModel"}
+"""What reads no code from a folder, and knows no trust_remote_code."""
+
+
+def loading_calls() -> list[tuple[str, ast.Call]]:
+    """(place, call) of each `from_pretrained` of the package, the page, the benchmarks and the notebooks."""
+    files = [path for folder in ("llm_finetuning", "Inference", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    sources = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
+    for path in NOTEBOOKS:
+        plain = [line for cell in code_cells(path) for line in cell.source.splitlines() if line[:1] not in ("%", "!")]
+        sources[path.name] = "\n".join(plain)
+    calls = [(name, node) for name, source in sources.items() for node in ast.walk(ast.parse(source))]
+    return [
+        (f"{name}:{node.lineno}", node)
+        for name, node in calls
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
+    ]
+
+
+def test_no_model_folder_brings_code_that_is_run():
+    calls = loading_calls()
+    assert len(calls) > 10
+    refused = {
+        place
+        for place, call in calls
+        if ast.unparse(call.func.value).rpartition(".")[2] in WITHOUT_CODE
+        or any(k.arg == "trust_remote_code" and ast.unparse(k.value) == "False" for k in call.keywords)
+    }
+    assert [place for place, _ in calls if place not in refused] == []

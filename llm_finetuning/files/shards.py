@@ -20,24 +20,24 @@ SHARD_BYTES = 2 * 10**9
 class Weights:
     """The tensors of a local model folder, read one at a time; a file is mapped only while one is read from it.
 
-    single: the file that holds them where no index says which. Raises FileNotFoundError for a folder that lacks a file.
+    single: the file that holds them where no index says which. Raises FileNotFoundError for a folder that lacks a file,
+    ValueError for an index that is none, or names what is not in the folder.
     """
 
     def __init__(self, folder: str | Path, single: str = SINGLE):
         self.folder = folder = Path(folder)
-        if (folder / INDEX).is_file():
-            self.files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        elif (folder / single).is_file():
-            self.files = dict.fromkeys(_names(folder / single), single)
+        if (folder / single).is_file():  # first, as transformers looks
+            self.files = dict.fromkeys(dict(_shapes(folder / single)), single)
+        elif (folder / INDEX).is_file():
+            self.files = _weight_map(folder / INDEX)
         else:
             raise FileNotFoundError(f"{folder} holds no weights as safetensors: neither {single} nor {INDEX}")
         if missing := sorted({name for name in self.files.values() if not (folder / name).is_file()}):
             raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names: fetch the folder again")
 
     def check_files(self) -> None:
-        """Raises ValueError for a file that is cut off or damaged at its beginning; no tensor is read."""
-        for name in sorted(set(self.files.values())):
-            _names(self.folder / name)
+        """Raises ValueError for a file that is damaged at its beginning, or lacks a tensor; no tensor is read."""
+        self.shapes()
 
     def names(self) -> list[str]:
         return sorted(self.files)
@@ -46,19 +46,35 @@ class Weights:
         with safe_open(self.folder / self.files[name], "pt") as file:
             return file.get_tensor(name)
 
-    def shape(self, name: str) -> list[int]:
-        with safe_open(self.folder / self.files[name], "pt") as file:
-            return file.get_slice(name).get_shape()
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of each tensor by name, from the headers; each file is opened once."""
+        shapes = {name: shape for file in set(self.files.values()) for name, shape in _shapes(self.folder / file)}
+        if missing := sorted(set(self.files) - set(shapes)):
+            raise ValueError(f"{self.folder}: its files hold no {missing[0]}, which {INDEX} names: fetch it again")
+        return {name: shapes[name] for name in self.names()}
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, tensor) in the order of the files, which is the quickest to read."""
         return ((name, self.read(name)) for name in self.files)
 
 
-def _names(path: Path) -> list[str]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """{tensor: file} of an index. Raises ValueError unless each file is one of the index's own folder."""
+    try:
+        files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        outside = [file for file in files.values() if not file or Path(file).name != file or "\\" in file]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{index} is no index of weights ({type(error).__name__}: {error}): fetch it again") from error
+    if outside:
+        raise ValueError(f"{index} names {outside[0]!r}, which is no file of its folder: fetch it again")
+    return files
+
+
+def _shapes(path: Path) -> list[tuple[str, list[int]]]:
+    """(name, shape) of each tensor of a file, from its header."""
     try:
         with safe_open(path, "pt") as file:
-            return list(file.keys())
+            return [(name, file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
 

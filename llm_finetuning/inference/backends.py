@@ -22,7 +22,7 @@ def load(folder: str | Path, backend: str = "auto", threads: int = 0) -> Engine:
     if backend not in ("auto", *NAMES):
         raise ValueError(f"backend = {backend!r}: auto, {', '.join(NAMES)}")
     folder = Path(folder) if Path(folder).is_dir() else models.fetch(str(folder))
-    config = models.one_kernel_gelu(transformers.AutoConfig.from_pretrained(str(folder)))
+    config = models.one_kernel_gelu(models.configuration(str(folder)))
     if torch.cuda.is_available():
         return load_on_gpu(folder, config, backend)
     if backend == "auto":
@@ -56,7 +56,7 @@ def load_torch(
     dtype: torch.dtype,
     quantization: "transformers.BitsAndBytesConfig | None" = None,
 ) -> "transformers.PreTrainedModel":
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
         str(folder),
         config=config,
         dtype=dtype,
@@ -64,7 +64,12 @@ def load_torch(
         attn_implementation=models.padded_attention(config),
         quantization_config=quantization,
         use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
+    if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
+        raise ValueError(f"{folder} lacks {len(missing)} weights of its model ({missing[0]}, …): fetch it again")
+    return model
 
 
 def load_nf4(folder: Path, config: "transformers.PreTrainedConfig") -> "transformers.PreTrainedModel":

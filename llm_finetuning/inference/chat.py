@@ -14,8 +14,7 @@ from pathlib import Path
 import transformers
 
 from llm_finetuning import prompts
-from llm_finetuning.files import checksums
-from llm_finetuning.inference import backends, generation
+from llm_finetuning.inference import backends, generation, published
 from llm_finetuning.inference.engines import TorchEngine
 from llm_finetuning.inference.generation import Engine, Request, SamplingParameters, TokenRules
 
@@ -79,10 +78,8 @@ class Chat:
         backend: "auto", or a name of `backends.NAMES`.
         Raises FileNotFoundError for a missing folder, ValueError for a damaged one or one of another kind.
         """
-        check_folder(folder)
-        tokenizer = load_tokenizer(folder)
-        engine = backends.load(folder, backend)
-        return cls(engine, prompts.template_for(tokenizer), token_rules(Path(folder), tokenizer, engine))
+        template, rules = published.read(Path(folder))
+        return cls(backends.load(folder, backend), template, rules)
 
     @classmethod
     def of(cls, model: "transformers.PreTrainedModel", template: prompts.Template) -> "Chat":
@@ -131,7 +128,11 @@ class Chat:
 
     def prepare(self, messages: list[dict], sampling: SamplingParameters = GREEDY) -> Prompt:
         """Returns the prompt ids of a conversation, its oldest turns left out where they do not fit."""
-        return encode_question(messages, self.template, self.engine.context, sampling.max_new_tokens)
+        prompt = encode_question(messages, self.template, self.engine.context, sampling.max_new_tokens)
+        if (largest := max(prompt.ids)) >= self.engine.vocab_size:
+            token = self.template.tokenizer.convert_ids_to_tokens(largest)
+            raise ValueError(f"the model has no embedding for {token!r} (id {largest}): send a message without it")
+        return prompt
 
     def _batch(self, prepared: list[Prompt], sampling: SamplingParameters) -> list[Answer]:
         requests = generation.requests_for([p.ids for p in prepared], sampling, self.engine.context)
@@ -188,45 +189,6 @@ class Stream(Iterator[str]):
     @property
     def result(self) -> Answer:
         return self._chat.result(self.request, self.note, self._first, self._seconds)
-
-
-def check_folder(folder: str | Path) -> dict[str, str]:
-    """Compares every file of a published model folder with its checksum; returns {file: SHA-256}.
-
-    Raises FileNotFoundError when the folder is missing, ValueError when it is damaged or of another kind.
-    """
-    folder = Path(folder)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        what = "an adapter without its base" if (folder / "adapter_config.json").is_file() else "no model folder"
-        raise ValueError(
-            f"{folder} is {what} (config.json is missing): give the published folder, finetuned_phi2,"
-            " that the finetuning notebook writes"
-        )
-    return checksums.verify_checksums(folder)
-
-
-def load_tokenizer(folder: str | Path) -> "transformers.PreTrainedTokenizerBase":
-    """Loads the tokenizer of a published folder. Raises ValueError where it has no chat template."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{folder} has no chat template, so the prompt it was trained with is not known:"
-            " publish it with the finetuning notebook"
-        )
-    return tokenizer
-
-
-def token_rules(folder: Path, tokenizer: "transformers.PreTrainedTokenizerBase", engine: Engine) -> TokenRules:
-    """Reads the token rules from generation_config.json; ids of the vocabulary without a token are suppressed too."""
-    config = transformers.GenerationConfig.from_pretrained(str(folder))
-    stop = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if stop == [None]:
-        raise ValueError(
-            f"{folder}/generation_config.json names no eos_token_id, so no answer could end:"
-            " publish the folder with the finetuning notebook"
-        )
-    unused = range(len(tokenizer), engine.vocab_size)
-    return TokenRules(frozenset(stop), tuple(sorted({*(config.suppress_tokens or ()), *unused})))
 
 
 def encode_question(messages: list[dict], template: prompts.Template, context: int, max_new_tokens: int) -> Prompt:

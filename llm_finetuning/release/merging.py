@@ -117,8 +117,7 @@ def write_merged(merge: Merge, folder: Path) -> None:
         with hardware.kept_apart():  # it stays until its shard is written
             return tensor.clone(memory_format=torch.contiguous_format)
 
-    shapes = {name: weights.shape(name) for name in weights.names()}
-    write_shards(folder, shapes, merge.save_dtype, merged, SHARD_BYTES)
+    write_shards(folder, weights.shapes(), merge.save_dtype, merged, SHARD_BYTES)
 
 
 def add_and_round(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -163,7 +162,7 @@ def random_low_bits(shape: torch.Size, generator: torch.Generator) -> torch.Tens
 
 def write_companions(folder: Path, base: Path, template: Template, save_dtype: torch.dtype) -> None:
     """Writes config, tokenizer with chat template, and generation config with stop, pad and suppressed token ids."""
-    config = transformers.AutoConfig.from_pretrained(base)
+    config = models.configuration(str(base))
     config.dtype = save_dtype
     config.use_cache = True
     config.save_pretrained(folder)
