@@ -98,7 +98,7 @@ def template_for(
     template = Template(tokenizer, name)
     if system_message:
         tokenizer.chat_template = DEFAULT_SYSTEM.replace("SYSTEM", _literal(system_message)) + base
-    takes_system = _takes_system(template, system_message)
+    takes_system = not system_message or _takes_system(template, system_message)
     if not takes_system:
         tokenizer.chat_template = base  # what else is wrong with it is told first
     try:

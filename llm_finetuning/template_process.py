@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import psutil
 
-CPU_SECONDS = 2
+CPU_SECONDS = 1
 """Of one conversation: processor time, so that a busy machine ends nothing that is sound; usual are milliseconds."""
 START_SECONDS = 120
 ORPHAN_SECONDS = 3600
@@ -103,7 +103,7 @@ class _Renderer:
             used, memory = self._usage()
             begun = used if begun is None else begun
             if used - begun > seconds:
-                raise RenderingError(f"was stopped: it computes for more than {seconds} seconds on one conversation")
+                raise RenderingError(f"was stopped: it computes for more than {seconds} s on one conversation")
             if memory > MEMORY_BYTES:
                 raise RenderingError(f"was stopped: it takes more than {MEMORY_BYTES >> 20:,} MiB of memory")
 

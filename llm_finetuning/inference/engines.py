@@ -18,6 +18,9 @@ class TorchEngine:
         """Ids and cache of the last single sequence: the next turn of a conversation begins with the same ids."""
 
     def session(self, sequences: list[list[int]]) -> "TorchSession":
+        """Raises ValueError for an id without an embedding, which on a GPU would end every later session too."""
+        if (largest := max(map(max, sequences))) >= self.vocab_size:
+            raise ValueError(f"the tokenizer gives id {largest}, and the model has {self.vocab_size} embeddings")
         return TorchSession(self, sequences)
 
     def take_cache(self, ids: list[int]) -> "tuple[transformers.DynamicCache, int]":

@@ -1,6 +1,6 @@
 """Chat templates that take time or memory without end, or try to reach what is not theirs: text, words of the error."""
 
-SLOW, LARGE = "computes for more than 2 seconds", "memory|MemoryError"
+SLOW, LARGE = "computes for more than 1 s on", "memory|MemoryError"
 FOREVER = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLING = "{% set n = namespace(x=START) %}{% for i in range(99) %}{% set n.x = STEP %}{% endfor %}{{ n.x }}"
 

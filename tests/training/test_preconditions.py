@@ -83,6 +83,7 @@ def test_a_base_of_which_a_shard_is_missing_is_refused(tiny_base, tmp_path, plan
     names = load_file(base / "model.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00002-of-00002.safetensors")}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    (base / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="lacks model-00002-of-00002.safetensors"):
         planned(base, tmp_path)
 
