@@ -2,12 +2,15 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from peft import PeftModel
+from torch.overrides import TorchFunctionMode
 
 from llm_finetuning import hardware, models
 from llm_finetuning.evaluation import mode, scoreboard
@@ -76,16 +79,19 @@ def _verify(
     folder = merge.settings.folders.merged / merge.base
     examples = held_out[:VERIFIED_EXAMPLES]
 
-    def outputs(model: torch.nn.Module) -> tuple[list[torch.Tensor], list[str]]:
+    def outputs(model: torch.nn.Module, routing: Routing) -> tuple[list[torch.Tensor], list[str]]:
         answers = scoreboard.answers(model, examples, template, merge.settings.max_new_tokens)
-        return logits(model, examples), [answer.text for answer in answers]
+        with routing:
+            return logits(model, examples), [answer.text for answer in answers]
 
     changed = changed_tensors(merge, Weights(folder))
-    expected, unmerged_answers = outputs(unmerged_model(merge))
+    routing = Routing()
+    expected, unmerged_answers = outputs(unmerged_model(merge), routing)
     hardware.free_memory()
-    found, merged_answers = outputs(models.load_strict(folder, merge.save_dtype, merge.device))
+    routing = Routing(routing.choices)
+    found, merged_answers = outputs(models.load_strict(folder, merge.save_dtype, merge.device), routing)
     hardware.free_memory()
-    checks = verification_table(merge, changed, expected, found, losses[merge.base], after_loss)
+    checks = verification_table(merge, changed, expected, found, losses[merge.base], after_loss, routing)
     if not checks.passed.all():
         raise ValueError(
             f"the merged model in {folder} is not the trained one, so nothing is published:\n"
@@ -112,11 +118,12 @@ def verification_table(
     found: list[torch.Tensor],
     loss: float,
     after_loss: float,
+    routing: "Routing | None" = None,
 ) -> pd.DataFrame:
     """Returns each check with what was found, what is allowed, and whether it passed. NaN never passes.
 
     changed: names of the tensors that differ from the base; expected, found: logits of the unmerged and the merged
-    model; loss, after_loss: held-out loss of the merged and the trained model.
+    model; loss, after_loss: held-out loss of the merged and the trained model; routing: of a mixture of experts.
     """
     intended = set(merge.adapter.factors)
     a, b = torch.cat(expected), torch.cat(found)
@@ -135,7 +142,42 @@ def verification_table(
             bool(loss <= after_loss * LOSS_TOLERANCE),
         ),
     ]
+    if routing is not None and routing.chosen:
+        checks.insert(3, ("experts that the merged model would choose otherwise", routing.share_of_flips, "any", True))
     return pd.DataFrame(checks, columns=["check", "found", "allowed", "passed"])
+
+
+class Routing(TorchFunctionMode):
+    """Notes which experts the routers of a mixture choose (`topk`), or has the model use those that were noted.
+
+    Rounding flips a choice between two experts that are almost equal, and the token's logits jump: that says nothing
+    about the merge. With the same experts, logits differ by rounding alone, in a mixture as in any other model.
+    """
+
+    def __init__(self, choices: list[torch.Tensor] | None = None):
+        super().__init__()
+        self.choices: list[torch.Tensor] = []
+        """Chosen experts, (…, k) for each call of a router."""
+        self.chosen = self.flipped = 0
+        """Choices that were replaced by noted ones; those among them that were others."""
+        self._noted = None if choices is None else iter(choices)
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in (torch.topk, torch.Tensor.topk):
+            return result
+        if self._noted is None:
+            self.choices.append(result.indices.cpu())
+            return result
+        noted = next(self._noted).to(result.indices.device)
+        self.chosen += noted.numel()
+        self.flipped += int((~(result.indices.unsqueeze(-1) == noted.unsqueeze(-2)).any(-1)).sum())
+        scores = args[0]
+        return torch.return_types.topk((scores.gather(-1, noted), noted))
+
+    @property
+    def share_of_flips(self) -> str:
+        return f"{self.flipped:,} of {self.chosen:,} ({self.flipped / self.chosen:.1%})"
 
 
 def changed_tensors(merge: Merge, merged: Weights) -> set[str]:

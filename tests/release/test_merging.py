@@ -213,6 +213,61 @@ def test_another_model_family_trains_and_merges(family, tmp_path):
     assert made.checks.passed.all()
 
 
+MIXTURES = {
+    "gpt_oss": {"num_local_experts": 128, "num_experts_per_tok": 4},
+    "mixtral": {"num_local_experts": 32, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_experts": 64, "num_experts_per_tok": 4},
+}
+
+
+@pytest.fixture(
+    scope="module", params=["gpt_oss", *(pytest.param(f, marks=pytest.mark.more) for f in ("mixtral", "qwen2_moe"))]
+)
+def mixture(request, tmp_path_factory):
+    """A trained run of a mixture of many experts, between which rounding chooses otherwise for some tokens."""
+    folder, family = tmp_path_factory.mktemp("mixture"), request.param
+    base = tiny_base_of(family, folder / "base", **MIXTURES[family])
+    small = prepare(small_settings(folder / "run", base, max_steps=20, packing=family not in MIX_PACKED_EXAMPLES))
+    training.train(small.trainer)
+    training.save_adapter(small.trainer)
+    small.after = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
+    small.quantised = merging.quantised_names(small.trainer.model)
+    return small
+
+
+@pytest.mark.parametrize("base", ["original", pytest.param("dequantized", marks=pytest.mark.more)])
+def test_a_mixture_is_verified_although_rounding_chooses_other_experts(mixture, base):
+    checks = merge(mixture, merge_base=base, packing=mixture.settings.packing).checks.set_index("check")
+    print(f"\n{checks.to_string()}")
+    chosen = checks.loc["experts that the merged model would choose otherwise"]
+    flipped, of = (int(number.replace(",", "")) for number in chosen.found.split(" (")[0].split(" of "))
+    assert checks.passed.all()
+    assert 0 <= flipped < of / 2
+
+
+def test_a_wrong_merge_of_one_layer_of_a_mixture_is_refused(mixture, monkeypatch):
+    """The adapter of one tensor taken away instead of added: every tensor has changed, and only logits tell it."""
+    name = "model.layers.1.self_attn.v_proj.weight"
+    whole = merging.Adapter.delta
+
+    def turned(adapter, tensor, device="cpu"):
+        return whole(adapter, tensor, device) * (-1 if tensor == name else 1)
+
+    monkeypatch.setattr(merging.Adapter, "delta", turned)
+    with pytest.raises(ValueError, match="logits, relative difference"):
+        merge(mixture, merge_base="original", packing=mixture.settings.packing)
+
+
+def test_the_same_experts_are_those_that_were_noted():
+    scores = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
+    with verify.Routing() as noted:
+        torch.topk(scores, 2, dim=-1)
+    with verify.Routing(noted.choices) as again:
+        values, experts = scores.flip(0).topk(2, dim=-1)
+    assert experts.tolist() == [[0, 1], [3, 2]] and values.tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    assert (again.flipped, again.chosen) == (4, 4)
+
+
 @pytest.mark.parametrize("family", MIX_PACKED_EXAMPLES)
 def test_a_model_that_mixes_packed_examples_is_refused_by_name(family, tmp_path):
     small = prepare(small_settings(tmp_path / "run", tiny_base_of(family, tmp_path / "base"), max_steps=3))

@@ -31,8 +31,7 @@ FAMILIES = {
     "stablelm": {"num_key_value_heads": 2},
     "starcoder2": {"num_key_value_heads": 1},
     "falcon": {},
-    # all experts are used: with more of them rounding may choose another for a token, and its logits jump
-    "gpt_oss": {"num_key_value_heads": 1, "head_dim": 32, "num_local_experts": 2, "num_experts_per_tok": 2},
+    "gpt_oss": {"num_key_value_heads": 1, "head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 4},
 }
 
 
@@ -40,8 +39,11 @@ FAMILIES = {
 MIX_PACKED_EXAMPLES = ("bloom", "gpt_oss", "opt", *["falcon"] * (Version(transformers.__version__) < Version("5.24")))
 
 
-def tiny_base_of(family: str, folder: Path) -> Path:
-    """A folder with an untrained model of the family, of two small layers, and a tokenizer with a chat template."""
+def tiny_base_of(family: str, folder: Path, **changed) -> Path:
+    """A folder with an untrained model of the family, of two small layers, and a tokenizer with a chat template.
+
+    changed: other entries of its configuration.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer()
@@ -60,7 +62,7 @@ def tiny_base_of(family: str, folder: Path) -> Path:
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=None,
-        **FAMILIES.get(family, {}),
+        **FAMILIES.get(family, {}) | changed,
     )
     torch.manual_seed(0)
     return save_base(folder, AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)
