@@ -43,6 +43,8 @@ class Monitor(TrainerCallback):
         self.metrics = Metrics(self.settings.folders.metrics)
         self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
         self.terminated = self.listening = self.stopped_early = False
+        self.held_out_changed = False
+        """Whether the run goes on from a checkpoint that was evaluated on another held-out set."""
         self.unsaved_best: dict[str, torch.Tensor] | None = None
         self.skipped = 0
         """Steps in a row that float16's gradient scaler left out."""
@@ -54,7 +56,7 @@ class Monitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.main:
-            self.metrics.cut_after(state.global_step)
+            self.metrics.cut_after(state.global_step, self.held_out_changed)
         self.trainer.accelerator.wait_for_everyone()
         self.losses = self.metrics.held_out_losses()
         if state.global_step == 0 and self.settings.eval_steps:
@@ -287,8 +289,13 @@ class Metrics:
         """(held-out loss, step) of every evaluation."""
         return [(entry["held_out_loss"], entry["step"]) for entry in self.read() if "held_out_loss" in entry]
 
-    def cut_after(self, step: int) -> None:
-        """Forgets what came after the checkpoint that a run goes on from; all of it for a fresh start."""
+    def cut_after(self, step: int, held_out_changed: bool = False) -> None:
+        """Forgets what came after the checkpoint that a run goes on from; all of it for a fresh start.
+
+        Evaluations too where they were on another held-out set: they do not compare.
+        """
         kept = [entry for entry in self.read() if entry["step"] <= step and step > 0]
+        if held_out_changed:
+            kept = [entry for entry in kept if "held_out_loss" not in entry]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, "".join(map(self.line, kept)))

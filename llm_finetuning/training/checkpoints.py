@@ -130,14 +130,15 @@ def store_extras(partial: Path, folder: Path, metrics: Path) -> None:
         shutil.copy(metrics, partial / metrics.name)
 
 
-def restore_extras(start: Path | None, folder: Path, metrics: Path, drive: Path) -> None:
+def restore_extras(start: Path | None, folder: Path, metrics: Path, drive: Path, best: bool = True) -> None:
     """Makes `folder`/best and the metrics what they were when the checkpoint `start` was written; none without one.
 
+    best: False leaves the best adapter out, where another held-out set chose it.
     Earlier versions kept the metrics in `drive` and not in the checkpoints.
     """
     if (folder / BEST).exists():
         remove_folder(folder / BEST)
-    if start is not None and (start / BEST_INSIDE).exists():
+    if start is not None and best and (start / BEST_INSIDE).exists():
         with building(folder / BEST) as partial:
             shutil.copytree(start / BEST_INSIDE, partial, dirs_exist_ok=True)
     places = [start / metrics.name, metrics, drive / metrics.name] if start is not None else []
@@ -145,13 +146,21 @@ def restore_extras(start: Path | None, folder: Path, metrics: Path, drive: Path)
         write_text(metrics, source.read_text(encoding="utf-8"))
 
 
-def check_same_run(checkpoint: Path, run: dict) -> None:
-    """Raises ValueError naming every setting in which `run` differs from what the checkpoint was trained with."""
+def check_same_run(checkpoint: Path, run: dict, optional: str = "") -> bool:
+    """Raises ValueError naming every setting in which `run` differs from what the checkpoint was trained with.
+
+    optional: one that may differ; returns whether it does.
+    """
     before = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
-    changed = [
-        CHANGED.get(name, f"{name}: {before.get(name)!r} in the checkpoint, {value!r} now")
+    differing = {
+        name: value
         for name, value in run.items()
         if before.get(name, value) != value  # what earlier versions did not note counts as unchanged
+    }
+    changed = [
+        CHANGED.get(name, f"{name}: {before.get(name)!r} in the checkpoint, {value!r} now")
+        for name, value in differing.items()
+        if name != optional
     ]
     if changed:
         raise ValueError(
@@ -159,6 +168,7 @@ def check_same_run(checkpoint: Path, run: dict) -> None:
             + "\n".join(changed)
             + "\nSet them back, or set resume = False to start afresh (old checkpoints are moved aside, not deleted)."
         )
+    return optional in differing
 
 
 class Mirror:

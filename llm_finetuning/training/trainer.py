@@ -286,7 +286,8 @@ def train(trainer: AssistantTrainer) -> Outcome:
     if trainer.is_world_process_zero():
         remove_partials(folder)
         folders = trainer.settings.folders
-        checkpoints.restore_extras(start, folder, folders.metrics, folders.drive)
+        same_set = not trainer.monitor.held_out_changed
+        checkpoints.restore_extras(start, folder, folders.metrics, folders.drive, best=same_set)
     trainer.accelerator.wait_for_everyone()
     try:
         ended_by = _train_from(trainer, start)
@@ -335,8 +336,11 @@ def starting_point(trainer: AssistantTrainer) -> Path | None:
         return None
     start = checkpoints.newest(folders.checkpoints, folders.drive / "checkpoints")
     if start:
-        checkpoints.check_same_run(start, trainer.identity)
+        optional = "" if trainer.settings.early_stopping_patience else "held_out"  # which then decides nothing
+        trainer.monitor.held_out_changed = checkpoints.check_same_run(start, trainer.identity, optional)
         print(f"going on from {start}")
+        if trainer.monitor.held_out_changed:
+            print(f"{checkpoints.CHANGED['held_out']}: the losses that were measured on the other one are left out")
     return start
 
 

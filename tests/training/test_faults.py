@@ -205,8 +205,30 @@ def test_what_changed_since_a_checkpoint_is_said_in_words(tiny_base, tmp_path):
         training.train(prepare(chosen).trainer)
     shutil.rmtree(base)
     shutil.copytree(tiny_base, base)
+    stopping = dataclasses.replace(chosen, eval_pairs=3, early_stopping_patience=2, eval_steps=1)
     with pytest.raises(ValueError, match="the held-out set changed"):
-        training.train(prepare(dataclasses.replace(chosen, eval_pairs=3)).trainer)
+        training.train(prepare(stopping).trainer)
+
+
+def test_another_held_out_set_is_said_and_changes_nothing_where_it_decides_nothing(tiny_base, tmp_path, capsys):
+    """The adapter is that of a run with one set; losses on the other set are not drawn into the same curve."""
+    same = {"warmup_ratio": 0.0, "eval_steps": 1}
+    once = prepare(small_settings(tmp_path / "once", tiny_base, max_steps=4, **same))
+    training.train(once.trainer)
+    chosen = small_settings(tmp_path / "twice", tiny_base, max_steps=2, early_stopping_patience=9, **same)
+    training.train(prepare(chosen).trainer)
+    assert (chosen.folders.checkpoints / "best").exists()
+    changed = dataclasses.replace(chosen, max_steps=4, eval_pairs=3, early_stopping_patience=0)
+    twice = prepare(changed)
+    outcome = training.train(twice.trainer)
+    assert (outcome.resumed_from, outcome.step) == ("checkpoint-2", 4)
+    assert "the held-out set changed" in capsys.readouterr().out
+    assert [step for _, step in twice.trainer.monitor.metrics.held_out_losses()] == [3, 4]
+    assert not (chosen.folders.checkpoints / "best").exists(), "the other set had chosen it"
+    ours, theirs = (run.trainer.model.state_dict() for run in (twice, once))
+    assert all(ours[name].equal(theirs[name]) for name in theirs if "lora_" in name)
+    training.train(prepare(dataclasses.replace(changed, early_stopping_patience=1)).trainer)
+    assert "the held-out set changed" not in capsys.readouterr().out
 
 
 def test_checkpoints_that_are_all_damaged_are_not_written_over(tiny_base, tmp_path, capsys):
