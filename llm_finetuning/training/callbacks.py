@@ -80,10 +80,7 @@ class Monitor(TrainerCallback):
 
     def _anyone_terminated(self) -> bool:
         """Whether any process was told to stop: all of them save and stop at the same step."""
-        if self.plan.processes > 1:
-            flag = torch.tensor([self.terminated], dtype=torch.int32, device=self.plan.device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            self.terminated = bool(flag.item())
+        self.terminated = bool(largest_of_all(self.terminated, self.plan))
         return self.terminated
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -175,18 +172,22 @@ class Monitor(TrainerCallback):
             self.stopped_early = control.should_training_stop = control.should_save = True
 
     def _keep_best(self, trained: dict[str, torch.Tensor]) -> None:
-        """Keeps the adapter with the lowest held-out loss on the disk; in memory as long as that is full."""
-        if not self.main:
-            return
-        self.unsaved_best = None
+        """Keeps the adapter with the lowest held-out loss on the disk; in memory as long as that is full.
+
+        The first process writes; each keeps it in memory, for each loads it in the end.
+        """
+        self.unsaved_best, full = None, False
         try:
-            write = partial(qlora.save_adapter_weights, self.trainer.model, trained)
-            checkpoints.keep_best(write, self.settings.folders.checkpoints)
+            if self.main:
+                write = partial(qlora.save_adapter_weights, self.trainer.model, trained)
+                checkpoints.keep_best(write, self.settings.folders.checkpoints)
         except WRITE_ERRORS as error:
-            if self.plan.processes > 1 or not is_full(error):
+            if not is_full(error):
                 raise
-            self.unsaved_best = {name: tensor.cpu().clone() for name, tensor in trained.items()}
+            full = True
             print(f"{self.settings.folders.checkpoints} is full: the best adapter so far is kept in memory alone")
+        if largest_of_all(full, self.plan):
+            self.unsaved_best = {name: tensor.cpu().clone() for name, tensor in trained.items()}
 
     def close(self) -> None:
         """Closes the bar and gives SIGTERM its handler back: ours would keep the model in memory. Idempotent."""
@@ -205,6 +206,15 @@ class Monitor(TrainerCallback):
             raise KeyboardInterrupt(f"stopped by SIGTERM; checkpoint-{state.global_step} is saved, run again to go on")
 
 
+def largest_of_all(value: int, plan: planning.Plan) -> int:
+    """The largest value of any process, by which all decide the same; every one calls it together."""
+    if plan.processes == 1:
+        return value
+    shared = torch.tensor([value], dtype=torch.int32, device=plan.device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return int(shared.item())
+
+
 def is_over(losses: list[tuple[float, int]], settings: Finetuning) -> bool:
     """Whether early stopping ends the run: no better (held-out loss, step) for as many evaluations as it waits."""
     if not settings.early_stopping_patience or not losses:
@@ -220,7 +230,7 @@ def restore_best(trainer: "AssistantTrainer") -> float | None:
     if not settings.early_stopping_patience or not (unsaved or best.exists()):
         return None
     if unsaved:
-        trainer.model.load_state_dict(unsaved, strict=False)
+        qlora.set_trained(trainer.model, unsaved)
     else:
         qlora.set_adapter(trainer.model, best)
     return min(trainer.monitor.metrics.held_out_losses())[0]

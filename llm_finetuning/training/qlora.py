@@ -209,18 +209,24 @@ def set_adapter(model: torch.nn.Module, folder: Path) -> None:
     Raises ValueError when a tensor is missing there.
     """
     from peft import load_peft_weights
-    from torch.distributed.tensor import DTensor, distribute_tensor
 
     saved = load_peft_weights(str(folder), device="cpu")
+    keys = {name: name.replace(".default.", ".") for name, p in model.named_parameters() if p.requires_grad}
+    if missing := [key for key in keys.values() if key not in saved]:
+        raise ValueError(f"{folder} lacks {missing[0]}: it is not an adapter of this run")
+    set_trained(model, {name: saved[key] for name, key in keys.items()})
+
+
+def set_trained(model: torch.nn.Module, whole: dict[str, torch.Tensor]) -> None:
+    """Copies what `gather_adapter` gave back into the trained parameters, which may be sharded."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = name.replace(".default.", ".")
-            if key not in saved:
-                raise ValueError(f"{folder} lacks {key}: it is not an adapter of this run")
-            whole = saved[key].to(parameter.device, parameter.dtype)
+            value = whole[name].to(parameter.device, parameter.dtype)
             if isinstance(parameter, DTensor):
-                whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
-            parameter.data.copy_(whole)
+                value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+            parameter.data.copy_(value)
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -45,6 +45,8 @@ SAME_RUN = (
     "tokens_per_step",
 )
 """Settings that two runs must share for one to resume the checkpoints of the other."""
+FULL, FAILED = 1, 2
+"""How the writing of a checkpoint may end in one of several processes; the worst is what counts."""
 SHARDED = "pytorch_model_fsdp.bin"
 """What FSDP puts into a checkpoint beside the adapter, by its name in accelerate."""
 
@@ -174,14 +176,13 @@ class AssistantTrainer(SFTTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Writes a checkpoint atomically; then older ones go, and its copy to Drive starts.
 
-        A full disk does not end the training of one process: what was written goes, and the next checkpoint is tried.
+        A full disk does not end training: what was written goes, and the next checkpoint is tried.
         """
-        folder = Path(self.args.output_dir)
+        folder, needed = Path(self.args.output_dir), self.plan.checkpoint_bytes
         name = f"checkpoint-{self.state.global_step}"
         self._partial_dir = partial_name(folder / name)
         try:
-            Trainer._save_checkpoint(self, model, trial)
-            self.accelerator.wait_for_everyone()
+            self._write_together(model, trial, folder / name)
             if self.is_world_process_zero():
                 checkpoints.store_extras(self._partial_dir / name, folder, self.settings.folders.metrics)
                 done = checkpoints.finalize(self._partial_dir / name, folder / name, self.identity)
@@ -189,13 +190,34 @@ class AssistantTrainer(SFTTrainer):
                 checkpoints.keep_newest(folder, self.settings.save_total_limit)
                 self.mirror.send(done)
         except WRITE_ERRORS as error:
-            if self.plan.processes > 1 or not is_full(error, folder, self.plan.checkpoint_bytes):
+            if not is_full(error, folder, needed):
                 raise
-            remove_partials(folder)
-            needed = gigabytes(self.plan.checkpoint_bytes)
-            print(f"{name} was not saved, for {folder} is full: free {needed} there; training goes on")
+            if self.is_world_process_zero():
+                remove_partials(folder)
+                print(f"{name} was not saved, for {folder} is full: free {gigabytes(needed)} there; training goes on")
         finally:
             self._partial_dir = None
+
+    def _write_together(self, model: torch.nn.Module, trial: Any, final: Path) -> None:
+        """Has each process write its part of a checkpoint; when one cannot, all of them raise.
+
+        Several look for room first: a sharded model is gathered while it is written, and a process that fails in
+        between would leave the others waiting.
+        """
+        needed = self.plan.checkpoint_bytes
+        full = self.plan.processes > 1 and shutil.disk_usage(final.parent).free < needed
+        problem = OSError(errno.ENOSPC, f"{final.parent} has no room") if full else None
+        if not callbacks.largest_of_all(full, self.plan):
+            try:
+                Trainer._save_checkpoint(self, model, trial)
+            except WRITE_ERRORS as error:
+                if self.is_fsdp_enabled:
+                    raise
+                problem = error
+        severity = 0 if problem is None else FULL if is_full(problem, final.parent, needed) else FAILED
+        if worst := callbacks.largest_of_all(severity, self.plan):
+            number = errno.ENOSPC if worst == FULL else errno.EIO
+            raise problem or OSError(number, f"another process could not write its part of {final.name}")
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         """Adds the tokens seen; the token metrics of SFTTrainer are not collected."""

@@ -1,6 +1,7 @@
 """Several processes: the same run as one, and all of them stop together."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -38,6 +39,13 @@ def launch(settings_file: Path, processes: int) -> subprocess.CompletedProcess:
     return run_module("torch.distributed.run", *where, "-m", "llm_finetuning.train", str(settings_file))
 
 
+def launch_faulty(settings_file: Path, rank: int, step: int, number: int) -> subprocess.CompletedProcess:
+    """Two processes, one of which gets an error of that number when it writes its part of the checkpoint of a step."""
+    where = ["--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", free_port()]
+    words = [str(settings_file), str(rank), str(step), str(number)]
+    return run_module("torch.distributed.run", *where, str(SUPPORT / "train_faulty.py"), *words)
+
+
 def launch_sharded(settings_file: Path) -> subprocess.CompletedProcess:
     """The README's command for FSDP, by way of train_sharded.py, for there is no GPU."""
     where = ["--config_file", "profiles/accelerate/fsdp.yaml", "--main_process_port", free_port()]
@@ -51,7 +59,7 @@ def run_module(*words: str) -> subprocess.CompletedProcess:
         text=True,
         timeout=600,
         cwd=SUPPORT.parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT.parents[1])},
     )
 
 
@@ -80,6 +88,66 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(tiny_base, tmp_p
     found = checkpoints.complete(tmp_path / "2" / "checkpoints")
     assert checkpoints.step_of(found[-1]) == len(two)
     assert (tmp_path / "2" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_base, tmp_path_factory) -> Path:
+    """A folder with a run of two processes to which nothing happened."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = launch(write_run(folder, tiny_base, **WATCHED), 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def equal_adapters(here: Path, there: Path) -> bool:
+    ours, theirs = adapter(here), adapter(there)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("rank", "number"),
+    [
+        (1, errno.ENOSPC),
+        *(pytest.param(*case, marks=pytest.mark.more) for case in ((0, errno.ENOSPC), (1, errno.EDQUOT))),
+    ],
+)
+def test_a_checkpoint_that_one_process_cannot_write_is_left_out_by_all(rank, number, undisturbed, tiny_base, tmp_path):
+    done = launch_faulty(write_run(tmp_path, tiny_base, **WATCHED), rank, 2, number)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("checkpoint-2 was not saved") == 1
+    found = [path.name for path in checkpoints.complete(tmp_path / "checkpoints")]
+    assert found == ["checkpoint-4"] and not list((tmp_path / "checkpoints").glob(".*partial"))
+    assert equal_adapters(tmp_path / "adapter", undisturbed / "adapter")
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("rank", [0, 1])
+def test_another_fault_in_one_process_ends_all_of_them(rank, tiny_base, tmp_path):
+    done = launch_faulty(write_run(tmp_path, tiny_base, **WATCHED), rank, 2, errno.EACCES)
+    assert done.returncode != 0
+    assert "Permission denied" in done.stderr and "another process could not write its part" in done.stderr
+    assert not checkpoints.complete(tmp_path / "checkpoints")
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("start", [launch_sharded, lambda file: launch(file, 2)], ids=["sharded", "each whole"])
+def test_a_full_disk_ends_no_run_of_several_processes(start, undisturbed, sharded, tiny_base, tmp_path):
+    """A real one: no checkpoint, no best adapter, no metrics find room; the adapter is saved with the results."""
+    work, results = tmp_path / "vm", tmp_path / "drive"
+    work.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(work)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        file = write_run(results, tiny_base, work_folder=str(work), **WATCHED)
+        (work / "filling").write_bytes(bytes(shutil.disk_usage(work).free - 8192))
+        done = start(file)
+        assert [done.stdout.count(f"checkpoint-{step} was not saved") for step in (2, 4)] == [1, 1], done.stderr[-3000:]
+        assert f"{work} is full; the adapter is saved in {results / 'adapter'}" in done.stderr
+        assert not checkpoints.found(work / "checkpoints")
+        alike = undisturbed if start is not launch_sharded else sharded
+        assert equal_adapters(results / "adapter", alike / "adapter")
+    finally:
+        subprocess.run(["umount", "--lazy", str(work)], check=True)
 
 
 @pytest.mark.more
