@@ -29,7 +29,11 @@ class ModelSize:
     """Weights of the output layer."""
     adapter: int
     experts: int
-    """Weights of mixtures of experts that are kept as one tensor for all of them: neither in 4 bits nor adapted."""
+    """Weights of mixtures of experts that are kept as one tensor for all of them: neither in 4 bits nor adapted.
+
+    PEFT's `target_parameters` would adapt them by adding the product to the 16-bit weight: what is below half a step
+    of it has no effect, and without activation checkpointing a second copy of all experts is kept for the backward.
+    """
     layers: int
     hidden: int
     vocabulary: int

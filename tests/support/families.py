@@ -51,18 +51,17 @@ def tiny_base_of(family: str, folder: Path, **changed) -> Path:
         "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
     )
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=448,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=None,
-        **FAMILIES.get(family, {}) | changed,
-    )
+    entries = {
+        "vocab_size": 448,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+    }
+    config = AutoConfig.for_model(family, **entries | FAMILIES.get(family, {}) | changed)
     torch.manual_seed(0)
     return save_base(folder, AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)

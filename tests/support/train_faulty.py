@@ -4,10 +4,12 @@ import os
 import sys
 
 import torch
+from full_disk import fill_if_asked
 from transformers import Trainer
 
 from llm_finetuning import train
 
+fill_if_asked()
 rank, step, number = map(int, sys.argv[2:])
 del sys.argv[2:]
 whole = Trainer._save_rng_state

@@ -7,6 +7,7 @@ sharding, its collectives and its checkpoints are the real ones.
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from full_disk import fill_if_asked
 
 from llm_finetuning import train
 
@@ -22,4 +23,5 @@ def begin_sharded(self, *positional, fsdp_plugin=None, **named) -> None:
 
 AcceleratorState.__init__ = begin_sharded
 torch.set_num_threads(1)
+fill_if_asked()
 train.main()
