@@ -1,0 +1,84 @@
+"""Reads lists and texts out of what a model wrote as JSON, or meant to."""
+
+import ast
+import json
+import re
+from typing import Any
+
+import pydantic_core
+
+THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL | re.IGNORECASE)
+TRAILING_COMMA = re.compile(r",(?=\s*[\]}])")
+LIST_ITEM = re.compile(r"^\s*(?:\d{1,3}[.):]|[-*•])\s+(.+?)\s*$", re.MULTILINE)
+START = re.compile(r"[{\[]")
+MOST_STARTS = 50
+"""Brackets at which JSON is looked for: a text of nothing but brackets ends too."""
+
+
+def without_thoughts(text: str) -> str:
+    """Removes the reasoning that some models write before their answer."""
+    return THOUGHTS.sub("", text).strip()
+
+
+def strings(text: str, name: str) -> list[str]:
+    """Returns the texts of a list that a model wrote under `name`: as JSON, damaged JSON, or an ordinary list."""
+    text = without_thoughts(text)
+    for value in _values(text):
+        found = value.get(name) if isinstance(value, dict) else value
+        if isinstance(found, list) and (texts := [t for t in map(_text, found) if t]):
+            return texts
+    return [] if START.match(text) else LIST_ITEM.findall(text)
+
+
+def string(text: str, name: str) -> str:
+    """Returns the text that a model wrote under `name`, "" where there is none."""
+    values = (value.get(name) for value in _values(without_thoughts(text)) if isinstance(value, dict))
+    return next((value.strip() for value in values if isinstance(value, str) and value.strip()), "")
+
+
+def numbers(text: str, name: str) -> list[float]:
+    """Returns the numbers of a list that a model wrote under `name`, [] where there is none."""
+    for value in _values(without_thoughts(text)):
+        found = value.get(name) if isinstance(value, dict) else value
+        if isinstance(found, list) and found and all(type(one) in (int, float) for one in found):
+            return [float(one) for one in found]
+    return []
+
+
+def _text(item: Any) -> str:
+    """Returns an item of a list as text; of an object its only text, or the first of several."""
+    if isinstance(item, dict):
+        item = next((value for value in item.values() if isinstance(value, str)), "")
+    return item.strip() if isinstance(item, str) else ""
+
+
+def _values(text: str) -> list[Any]:
+    """Returns the objects and lists that stand in a text, those that are sound before those that were repaired."""
+    starts = [match.start() for match in START.finditer(text)][:MOST_STARTS]
+    sound, repaired, end = [], [], 0
+    for start in starts:
+        if start < end:
+            continue
+        try:
+            value, end = json.JSONDecoder(strict=False).raw_decode(text, start)
+            sound.append(value)
+        except (ValueError, RecursionError):
+            repaired += _repair(text[start:])
+    return sound + repaired
+
+
+def _repair(text: str) -> list[Any]:
+    """Returns what can be read of JSON with trailing commas, with Python's quotes, or cut off at its end."""
+    text = TRAILING_COMMA.sub("", text)
+    end = max(text.rfind("}"), text.rfind("]")) + 1
+    for candidate, read in ((text[:end], json.loads), (text[:end], ast.literal_eval), (text, _cut)):
+        try:
+            return [read(candidate)]
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+    return []
+
+
+def _cut(text: str) -> Any:
+    """Reads JSON that ends too early, without the value in which it ends."""
+    return pydantic_core.from_json(text, allow_partial=True)
