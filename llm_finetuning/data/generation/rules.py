@@ -37,7 +37,7 @@ ABOUT_ITSELF = re.compile(
         (
             rf"\b(?:as|since i am|since i'm|because i'm|i am|i'm) (?:just |only |merely )?an? (?:\w+ )?{MODEL}(?!\w)",
             r"\bas chatgpt\b|\bmy (?:training data|training|knowledge) (?:cut-?off|only|includes|ends|goes)\b",
-            r"\bi (?:was|am|'m|have been) (?:trained|developed|created|made) by\b|\bas of my (?:last|knowledge|training)\b",
+            r"\bi (?:was|am|have been) (?:trained|developed|created) by\b|\bas of my (?:last|knowledge|training)\b",
             r"\bi (?:do not|don't) have (?:personal|human|my own) (?:opinions|feelings|experiences|beliefs)\b",
             r"\bals (?:ein |eine )?(?:ki|künstliche intelligenz|sprachmodell)\b",
             r"\bich bin (?:nur )?(?:ein|eine) (?:ki|sprachmodell)\b",
