@@ -1,12 +1,16 @@
-"""The command line: `python -m llm_finetuning run [--profile NAME|FILE] [--output DIR] [-p NAME=VALUE]…`."""
+"""The command line: `python -m llm_finetuning run [--profile NAME|FILE] [--notebooks NAME,…] [-p NAME=VALUE]…`."""
 
 import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_finetuning import __version__
 from llm_finetuning.runner import stopping
+
+if TYPE_CHECKING:
+    from llm_finetuning.runner.steps import Step
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,23 +24,24 @@ def main(arguments: list[str] | None = None) -> int:
     from llm_finetuning.runner import listing, steps  # after the arguments: a typing mistake is answered at once
 
     try:
+        chosen = steps.named(options.notebooks)
         if options.parameters:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a pager or head that is closed ends it without a word
-            print(listing.text(options.profile))
+            print(listing.text(options.profile, chosen))
             return 0
-        assigned = steps.prepare(options.profile, output, options.parameter)
+        assigned = steps.prepare(options.profile, output, options.parameter, chosen)
     except (ValueError, OSError) as error:
         print(f"Nothing was run.\n{error}", file=sys.stderr)
         return 2
-    return _run(assigned, output)
+    return _run(assigned, output, chosen)
 
 
-def _run(assigned: list[dict], output: Path) -> int:
+def _run(assigned: list[dict], output: Path, chosen: "tuple[Step, ...]") -> int:
     """Runs the notebooks with their parameters and shows what came out; returns the exit code."""
     from llm_finetuning.runner import notebooks  # importing it takes seconds
 
     try:
-        notebooks.run(assigned, output)
+        notebooks.run(assigned, output, chosen)
         from llm_finetuning.runner import summary  # so does this
 
         summary.show(output)
@@ -66,10 +71,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llm_finetuning")
     parser.add_argument("--version", action="version", version=f"llm_finetuning {__version__}")
     run = parser.add_subparsers(required=True, metavar="run").add_parser(
-        "run", help="run the four notebooks in order", description="Run the four notebooks in order."
+        "run", help="run the notebooks in order", description="Run the notebooks in order."
     )
     run.add_argument(
         "--profile", default="sample", help="sample (the default), rehearsal, or a YAML file of parameters"
+    )
+    run.add_argument(
+        "--notebooks",
+        default="",
+        metavar="NAME,…",
+        help="which to run, in their order: generation, training-data, validation-data, finetuning, inference,"
+        " evaluation (default: all but the first and the last)",
     )
     run.add_argument("--output", type=Path, metavar="DIR", help="where everything goes (default: outputs/<profile>)")
     run.add_argument(

@@ -9,11 +9,11 @@ from urllib.parse import quote
 import nbformat
 import pytest
 
-from llm_finetuning.runner import notebooks, parameters, steps
+from llm_finetuning.runner import parameters, steps
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "mkthoma/llm_finetuning"
-NOTEBOOKS = [step.notebook for step in notebooks.STEPS]
+NOTEBOOKS = [step.notebook for step in steps.NAMED.values()]
 COMMON = [
     'drive_folder = "/content/drive/MyDrive/llm_finetuning"  # @param {type:"string"}',
     'repository = ""  # @param {type:"string"}',
@@ -56,7 +56,7 @@ def test_every_parameter_is_a_colab_form_on_one_line(path):
     assert [line for line in lines if not re.fullmatch(r"\w+ = .+  # @param [{\[][^=]*", line)] == []
 
 
-@pytest.mark.parametrize("step", notebooks.STEPS, ids=lambda step: step.notebook.stem)
+@pytest.mark.parametrize("step", steps.NAMED.values(), ids=lambda step: step.notebook.stem)
 def test_the_parameters_cell_shows_the_defaults_of_the_settings(step):
     cell = parameters.defaults(step.notebook)
     del cell["repository"]  # for the set-up cell alone
@@ -105,7 +105,7 @@ def test_the_files_and_tests_that_a_document_names_exist(document):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_profile_fits_the_notebooks(path, tmp_path):
-    assert steps.prepare(path.stem, tmp_path, [])
+    assert steps.prepare(path.stem, tmp_path, [], tuple(steps.NAMED.values()))
 
 
 def test_the_promised_profiles_are_there():

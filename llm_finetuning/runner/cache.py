@@ -14,6 +14,7 @@ import grimp
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
+from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import write_json
 from llm_finetuning.files.checksums import hash_file
 
@@ -103,6 +104,9 @@ def _load(folder: Path) -> dict[str, dict[str, str]]:
 
 def _hash_content(path: Path) -> str:
     """Hashes a file by its bytes, and a folder (a model's, of gigabytes) by names, sizes and times."""
+    if path.name == checksums.NAME:  # all but the model card, which an evaluation is written into
+        listed = checksums.read_checksums(path.parent)
+        return _hash_text(str({name: sha256 for name, sha256 in listed.items() if name != "README.md"}))
     if path.is_file():
         return hash_file(path)
     stats = [(p, p.stat()) for p in sorted(path.rglob("*")) if p.is_file()]

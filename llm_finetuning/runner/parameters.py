@@ -8,6 +8,7 @@ import ast
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -19,6 +20,7 @@ PROFILES = ROOT / "profiles"
 OUTPUT_NAMES = ("drive_folder", "work_folder")
 """Parameters that the runner sets itself, to the output folder."""
 PATH_NAMES = ("source", "model_name", "model_folder", "tokenizer_folder", "chat_template", "prompts_file")
+PATH_NAMES += ("documents", "generator_folder")
 """Parameters that may name a file or folder; a relative one counts from where the command was typed."""
 
 
@@ -87,13 +89,16 @@ def parse(text: str, default: object) -> object:
         return text
 
 
-def assign(cells: list[dict], profile: dict, typed: list[tuple[str, str]], output: Path) -> list[dict]:
+def assign(
+    cells: list[dict], profile: dict, typed: list[tuple[str, str]], output: Path, others: Sequence[dict] = ()
+) -> list[dict]:
     """Returns the parameters of each notebook: the profile's, then those `typed` (name, text), then the output folder.
 
-    `cells` are the notebooks' defaults, in order. A name goes to every notebook that has it. Raises
-    ValueError that lists every name which no notebook has, and those that the runner sets itself.
+    `cells` are the notebooks' defaults, in order, `others` those of notebooks that are not run: a profile may name
+    their parameters too. A name goes to every notebook that has it. Raises ValueError that lists every name which no
+    notebook has, and those that the runner sets itself.
     """
-    every = {name: value for cell in cells for name, value in cell.items()}
+    every = {name: value for cell in (*others, *cells) for name, value in cell.items()}
     problems = [_unknown(name, every) for name in [*profile, *dict(typed)] if name not in every]
     problems += [
         f"{name}: the runner sets it; choose the folder with --output"

@@ -24,17 +24,42 @@ class Step:
     writes: tuple[str, ...] = ()
 
 
-STEPS = (
-    Step(ROOT / "Data Prep/OpenAssistant Finetuning Training Data Prep.ipynb", settings.DataPrep, (), (TRAIN,)),
-    Step(ROOT / "Data Prep/OpenAssistant Finetuning Validation Data Prep.ipynb", settings.DataPrep, (TRAIN,), (VAL,)),
-    Step(
+NAMED = {
+    "generation": Step(ROOT / "Data Prep/Task Data Generation.ipynb", settings.Generation, writes=(TRAIN, VAL)),
+    "training-data": Step(
+        ROOT / "Data Prep/OpenAssistant Finetuning Training Data Prep.ipynb", settings.DataPrep, (), (TRAIN,)
+    ),
+    "validation-data": Step(
+        ROOT / "Data Prep/OpenAssistant Finetuning Validation Data Prep.ipynb", settings.DataPrep, (TRAIN,), (VAL,)
+    ),
+    "finetuning": Step(
         ROOT / "Finetuning/Phi-2 QLoRA Finetuning.ipynb",
         settings.Finetuning,
         reads=(TRAIN, VAL),
         writes=("adapter", MODEL, "scoreboard.json"),
     ),
-    Step(ROOT / "Inference/Phi-2 Inference.ipynb", settings.Inference, reads=(VAL, MODEL)),
-)
+    "inference": Step(ROOT / "Inference/Phi-2 Inference.ipynb", settings.Inference, reads=(VAL, MODEL)),
+    "evaluation": Step(
+        ROOT / "Inference/Phi-2 Evaluation.ipynb",
+        settings.Evaluation,
+        reads=(VAL, "data/preferences_val.jsonl", MODEL),
+        writes=("evaluation.json",),
+    ),
+}
+"""The notebooks by the names that `--notebooks` takes, in the order in which they run."""
+STEPS = tuple(NAMED[name] for name in ("training-data", "validation-data", "finetuning", "inference"))
+"""What runs by default."""
+
+
+def named(names: str) -> tuple[Step, ...]:
+    """Returns the notebooks of a list such as "generation,finetuning", in the order in which they run; "" = STEPS.
+
+    Raises ValueError for a name that none has.
+    """
+    wanted = settings.split_names(names)
+    if unknown := [name for name in wanted if name not in NAMED]:
+        raise ValueError(f"--notebooks: {', '.join(unknown)} not known; there are {', '.join(NAMED)}")
+    return tuple(step for name, step in NAMED.items() if name in wanted) or STEPS
 
 
 def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tuple[Step, ...] = STEPS) -> list[dict]:
@@ -44,7 +69,8 @@ def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tup
     or notebook, OSError when nothing can be written to `output`.
     """
     cells = [parameters.defaults(step.notebook) for step in steps]
-    assigned = parameters.assign(cells, parameters.read_profile(profile), typed, output)
+    others = [parameters.defaults(step.notebook) for step in NAMED.values() if step not in steps]
+    assigned = parameters.assign(cells, parameters.read_profile(profile), typed, output, others)
     problems = []
     for step, cell, values in zip(steps, cells, assigned, strict=True):
         try:

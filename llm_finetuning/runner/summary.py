@@ -8,7 +8,7 @@ from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.inference import examples, tables
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
-from llm_finetuning.runner.steps import STEPS
+from llm_finetuning.runner.steps import NAMED
 from llm_finetuning.settings import Inference
 
 TURNS = 3
@@ -16,17 +16,24 @@ SHORT = SamplingParameters(max_new_tokens=64)
 
 
 def show(output: Path) -> None:
-    """Prints the scoreboard of a finished run in `output`, and what its model answers."""
+    """Prints what a run left in `output`: the scoreboard, what its model answers, and where the notebooks lie."""
+    if (output / "finetuned_phi2").is_dir():
+        _show_model(output)
+    print("\nThe notebooks as they ran:")
+    for step in NAMED.values():
+        page = output / "notebooks" / f"{step.notebook.stem}.html"
+        if page.is_file():
+            print(page.resolve().as_uri())  # a path with blanks is no link
+    print(f"Everything else: {output.resolve().as_uri()}")
+
+
+def _show_model(output: Path) -> None:
     logging.disable_progress_bar()
     table = scoreboard.figures(scoreboard.read(output / "scoreboard.json"))
     print(f"\n{table.to_string(float_format='{:.4g}'.format, na_rep='–')}\n")
     turns = tables.dialogue(Chat.load(output / "finetuned_phi2"), user_turns(output), SHORT)
     for turn in turns.itertuples():
         print(f"user: {turn.user}\nassistant: {turn.assistant}")
-    print("\nThe notebooks as they ran:")
-    for step in STEPS:
-        print((output / "notebooks" / f"{step.notebook.stem}.html").resolve().as_uri())  # a path with blanks is no link
-    print(f"Everything else: {output.resolve().as_uri()}")
 
 
 def user_turns(output: Path) -> list[str]:

@@ -1,15 +1,13 @@
 """A data set from a task, written by a scripted server that does every harm a server can do."""
 
-import json
 import os
 
 import pytest
 from scripted_generator import Script, Server
 from test_prepare import template  # noqa: F401 (a fixture)
 
-from llm_finetuning.data import pairs, preferences, reports
-from llm_finetuning.data.generation import generate, taxonomy
-from llm_finetuning.data.generation.endpoint import GeneratorError
+from llm_finetuning.data import pairs
+from llm_finetuning.data.generation import generate
 from llm_finetuning.settings import Generation
 
 KEY = "sk-very-secret-1234567890"
