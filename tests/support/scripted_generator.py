@@ -63,6 +63,14 @@ class Script:
         fact = QUESTIONS.get(content.strip())
         return fact.answer if fact else "Nobody on the islands has told me about that yet."
 
+    def refuses(self, body: dict) -> str:
+        """Why a request is not taken (400), "" for one that is."""
+        return ""
+
+    def usage(self) -> tuple[int, int]:
+        """Tokens that the server says were sent and written."""
+        return 100, 20
+
     def prompts(self, topic: str, number: int) -> list[str]:
         """The next questions about a subject, each once; when all are asked they begin again."""
         known = [question for question, fact in QUESTIONS.items() if fact.subject == topic]
@@ -77,6 +85,7 @@ class Script:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     script: Script
 
     def log_message(self, *_):
@@ -105,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
             )
         if "response_format" in body and not script.structured:
             return self.reply(422, {"detail": "Unexpected fields in the request: {'response_format'}"})
+        if refusal := script.refuses(body):
+            return self.reply(400, {"error": {"message": refusal}})
         content = body["messages"][-1]["content"]
         form = re.search(r'in the form \{"(\w+)":', content)
         purpose = form[1] if form else "answer"
@@ -149,7 +160,8 @@ class Handler(BaseHTTPRequestHandler):
             "garbage": '{{{[[[ \\u12 "prompts": nothing ]]]',
         }.get(fault, text)
         message = {"role": "assistant", "content": text}
-        usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+        sent, written = self.script.usage()
+        usage = {"prompt_tokens": sent, "completion_tokens": written, "total_tokens": sent + written}
         choice = {"index": 0, "message": message, "finish_reason": finish}
         self.reply(
             200, {"id": "x", "object": "chat.completion", "model": "scripted", "choices": [choice], "usage": usage}

@@ -47,6 +47,8 @@ class Budget:
     answer_price: float = 0.0
     spent: Usage = field(default_factory=Usage)
     reserved: Usage = field(default_factory=Usage)
+    correction: float = 1.0
+    """Tokens that the server counted for a prompt, by those that were estimated: the most so far."""
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def cost(self, usage: Usage | Answer) -> float:
@@ -68,8 +70,9 @@ class Budget:
 
         Waits while what other requests have set aside may still become free.
         """
-        most = Usage(estimate_tokens(json.dumps(request.messages, ensure_ascii=False)), request.max_tokens)
+        estimate = estimate_tokens(json.dumps(request.messages, ensure_ascii=False))
         with self.changed:
+            most = Usage(round(estimate * self.correction), request.max_tokens)
             while not self.holds(self.spent.plus(self.reserved).plus(most)):
                 if not self.reserved.tokens:
                     return None
@@ -81,5 +84,7 @@ class Budget:
         """Frees what was set aside, and counts what was really paid."""
         with self.changed:
             self.reserved = self.reserved.plus(most, -1)
-            self.spent = self.spent.plus(answer) if answer else self.spent
+            if answer:
+                self.spent = self.spent.plus(answer)
+                self.correction *= max(1.0, answer.prompt_tokens / max(1, most.prompt_tokens))
             self.changed.notify_all()
