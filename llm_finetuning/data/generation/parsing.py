@@ -9,7 +9,8 @@ import pydantic_core
 
 THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL | re.IGNORECASE)
 TRAILING_COMMA = re.compile(r",(?=\s*[\]}])")
-LIST_ITEM = re.compile(r"^\s*(?:\d{1,3}[.):]|[-*•])\s+(.+?)\s*$", re.MULTILINE)
+COMMENT = re.compile(r"^\s*//.*$|(?<=[,\[{])\s*//.*$", re.MULTILINE)
+LIST_ITEM = re.compile(r"^\s*(?:\*\*)?(?:\d{1,3}[.):]|[-*•])(?:\*\*)?\s+(.+?)\s*$", re.MULTILINE)
 START = re.compile(r"[{\[]")
 MOST_STARTS = 50
 """Brackets at which JSON is looked for: a text of nothing but brackets ends too."""
@@ -23,11 +24,10 @@ def without_thoughts(text: str) -> str:
 def strings(text: str, name: str) -> list[str]:
     """Returns the texts of a list that a model wrote under `name`: as JSON, damaged JSON, or an ordinary list."""
     text = without_thoughts(text)
-    for value in _values(text):
-        found = value.get(name) if isinstance(value, dict) else value
-        if isinstance(found, list) and (texts := [t for t in map(_text, found) if t]):
+    for found in (_list(value, name) for value in _values(text)):
+        if texts := [text for text in map(_text, found) if text]:
             return texts
-    return [] if START.match(text) else LIST_ITEM.findall(text)
+    return [] if START.match(text) else [item.strip('",') for item in LIST_ITEM.findall(text)]
 
 
 def string(text: str, name: str) -> str:
@@ -38,18 +38,39 @@ def string(text: str, name: str) -> str:
 
 def numbers(text: str, name: str) -> list[float]:
     """Returns the numbers of a list that a model wrote under `name`, [] where there is none."""
-    for value in _values(without_thoughts(text)):
-        found = value.get(name) if isinstance(value, dict) else value
-        if isinstance(found, list) and found and all(type(one) in (int, float) for one in found):
-            return [float(one) for one in found]
+    for found in (_list(value, name) for value in _values(without_thoughts(text))):
+        values = [_number(item) for item in found]
+        if values and None not in values:
+            return values
     return []
 
 
+def _list(value: Any, name: str) -> list:
+    """Returns the list that stands in a value: it, what it has under `name`, or else the first list in it."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        return []
+    if isinstance(value.get(name), dict):  # numbered by its keys
+        return list(value[name].values())
+    inner = [value[name]] if name in value else value.values()
+    return next((found for one in inner if (found := _list(one, name))), [])
+
+
 def _text(item: Any) -> str:
-    """Returns an item of a list as text; of an object its only text, or the first of several."""
+    """Returns an item of a list as text; of an object its first text."""
     if isinstance(item, dict):
         item = next((value for value in item.values() if isinstance(value, str)), "")
     return item.strip() if isinstance(item, str) else ""
+
+
+def _number(item: Any) -> float | None:
+    """Returns an item of a list as a number; of an object its "score", or its last value."""
+    if isinstance(item, dict) and item:
+        item = item.get("score", [*item.values()][-1])
+    if isinstance(item, str) and (found := re.match(r"\s*(\d+(?:\.\d+)?)(?:\s*/\s*10)?\s*$", item)):
+        return float(found[1])
+    return float(item) if type(item) in (int, float) else None
 
 
 def _values(text: str) -> list[Any]:
@@ -68,8 +89,8 @@ def _values(text: str) -> list[Any]:
 
 
 def _repair(text: str) -> list[Any]:
-    """Returns what can be read of JSON with trailing commas, with Python's quotes, or cut off at its end."""
-    text = TRAILING_COMMA.sub("", text)
+    """Returns what can be read of JSON with comments or trailing commas, with Python's quotes, or cut off."""
+    text = TRAILING_COMMA.sub("", COMMENT.sub("", text))
     end = max(text.rfind("}"), text.rfind("]")) + 1
     for candidate, read in ((text[:end], json.loads), (text[:end], ast.literal_eval), (text, _cut)):
         try:

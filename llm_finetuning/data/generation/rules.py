@@ -16,7 +16,8 @@ HELP = (
 REFUSAL = re.compile(
     "|".join(
         (
-            rf"\b(?:sorry|apologi[sz]e|apologies|unfortunately|afraid|regret)\b.{{0,60}}?\b{NO}\b",
+            rf"(?:^|[.!?] |\b(?:i|we)(?:'m| am|'re| are)? (?:\w+ ){{0,2}})(?:sorry|afraid)\b.{{0,60}}?\b{NO}\b",
+            rf"\b(?:apologi[sz]e|apologies|unfortunately|regret)\b.{{0,60}}?\b(?:i|we)(?:'m| am|'re| are)? {NO}\b",
             r"\b(?:sorry|afraid)\b.{0,40}?\bnot (?:something|able|going to|comfortable)\b",
             rf"\b(?:i|we)(?:'m| am|'re| are)? (?:really |simply |currently |just )?{NO} (?:to |with )?(?:\w+ )?{HELP}",
             rf"\b(?:i|we) (?:will not|could not|couldn't|would not|wouldn't|do not|don't) (?:\w+ ){{0,2}}{HELP}",
@@ -84,6 +85,8 @@ FUNCTION_WORDS = {
     "tr": "ve bir bu için ile de da çok olarak daha gibi olan en kadar sonra ama değil var ne ya her mi",
 }
 """Words by which the texts of these languages are told apart."""
+KANJI = 12
+"""Characters in a row of sentences from which on Japanese has kana between them, and Chinese has not."""
 FEWEST_WORDS = 8
 """Words of a text below which its language is not judged by function words."""
 
@@ -125,17 +128,18 @@ def is_language(text: str, lang: str) -> bool:
     latin = scripts.pop("", 0)
     if wanted in NOT_LATIN:
         written = sum(number for script, number in scripts.items() if wanted in SCRIPTS[script].split())
-        only_cjk = wanted == "ja" and not scripts["HIRAGANA"] + scripts["KATAKANA"] and scripts["CJK"] > 30
-        return written >= max(1, (latin + sum(scripts.values())) // 4) and not only_cjk
+        kana = scripts["HIRAGANA"] + scripts["KATAKANA"]
+        other = wanted == "ja" and not kana and scripts["CJK"] > KANJI or wanted == "zh" and kana > scripts["CJK"] / 9
+        return written >= max(1, (latin + sum(scripts.values())) // 4) and not other
     return latin >= sum(scripts.values()) and _by_words(text, wanted)
 
 
 def _by_words(text: str, wanted: str) -> bool:
-    """Whether no other language of FUNCTION_WORDS has twice as many of its words in a text as the wanted one."""
+    """Whether no other language of FUNCTION_WORDS has twice as many different words of its own in a text."""
     words = re.findall(r"[^\W\d_]+", text.casefold())
     if wanted not in FUNCTION_WORDS or len(words) < FEWEST_WORDS:
         return True
-    counts = {lang: sum(word in set(known.split()) for word in words) for lang, known in FUNCTION_WORDS.items()}
+    counts = {lang: len(set(known.split()) & set(words)) for lang, known in FUNCTION_WORDS.items()}
     best = max(counts.values())
     return counts[wanted] * 2 > best or best < 3
 
