@@ -17,7 +17,7 @@ SHORT = SamplingParameters(max_new_tokens=64)
 
 def show(output: Path) -> None:
     """Prints what a run left in `output`: the scoreboard, what its model answers, and where the notebooks lie."""
-    if (output / "finetuned_phi2").is_dir():
+    if (output / "scoreboard.json").is_file():
         _show_model(output)
     print("\nThe notebooks as they ran:")
     for step in NAMED.values():

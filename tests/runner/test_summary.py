@@ -58,6 +58,9 @@ def test_without_a_long_conversation_the_first_prompts_are_asked(printed):
 
 
 def test_what_it_ends_with_can_be_clicked(printed, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for step in STEPS:
+        (tmp_path / "notebooks" / f"{step.notebook.stem}.html").touch()
     links = [line for line in printed(LONG) if "file://" in line]
     assert len(links) == len(STEPS) + 1
     assert links[2] == f"{tmp_path.as_uri()}/notebooks/Phi-2%20QLoRA%20Finetuning.html"

@@ -15,7 +15,7 @@ from pathlib import Path
 from llm_finetuning.runner import cache
 
 DRIVER = """
-import functools, sys, types
+import sys, types
 from pathlib import Path
 from llm_finetuning import __main__ as command
 from llm_finetuning.runner import stopping
@@ -26,9 +26,8 @@ from llm_finetuning.runner.steps import Step
 progress.EVERY = float(sys.argv[3])
 output, paths = Path(sys.argv[1]), [Path(name) for name in sys.argv[4:]]
 (output / "notebooks").mkdir(parents=True, exist_ok=True)
-notebooks.run = functools.partial(notebooks.run, steps=tuple(map(Step, paths)))
 sys.modules["llm_finetuning.runner.summary"] = types.SimpleNamespace(show=lambda output: print("the end"))
-sys.exit(command._run([{"drive_folder": str(output)}] * len(paths), output))
+sys.exit(command._run([{"drive_folder": str(output)}] * len(paths), output, tuple(map(Step, paths))))
 """
 
 
