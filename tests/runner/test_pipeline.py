@@ -115,7 +115,7 @@ def test_the_four_run_on_colab_with_drive_between_them(tmp_path, monkeypatch, re
     monkeypatch.setenv("COLAB_STUB", str(stub))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     drive = stub / "drive" / "MyDrive" / "llm_finetuning"
-    shutil.copytree(base, drive / "base" / base.name)
+    shutil.copytree(base, stub / "cloud" / drive.relative_to(stub / "drive") / "base" / base.name)  # as others see it
     given = parameters.read_profile("sample") | CUT
     given |= {"max_steps": 2, "save_steps": 2, "eval_steps": 2, "eval_pairs": 4, "eval_answers": 2}
     for number, step in enumerate(notebooks.STEPS):
