@@ -171,7 +171,7 @@ def report_path(pairs_path: Path) -> Path:
 
 def read_report(pairs_path: Path) -> dict:
     """Reads the report of a file of pairs; raises FileNotFoundError if the data preparation did not write that file."""
-    if not report_path(pairs_path).exists():
+    if not report_path(pairs_path).exists() or not report_path(pairs_path).stat().st_size:  # not uploaded to its end
         raise FileNotFoundError(
             f"{report_path(pairs_path).name} not found in {pairs_path.parent}. Run the notebook in Data Prep that "
             f"writes {pairs_path.name}; it writes the report too."

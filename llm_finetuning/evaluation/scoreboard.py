@@ -165,7 +165,7 @@ def _with_ending(sample: dict) -> str:
 
 
 def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8") or "{}") if path.exists() else {}
 
 
 def record(path: Path, **columns: dict) -> dict:

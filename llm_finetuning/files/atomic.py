@@ -30,8 +30,12 @@ def writing(path: Path, shared: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno == errno.ENOTCONN and drive.on_drive(path):
+            raise drive.lost(path) from error
+        raise
     finally:
-        if partial.is_file():
+        if os.path.isfile(partial):
             partial.unlink()
 
 
@@ -44,8 +48,8 @@ def write_text(path: Path, text: str) -> Path:
         with writing(path) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        if error.errno == errno.ENOTCONN and drive.on_drive(path):
-            raise drive.lost(path) from error
+        if error.errno == errno.ENOTCONN:
+            raise
         cure = "Free some space, or set drive_folder to a folder that can be written."
         raise OSError(error.errno, f"{path} could not be written ({error.strerror}). {cure}") from error
     return path

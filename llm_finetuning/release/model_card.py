@@ -71,7 +71,8 @@ def recipe_hash(settings: dict) -> str:
 def data_facts(train_file: str | Path, val_file: str | Path) -> dict:
     """Reads `facts["data"]` of `write` from the reports that data preparation left beside the pairs.
 
-    A file without its `*.report.json` (pairs of one's own) is described by its count and hash alone.
+    A file without its `*.report.json` (pairs of one's own), or with one that Drive has not uploaded to its end, is
+    described by its count and hash alone.
     """
     train, val = _report(Path(train_file)), _report(Path(val_file))
     source = train.get("source", {})
@@ -88,7 +89,7 @@ def data_facts(train_file: str | Path, val_file: str | Path) -> dict:
 
 def _report(pairs_file: Path) -> dict:
     path = pairs_file.with_suffix(".report.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8") or "{}") if path.exists() else {}
 
 
 def _counts(pairs_file: Path, report: dict) -> dict:

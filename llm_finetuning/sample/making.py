@@ -17,7 +17,7 @@ def make_once(target: Path, recipe: str, size: int, write: Callable[[Path], None
     size: bytes that it will take. Raises OSError if they are not free.
     """
     file, mark = target / RECIPE_FILE, {"recipe": recipe}
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == mark:
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8") or "{}") == mark:
         return target
     check_space(target.parent, size, target.name)
     with building(target) as partial:

@@ -9,8 +9,12 @@ import pytest
 from test_faults import at_once, digest  # noqa: F401
 from training_fixtures import prepare, small_settings
 
-from llm_finetuning import colab
+from llm_finetuning import colab, plotting
+from llm_finetuning.data import reports
+from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.files import checksums, drive
+from llm_finetuning.release import model_card
+from llm_finetuning.sample import making
 from llm_finetuning.training import checkpoints
 from llm_finetuning.training import trainer as training
 
@@ -77,6 +81,38 @@ def test_what_the_machine_did_not_upload_is_passed_over(google_drive, on_drive, 
     assert (on_drive / "checkpoint-100" / checkpoints.RUN_FILE).read_bytes() == b""
     assert checkpoints.newest_run(tmp_path, on_drive)["micro_batch_tokens"] == 50
     assert checkpoints.newest(tmp_path / "work", on_drive).name == "checkpoint-50"
+
+
+@pytest.mark.parametrize("name", ["finetuning_data_train.report.json", "scoreboard.json", "recipe.json"])
+def test_small_files_that_were_not_uploaded_count_as_missing(name, google_drive, tmp_path):
+    """What another machine wrote shortly before it ended has 0 bytes here."""
+    folder = google_drive.view() / "MyDrive" / "run"
+    folder.mkdir(parents=True)
+    pairs = folder / "finetuning_data_train.jsonl"
+    pairs.write_text('{"prompt": "a", "response": "b"}\n')
+    google_drive.upload()
+    (folder / name).write_text('{"before": {"loss": 1}}')
+    google_drive.end_machine()
+    colab.mount_drive()
+    assert (folder / name).read_bytes() == b""
+    if name == "scoreboard.json":
+        assert scoreboard.record(folder / name, after={"loss": 2}) == {"after": {"loss": 2}}
+    elif name == "recipe.json":
+        made = making.make_once(folder, "x", 1, lambda partial: (partial / "made").touch())
+        assert json.loads((made / name).read_text()) == {"recipe": "x"}
+    else:
+        assert model_card.data_facts(pairs, pairs)["train"]["pairs"] == 1
+        with pytest.raises(FileNotFoundError, match="not found in .*Run the notebook in Data Prep"):
+            reports.read_report(pairs)
+
+
+def test_a_figure_on_a_lost_drive_is_one_sentence(google_drive, on_drive):
+    figure, _ = plotting.new_figure()
+    google_drive.Kernel(disconnect_at=2)
+    with pytest.raises(OSError, match="loss.png cannot be reached: Drive is not mounted, or its .*Run the set-up"):
+        plotting.save(figure, on_drive / "loss.png")
+    google_drive.Kernel.hooked = None
+    assert os.listdir(drive.MOUNT) == []
 
 
 def test_a_run_goes_on_after_its_machine_ended_before_the_upload(google_drive, on_drive, tiny_base, tmp_path, capsys):
