@@ -90,6 +90,7 @@ def flush_drive(folder: Path, hours: float = 1) -> str:
     from google.colab import drive as colab_drive
 
     try:
+        drive.check_mounted(folder)  # else Colab says nothing, and nothing is waited for
         colab_drive.flush_and_unmount(timeout_ms=round(hours * 3_600_000))
     except Exception as error:
         return (
@@ -104,7 +105,7 @@ def flush_drive(folder: Path, hours: float = 1) -> str:
 
 
 def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).rstrip('.')}"
+    return f"{type(error).__name__}: {(getattr(error, 'strerror', None) or str(error)).rstrip('.')}"
 
 
 def read_requirements(path: Path) -> list[Requirement]:

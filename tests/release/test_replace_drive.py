@@ -170,6 +170,13 @@ def test_a_flush_that_fails_costs_nothing_and_is_explained(world):
     assert version_at(world.target) == 2
 
 
+def test_a_flush_of_a_drive_that_is_lost_is_not_called_an_upload(world):
+    world.drive.disconnect()
+    said = colab.flush_drive(world.target.parent)
+    assert said.startswith("Drive did not say that everything is uploaded (OSError: ") and "Run the set-up cell" in said
+    assert "drive.flush_and_unmount" not in asked(world)
+
+
 def test_nothing_is_written_where_drive_was_until_it_is_mounted_again(world):
     colab.flush_drive(world.target.parent)
     (world.folder / "refuse").write_text("MessageError")
