@@ -19,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     A run that is stopped ends the process with 130.
     """
     stopping.stop.listen()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # where the terminal or pipe takes less than Unicode
     options = _parser().parse_args(arguments)
     output = options.output or Path("outputs") / Path(options.profile).stem
     from llm_finetuning.runner import listing, steps  # after the arguments: a typing mistake is answered at once

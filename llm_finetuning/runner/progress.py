@@ -96,7 +96,7 @@ class Progress:
         """Draws the lines, each cut to the terminal less the two columns in which that may show ^C."""
         for number, line in enumerate(self.lines()):
             text = Text(f"{'  ' if number else ''}{line}")
-            text.truncate(options.max_width - 2, overflow="ellipsis")
+            text.truncate(max(1, options.max_width - 2), overflow="ellipsis")
             yield text
 
     def _print_lines(self) -> None:

@@ -54,6 +54,12 @@ def test_an_answer_needs_nothing_heavy(answered, arguments, code):
     assert HEAVY & modules == set()
 
 
+def test_a_pipe_that_takes_ascii_alone_gets_the_list_too(answered, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code, out, err, _ = answered("run", "--parameters")
+    assert (code, err) == (0, "") and '"wandb", ?' in out
+
+
 def test_the_version_is_the_packages(answered):
     assert answered("--version")[1] == f"llm_finetuning {__version__}\n"
 
