@@ -30,8 +30,9 @@ NOT_REACHED = (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabl
 NOT_FOUND = (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError)  # a gated one is such a one
 MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
 LARGEST = {
-    "layers?$": 1000,
+    "layers?$": 300,
     "heads?$|experts?$|labels$|groups?$": 10_000,
+    "size$|dim$|embd$|inner$": 2**22,
     "positions$|position_embeddings$|_ctx$": 2**25,
 }
 """By the end of its name, the largest size in a configuration that is built: the largest known model has 126 layers."""
@@ -55,6 +56,8 @@ def tokenizer(
 
 def read_tokenizer(name: str, revision: str = "main") -> "transformers.PreTrainedTokenizerBase":
     """The tokenizer of a hub id or a folder. Raises ValueError for a folder whose files are not those of one."""
+    if (Path(name) / "config.json").is_file():
+        _check_sizes(name, revision)  # transformers reads it for a tokenizer too
     with asking_the_hub("model_name", name), reading(name, "tokenizer"):
         loaded = transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         loaded("a b")  # some that are wrong can be loaded, and not used
@@ -99,15 +102,20 @@ def configuration(model_name: str, revision: str = "main") -> "transformers.PreT
     Raises ValueError for sizes that no model has (`LARGEST`): some are allocated when a configuration is read.
     """
     name = _hub_id_or_folder(model_name)
+    _check_sizes(name, revision)
+    with reading(name, "config.json"):
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config._attn_implementation = config._experts_implementation = None
+    return config
+
+
+def _check_sizes(name: str, revision: str) -> None:
+    """Raises ValueError for a size above `LARGEST` in a configuration, before transformers makes anything of it."""
     with asking_the_hub("model_name", name), reading(name, "config.json"):
         entries, _ = transformers.PreTrainedConfig.get_config_dict(name, revision=revision)
         absurd = list(_absurd_sizes(entries))
     if absurd:
         raise ValueError(f"{name}: config.json has sizes that no model has: {', '.join(absurd)}")
-    with reading(name, "config.json"):
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        config._attn_implementation = config._experts_implementation = None
-    return config
 
 
 def _absurd_sizes(entries: dict) -> Iterator[str]:

@@ -58,7 +58,8 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
     total = sum(p.numel() for p in model.parameters())
     config = model_config.get_text_config()
     modules = qlora.linear_modules(model)
-    qlora.add_adapters(model, settings)  # what PEFT refuses is known before the base loads
+    with torch.device("meta"):
+        qlora.add_adapters(model, settings)  # what PEFT refuses is known before the base loads
     try:
         per_layer = layer_activation_bytes(model_config, settings, dtype, on_gpu)
     except Exception as error:  # of any library: not every model runs on the meta device, or with the probe's attention
@@ -87,7 +88,7 @@ def build_on_meta(model_config: PretrainedConfig, dtype: torch.dtype, attention:
         raise ValueError(
             f"{model_config.model_type} is no causal language model to transformers: set model_name to another base"
         )
-    with torch.device("meta"):
+    with models.reading(model_config.name_or_path, "config.json"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=attention)
 
 
@@ -150,7 +151,8 @@ def _saved_bytes(
     if getattr(config.get_text_config(), "layer_types", None):
         config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
     model = build_on_meta(models.one_kernel_gelu(config), dtype, _register_probe(on_gpu))
-    model = qlora.add_adapters(model, settings)
+    with torch.device("meta"):
+        model = qlora.add_adapters(model, settings)
     qlora.cast_trainable(model, dtype).train()  # else the copies of their weights would count for each token
     if dtype == torch.float16:
         _as_under_autocast(model)

@@ -69,10 +69,11 @@ HEAD = "lm_head.weight"
 PIECES = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
 BROKEN = [{"SpecialToken": {"id": "X", "type_id": 0}}]
 FOLDERS = {
-    "hidden_size 10**9": (config(hidden_size=10**9), "another model than its weights"),
+    "hidden_size 10**9": (config(hidden_size=10**9), "hidden_size = 1e"),
+    "hidden_size 2**20": (config(hidden_size=2**20), "another model than its weights"),
     "num_hidden_layers 10**7": (config(num_hidden_layers=10**7), "num_hidden_layers = 1e"),
-    "num_hidden_layers 900": (config(num_hidden_layers=900), "another model than its weights"),
-    "vocab_size 10**12": (config(vocab_size=10**12), "another model than its weights"),
+    "num_hidden_layers 250": (config(num_hidden_layers=250), "another model than its weights"),
+    "vocab_size 10**12": (config(vocab_size=10**12), "vocab_size = 1e"),
     "num_labels 10**8": (config(num_labels=10**8), "num_labels = 1e"),
     "positions 10**15": (config(max_position_embeddings=10**15), "max_position_embeddings = 1e"),
     "heads 0": (config(num_attention_heads=0), "config.json cannot be read"),
