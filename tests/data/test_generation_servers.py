@@ -1,4 +1,4 @@
-"""Real servers and a real finetuning: a tiny Phi writes noise, but the protocol works; what a script wrote is learned."""
+"""Real servers and a real finetuning: a tiny Phi writes noise, but the protocol works; a script teaches its pairs."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     config = PhiConfig(
-        vocab_size=51200, hidden_size=160, intermediate_size=320, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=51200, hidden_size=160, intermediate_size=640, num_hidden_layers=2, num_attention_heads=2,
         partial_rotary_factor=0.4, max_position_embeddings=2048, bos_token_id=end, eos_token_id=end,
     )  # fmt: skip
     PhiForCausalLM(config).to(torch.float16).save_pretrained(path)
