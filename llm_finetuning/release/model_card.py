@@ -78,6 +78,7 @@ def data_facts(train_file: str | Path, val_file: str | Path) -> dict:
     source = train.get("source", {})
     facts = {
         "source": source.get("source"),
+        "generator": train.get("generation", {}).get("generator"),
         "revision": source.get("revision") or source.get("sha256"),
         "licence": DATA_LICENCES.get(source.get("source")),
         "languages": [code for code in train.get("pairs", {}).get("languages", {}) if code != "unknown"],
