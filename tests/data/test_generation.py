@@ -78,7 +78,10 @@ def test_each_files_funnel_adds_up_and_its_report_says_who_wrote_it(tmp_path):
         assert usage["cost"] == pytest.approx(expected) and usage["requests"] == len(server.script.requests)
         assert facts["diversity"]["topics_covered"] == 6  # thirty pairs, five a topic
     card = model_card.data_facts(settings.folders.train_file, settings.folders.val_file)
-    assert "scripted" in card["source"]
+    assert (card["source"], card["generator"]) == ("generated pairs", "scripted")
+    (tmp_path / "model").mkdir()
+    facts = {"base": "microsoft/phi-2", "data": card | {"generator": "Qwen/Qwen3-8B"}}
+    assert "| Written by | Qwen/Qwen3-8B |" in model_card.write(tmp_path / "model", facts).read_text(encoding="utf-8")
 
 
 def test_more_pairs_go_on_from_those_that_are_there(tmp_path):

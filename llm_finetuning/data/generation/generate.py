@@ -26,6 +26,8 @@ from llm_finetuning.settings import DataPrep, Generation
 
 SAMPLE = 5
 """Pairs that are made first, from which the rest is estimated."""
+GENERATED = "generated pairs"
+"""What reports call the source; who wrote them stands beside."""
 Engine = Callable[[list[list[dict]]], list[str]]
 
 
@@ -43,8 +45,8 @@ class Task:
     @property
     def model(self) -> str:
         """The name of the generator model as others may read it."""
-        folder = self.settings.generator_folder
-        return Path(folder).resolve().name if folder else self.settings.generator_model
+        name = self.settings.generator_folder or self.settings.generator_model
+        return Path(name).resolve().name if self.settings.generator_folder or Path(name).is_absolute() else name
 
     @property
     def host(self) -> str:
@@ -173,11 +175,10 @@ def prepared_splits(task: Task, made: Drafts, template: Template) -> dict[str, p
 def _prepared(task: Task, split: list[Draft], name: str, counter: TokenCounter) -> prepare.Prepared:
     flat = flatten(split)
     source = to_frame([pair for draft in split for pair in kept_records(draft)])
-    origin = f"written by {task.model} ({task.host})"
-    source.attrs = {"source": origin, "revision": task.name, "split": name, "split_in_source": False, "skipped": []}
+    source.attrs = {"source": GENERATED, "revision": task.name, "split": name, "split_in_source": False, "skipped": []}
     lengths = counter.lengths(flat.pairs.to_dict("records"))
     table = pd.DataFrame(lengths, columns=list(reports.PARTS))
-    return prepare.Prepared(data_prep(task, origin), source, flat, table, table)
+    return prepare.Prepared(data_prep(task), source, flat, table, table)
 
 
 def kept_records(draft: Draft) -> list[dict]:
@@ -204,13 +205,13 @@ def flatten(split: list[Draft]) -> Flattened:
     return finish(candidates, "best", Filters(), funnel, "best-worst")
 
 
-def data_prep(task: Task, origin: str) -> DataPrep:
+def data_prep(task: Task) -> DataPrep:
     """Returns the settings of a data preparation that wrote the same pairs: for reports and for the leak check."""
     names = ("drive_folder", "model_name", "tokenizer_folder", "chat_template", "max_seq_length", "languages")
     names += ("validation_share", "min_response_chars", "near_duplicates")
     off = {"min_quality": 0.0, "max_toxicity": 1.0, "max_detoxify": 1.0, "drop_synthetic": "no"}
     return DataPrep(
-        source=origin,
+        source=GENERATED,
         system_message=task.system,
         leak_similarity=task.settings.near_duplicates,
         **off,
