@@ -135,9 +135,13 @@ def test_a_server_that_slows_everything_down_for_ever_ends_too(tmp_path, quick):
         assert "has stopped answering (rate limit" in refusal(settings_for(server, tmp_path, max_parallel=2))
 
 
-@pytest.mark.parametrize("words", ["max_tokens", "temperature", "response_format"])
-def test_a_parameter_that_the_server_does_not_take_is_left_out(tmp_path, words):
+@pytest.mark.parametrize(
+    "status, words", [(400, "max_tokens"), (422, "temperature"), (400, "response_format"), (500, "response_format")]
+)
+def test_a_parameter_that_the_server_does_not_take_is_left_out(tmp_path, quick, status, words):
     class Strict(Script):
+        refusal = status
+
         def refuses(self, body):
             return f"Unsupported parameter: '{words}' is not supported with this model." if words in body else ""
 

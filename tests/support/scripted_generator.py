@@ -45,6 +45,9 @@ class Script:
         self.stopped = False
         self.seconds = 0.0
 
+    refusal = 400
+    """Status of what `refuses` does not take."""
+
     def count(self, body: dict) -> int:
         with self.lock:
             self.requests.append(body)
@@ -115,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         if "response_format" in body and not script.structured:
             return self.reply(422, {"detail": "Unexpected fields in the request: {'response_format'}"})
         if refusal := script.refuses(body):
-            return self.reply(400, {"error": {"message": refusal}})
+            return self.reply(script.refusal, {"error": {"message": refusal}})
         content = body["messages"][-1]["content"]
         form = re.search(r'in the form \{"(\w+)":', content)
         purpose = form[1] if form else "answer"

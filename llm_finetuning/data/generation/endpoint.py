@@ -103,12 +103,12 @@ class Endpoint:
 
     def _without_parameter(self, error: Exception, sent: dict) -> bool:
         """Whether the request can be sent again, without a parameter that the server does not take."""
-        if error.status_code not in (400, 422, 501):
+        text, refused = str(error).casefold(), error.status_code in (400, 422, 501)
+        named = [name for name in OPTIONAL if name in sent and name in text]  # llama-cpp-python says so with 500
+        if not refused and not named:
             return False
         if self.left_out & sent.keys():  # another thread has found it
             return True
-        text = str(error).casefold()
-        named = [name for name in OPTIONAL if name in sent and name in text]
         named = named or [name for name in OPTIONAL[:1] if name in sent]
         self.left_out.update(named[:1])
         return bool(named)
