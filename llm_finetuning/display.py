@@ -1,7 +1,8 @@
-"""What a notebook shows besides tables and figures: the loss mask in colour, and a figure that is updated."""
+"""What a notebook shows besides figures: tables of texts, the loss mask in colour, and a figure that is updated."""
 
 import html
 
+import pandas as pd
 import transformers
 from IPython import get_ipython
 from IPython.display import HTML, Image, display
@@ -10,6 +11,36 @@ from llm_finetuning import plotting, prompts
 
 IN_LOSS_STYLE = "background:#cfe8cf;color:#103010;border-radius:3px;padding:1px 0"
 MASKED_STYLE = "background:#ececec;color:#555"
+CELL_STYLE = "text-align:left;vertical-align:top"
+TEXT_STYLE = (
+    "margin:0;padding:0;background:none;text-align:left;font:90% monospace;"
+    "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
+)
+BREAKABLE = 24
+"""A text of more characters than this may be broken anywhere; a shorter one keeps its words whole."""
+
+
+def text_table(table: pd.DataFrame) -> HTML:
+    """Shows a table that holds texts as HTML: whole and wrapped, with line breaks and indentation, without the index.
+
+    Nothing in a text is read as markup or as mathematics: it is escaped, and MathJax leaves <pre> alone.
+    """
+    names = [" ".join(filter(None, name)) if isinstance(name, tuple) else str(name) for name in table.columns]
+    head = "".join(f'<th style="{CELL_STYLE}">{html.escape(name)}</th>' for name in names)
+    rows = table.itertuples(index=False, name=None)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    style = "width:100%;table-layout:auto;border-spacing:0"
+    return HTML(
+        f'<div style="overflow-x:auto"><table class="tex2jax_ignore mathjax_ignore" style="{style}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: object) -> str:
+    """Formats a value as a table cell; the line break after <pre> is not part of its text."""
+    text = "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
+    style = TEXT_STYLE if len(text) > BREAKABLE else f"{TEXT_STYLE};overflow-wrap:normal"
+    return f'<td style="{CELL_STYLE}"><pre style="{style}">\n{html.escape(text)}</pre></td>'
 
 
 def loss_mask(example: dict, tokenizer: "transformers.PreTrainedTokenizerBase") -> HTML:

@@ -1,4 +1,4 @@
-"""Shows a conversation tree, and pairs, as HTML in a notebook."""
+"""Shows a conversation tree, or a pair, as HTML in a notebook, and picks what there is to read of pairs."""
 
 from html import escape
 
@@ -70,13 +70,6 @@ def _turn(name: str, text: str, colour: str) -> str:
     )
 
 
-def pairs(rows: pd.DataFrame) -> str:
-    """Shows pairs as a table: language, number of turns before, prompt and response, both shortened."""
-    body = "".join(
-        f"<tr><td>{escape(str(row.lang))}</td><td>{len(row.history)}</td><td style='text-align:left'>"
-        f"{escape(_short(row.prompt))}</td>"
-        f"<td style='text-align:left'>{escape(_short(row.response))}</td></tr>"
-        for row in rows.itertuples()
-    )
-    heads = "".join(f"<th>{head}</th>" for head in ("language", "turns before", "prompt", "response"))
-    return f"<table><tr>{heads}</tr>{body}</table>"
+def pairs(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns what there is to read of pairs: language, number of turns before, prompt and response."""
+    return rows.assign(**{"turns before": rows["history"].map(len)})[["lang", "turns before", "prompt", "response"]]

@@ -110,5 +110,7 @@ def test_the_outline_indents_replies_and_escapes_texts():
     pairs = pd.DataFrame(
         [{"prompt": "<b>", "response": "R", "history": [{"role": "user", "content": "H"}], "lang": None}]
     )
-    for shown in (preview.pair(preview.telling_pair(pairs)), preview.pairs(pairs), preview.source(pairs)):
+    read = preview.pairs(pairs)
+    assert list(read.columns) == ["lang", "turns before", "prompt", "response"] and read["turns before"][0] == 1
+    for shown in (preview.pair(preview.telling_pair(pairs)), preview.source(pairs)):
         assert "&lt;b&gt;" in shown and "R" in shown
