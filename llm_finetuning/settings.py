@@ -468,6 +468,8 @@ class Finetuning:
     """"folder" (drive_folder) or "hub" (drive_folder, then hub_repository)."""
     hub_repository: str = ""
     """User/name on the Hub, for publish_to = "hub"."""
+    hub_private: bool = True
+    """Make the Hub's repository private; False shows model, settings and model card to everybody."""
     rate_per_hour: NotNegative = 0.0
     """What an hour of this machine costs; 0 = not known."""
 

@@ -15,7 +15,8 @@ def push_to_hub(folder: str | Path, repository: str, private: bool = True, api: 
     The token comes from Colab's secrets or HF_TOKEN. Files that the Hub already has are not sent again, so a stopped
     upload goes on. Every file is then compared with the Hub's own listing of the commit. `api`: the client (in tests).
 
-    Raises ValueError for a folder that is not complete or a commit that differs, PermissionError without a token.
+    Raises ValueError for a folder that is not complete, for a repository that is public already where it should be
+    private, or for a commit that differs; PermissionError without a token.
     """
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").exists()
@@ -27,6 +28,11 @@ def push_to_hub(folder: str | Path, repository: str, private: bool = True, api: 
         raise ValueError(f"hub_repository = {repository!r} is not user/name.")
     api = api or HfApi(token=colab.hub_token())
     url = api.create_repo(repository, private=private, exist_ok=True)
+    if private and api.model_info(repository).private is False:
+        raise ValueError(
+            f"hub_private = True, but {repository} is there already and public. Make it private in its settings on the"
+            " Hub, name another hub_repository, or set hub_private = False."
+        )
     commit = api.upload_folder(
         repo_id=repository,
         folder_path=folder,

@@ -42,8 +42,8 @@ def publish(merged: Merged, plan: Plan, board: dict, entries: list[dict]) -> Pat
         replace_published(folders.adapter, folders.drive / "adapter")
         write_text(folders.drive / folders.metrics.name, "".join(map(callbacks.Metrics.line, entries)))
     if settings.publish_to == "hub":
-        print(hub.push_to_hub(merged.folder, settings.hub_repository))
-        print(hub.push_to_hub(folders.adapter, f"{settings.hub_repository}-adapter"))
+        print(hub.push_to_hub(merged.folder, settings.hub_repository, settings.hub_private))
+        print(hub.push_to_hub(folders.adapter, f"{settings.hub_repository}-adapter", settings.hub_private))
     shutil.rmtree(folders.merged)
     return published
 

@@ -52,6 +52,15 @@ def test_adapter_arrives_without_a_list_of_hashes(tmp_path, stand_in):
     assert stand_in.created[0]["visibility"] == "public"
 
 
+def test_nothing_private_goes_to_a_repository_that_is_public_already(tmp_path, stand_in):
+    source, stand_in.private = finished(tmp_path / "merged", 1), False
+    with pytest.raises(ValueError, match="user/model is there already and public"):
+        push(source, stand_in)
+    assert stand_in.files == {}
+    push(source, stand_in, private=False)
+    assert set(stand_in.files) >= set(SHARDS)
+
+
 def test_again_sends_no_weights_that_are_there(tmp_path, stand_in):
     source = finished(tmp_path / "merged", 1)
     push(source, stand_in)

@@ -17,6 +17,7 @@ class StandIn:
         self.blobs: dict[str, bytes] = {}  # SHA-256 → content, as uploaded
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, token
         self.created: list[dict] = []
+        self.private = True
         self.forget = ""  # a pattern of files that commits lose
         self.account: dict = {}  # whom the token belongs to; none: it is refused
 
@@ -83,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/tree/" in self.path:
             self.answer(list(self.hub.files.values()))
         else:
-            self.answer({"id": "user/model", "sha": "c" * 40, "siblings": [], "tags": [], "private": True})
+            self.answer({"id": "user/model", "sha": "c" * 40, "siblings": [], "tags": [], "private": self.hub.private})
 
     def upload_mode(self, name: str) -> dict:
         mode = "lfs" if name.endswith(".safetensors") else "regular"

@@ -54,6 +54,7 @@ SMALL = {
     "merge_base": "best",
     "publish_to": "folder",
     "hub_repository": "",
+    "hub_private": True,
     "rate_per_hour": 0.0,
 }
 
