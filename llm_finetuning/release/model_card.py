@@ -16,6 +16,7 @@ from llm_finetuning.files.atomic import write_text
 from llm_finetuning.files.checksums import hash_file
 from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.release.safety import without_tokens
+from llm_finetuning.sample import TREES
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 LICENCES = dict.fromkeys(("microsoft/phi-2", "microsoft/phi-1_5", "microsoft/phi-1"), "mit")
@@ -35,7 +36,7 @@ def write(folder: str | Path, facts: dict) -> Path:
     facts, all optional but `base`:
         base, base_revision    hub id (a local folder is shown by its name alone), and its commit there
         tiny: bool             the base is the sample's tiny model
-        data                   as `data_facts` reads it from the reports
+        data                   as `data_facts` reads it from the reports; samples are shown only of data that is public
         settings               of the run; folders are shown by their names, tokens not at all
         scoreboard             {"before" | "after" | "merged": {"loss": …, "samples": [{"prompt", "text"}]}}
         merge, machine         {name: value}: what the verification measured; GPU or CPU, memory, …
@@ -50,7 +51,9 @@ def write(folder: str | Path, facts: dict) -> Path:
     adapter = (folder / "adapter_config.json").exists()
     settings = facts.get("settings", {})
     board = {stage: figures for stage, figures in facts.get("scoreboard", {}).items() if figures}
+    data = facts.get("data", {})
     derived = {
+        "shows_samples": data.get("public", data.get("source") in DATA_LICENCES),
         "adapter": adapter,
         "front_matter": _front_matter(facts, adapter),
         "licence": LICENCES.get(facts["base"]),
@@ -76,6 +79,7 @@ def data_facts(train_file: str | Path, val_file: str | Path) -> dict:
     """
     train, val = _report(Path(train_file)), _report(Path(val_file))
     source = train.get("source", {})
+    public = all(_is_public(Path(file), report) for file, report in ((train_file, train), (val_file, val)))
     facts = {
         "source": source.get("source"),
         "generator": train.get("generation", {}).get("generator"),
@@ -85,7 +89,14 @@ def data_facts(train_file: str | Path, val_file: str | Path) -> dict:
         "train": _counts(Path(train_file), train),
         "val": _counts(Path(val_file), val),
     }
-    return {key: value for key, value in facts.items() if value}
+    return {key: value for key, value in facts.items() if value} | {"public": public}
+
+
+def _is_public(pairs_file: Path, report: dict) -> bool:
+    """Whether a file of pairs is as the data preparation wrote it from a source that is known to be public."""
+    origin = report.get("source", {})
+    on_hub = origin.get("source") in DATA_LICENCES and "revision" in origin
+    return (on_hub or origin.get("sha256") == hash_file(TREES)) and report.get("sha256") == hash_file(pairs_file)
 
 
 def _report(pairs_file: Path) -> dict:

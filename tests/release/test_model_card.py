@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
+from llm_finetuning.files.checksums import hash_file
 from llm_finetuning.release import model_card
+from llm_finetuning.sample import TREES
 
 TOKEN = "hf_" + "aB3" * 12
 
@@ -213,6 +215,35 @@ def test_data_facts_come_from_the_reports(tmp_path):
     assert facts["languages"] == ["en"]
     text = written(tmp_path, {"base": "microsoft/phi-2", "data": facts})
     assert "| train: pairs | 3 |" in text and "| train: tokens | 1,234 |" in text and "| Revision | abc |" in text
+
+
+@pytest.mark.parametrize(
+    ("sources", "changed", "shown"),
+    [
+        (("OpenAssistant/oasst1", "OpenAssistant/oasst1"), False, True),
+        (("OpenAssistant/oasst1", "OpenAssistant/oasst1"), True, False),  # other pairs were put under the name
+        (("OpenAssistant/oasst1", "company/tickets"), False, False),
+        (("company/tickets", "OpenAssistant/oasst1"), False, False),  # answers may repeat what was trained on
+        (("sample", "sample"), False, True),
+        (("trees.jsonl", "sample"), False, False),  # of the sample's name alone
+        ((None, None), False, False),
+    ],
+)
+def test_held_out_prompts_and_answers_are_shown_of_public_data_alone(tmp_path, facts, sources, changed, shown):
+    files = [tmp_path / f"finetuning_data_{split}.jsonl" for split in ("train", "val")]
+    for file, source in zip(files, sources, strict=True):
+        file.write_text('{"prompt": "a", "response": "b"}\n')
+        origin = (
+            {"source": source, "revision": "abc"} if "/" in str(source) else {"source": "trees.jsonl", "sha256": "0"}
+        )
+        origin = {"source": "trees.jsonl", "sha256": hash_file(TREES)} if source == "sample" else origin
+        report = {"source": origin, "sha256": hash_file(file)}
+        if source:
+            file.with_suffix(".report.json").write_text(json.dumps(report))
+    if changed:
+        files[1].write_text('{"prompt": "a secret", "response": "b"}\n')
+    text = written(tmp_path, facts | {"data": model_card.data_facts(*files)})
+    assert ("Why?" in text) == ("So|so." in text) == shown
 
 
 def test_pairs_of_ones_own_have_no_report(tmp_path):
