@@ -57,8 +57,12 @@ def detect(dtype: str = "auto") -> Machine:
         device, name, capability = "cpu", cpu_name(), None
         free, total = min(psutil.virtual_memory().available, host), host
     rate = peak_matmul_flops(device, choose_dtype(dtype, capability))
-    cores, varlen = len(os.sched_getaffinity(0)), has_varlen_kernel(device)
-    return Machine(device, name, capability, total, free, host, cores, rate, varlen)
+    return Machine(device, name, capability, total, free, host, cores(), rate, has_varlen_kernel(device))
+
+
+def cores() -> int:
+    """CPU cores that this process may use: on Linux those it is bound to, elsewhere all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_memory() -> int:

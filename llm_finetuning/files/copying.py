@@ -168,7 +168,12 @@ def hash_from_disk(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Writes the entries of a folder (names, renames) to the disk; some mounts cannot, and answer EINVAL."""
+    """Writes the entries of a folder (names, renames) to the disk; some mounts cannot, and answer EINVAL.
+
+    Windows opens no folders, and writes their entries itself.
+    """
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

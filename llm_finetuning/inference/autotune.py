@@ -67,7 +67,7 @@ def fingerprint(folder: Path) -> dict:
     gguf = llama.file_beside(folder)
     return {
         "cpu": hardware.cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": hardware.cores(),
         "memory": hardware.host_memory(),
         "torch": torch.__version__,
         "nf4": nf4.available(),
