@@ -4,6 +4,7 @@ Template, stop token ids and suppressed token ids come from the folder. Every en
 the same rule ends its answers.
 """
 
+import json
 import re
 import time
 from bisect import bisect_left
@@ -66,10 +67,12 @@ class Answer:
 class Chat:
     """A model that answers conversations: lists of `{"role": system, user or assistant, "content": text}`."""
 
-    def __init__(self, engine: Engine, template: prompts.Template, rules: TokenRules):
+    def __init__(self, engine: Engine, template: prompts.Template, rules: TokenRules, is_sample: bool = False):
         self.engine = engine
         self.template = template
         self.rules = rules
+        self.is_sample = is_sample
+        """Whether this is the sample's tiny model."""
 
     @classmethod
     def load(cls, folder: str | Path, backend: str = "auto") -> "Chat":
@@ -79,7 +82,7 @@ class Chat:
         Raises FileNotFoundError for a missing folder, ValueError for a damaged one or one of another kind.
         """
         template, rules = published.read(Path(folder))
-        return cls(backends.load(folder, backend), template, rules)
+        return cls(backends.load(folder, backend), template, rules, is_sample(Path(folder)))
 
     @classmethod
     def of(cls, model: "transformers.PreTrainedModel", template: prompts.Template) -> "Chat":
@@ -105,6 +108,19 @@ class Chat:
     def stream(self, messages: list[dict], sampling: SamplingParameters = GREEDY) -> "Stream":
         """Returns the answer as a stream. Raises ValueError before its first piece for what cannot be answered."""
         return Stream(self, self.prepare(messages, sampling), sampling)
+
+    def together(self, streams: list["Stream"]) -> Iterator[None]:
+        """Computes streams of the same sampling parameters in one batch; yields after each token, `text` is new then.
+
+        A stream whose request gets an `ended_by` in between leaves the batch.
+        """
+        for stream in streams:
+            stream.begin()
+        requests = [stream.request for stream in streams]
+        for _ in generation.decode(self.engine, requests, self.rules, streams[0].sampling) if streams else ():
+            for stream in streams:
+                stream.advance()
+            yield
 
     def answer_batch(self, conversations: list[list[dict]], sampling: SamplingParameters = GREEDY) -> list[str]:
         return [answer.text for answer in self.generate_batch(conversations, sampling)]
@@ -153,30 +169,36 @@ class Chat:
 class Stream(Iterator[str]):
     """The pieces of an answer as they are generated. Nothing is computed between two pieces, nor after `close()`.
 
-    `note` is there at once; `result`, the answer so far, from the first piece on.
+    `note` is there at once; `text` and `result`, the answer so far, from the first piece on.
     """
 
     def __init__(self, chat: Chat, prompt: Prompt, sampling: SamplingParameters):
-        self.note = prompt.note
+        self.note, self.sampling, self.text = prompt.note, sampling, ""
         (self.request,) = generation.requests_for([prompt.ids], sampling, chat.engine.context)
         self._chat = chat
         self._steps = generation.decode(chat.engine, [self.request], chat.rules, sampling)
-        self._text = ""
         self._start = self._first = self._seconds = 0.0
 
     def __next__(self) -> str:
-        """Returns the next piece of text; an incomplete character waits for the token that completes it."""
-        self._start = self._start or time.perf_counter()
+        self.begin()
         for _ in self._steps:
-            self._seconds = time.perf_counter() - self._start
-            self._first = self._first or self._seconds
-            text = self._chat.text(self.request.output_ids)
-            if not self.request.ended_by:
-                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            if piece := text[len(self._text) :]:
-                self._text = text
+            if piece := self.advance():
                 return piece
         raise StopIteration
+
+    def begin(self) -> None:
+        """Starts the clock, unless it runs."""
+        self._start = self._start or time.perf_counter()
+
+    def advance(self) -> str:
+        """Takes what was generated since into `text` and returns it; an incomplete character waits for its end."""
+        self._seconds = time.perf_counter() - self._start
+        self._first = self._first or self._seconds
+        text = self._chat.text(self.request.output_ids)
+        if not self.request.ended_by:
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        piece, self.text = text[len(self.text) :], text
+        return piece
 
     def close(self) -> None:
         """Stops computing; the answer so far stays in `result`."""
@@ -185,6 +207,12 @@ class Stream(Iterator[str]):
     @property
     def result(self) -> Answer:
         return self._chat.result(self.request, self.note, self._first, self._seconds)
+
+
+def is_sample(folder: Path) -> bool:
+    """Returns whether the settings of a published folder name the sample as its base."""
+    settings = folder / "settings.json"
+    return settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("model_name") == "sample"
 
 
 def encode_question(messages: list[dict], template: prompts.Template, context: int, max_new_tokens: int) -> Prompt:

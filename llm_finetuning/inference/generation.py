@@ -9,8 +9,8 @@ import torch
 
 from llm_finetuning.settings import Inference, sampling_rules
 
-END, LENGTH, TIME = "end", "length", "time"
-"""Why an answer is over: it ended by itself, or reached the limit of new tokens or of time."""
+END, LENGTH, TIME, STOP = "end", "length", "time", "stop"
+"""Why an answer is over: it ended by itself, reached the limit of new tokens or of time, or was stopped."""
 
 
 class Session(Protocol):

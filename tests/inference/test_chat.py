@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inference_fixtures import EXTRA, NUMBERS, PLACES, ask, pairs
+from inference_fixtures import EXTRA, NUMBERS, PLACES, ask, counting, pairs
 
 from llm_finetuning import prompts
 from llm_finetuning.inference.chat import Chat
@@ -23,30 +23,6 @@ def ids_of(stream) -> list[int]:
     for _ in stream:
         pass
     return stream.request.output_ids
-
-
-class Counting:
-    """An engine that counts what it computes, each step `delay` seconds long."""
-
-    def __init__(self, engine, delay: float = 0.0):
-        self.engine, self.delay, self.steps = engine, delay, 0
-        self.context, self.max_batch_size = engine.context, engine.max_batch_size
-
-    def session(self, sequences):
-        session = self.engine.session(sequences)
-        push = session.push
-
-        def counted(ids):
-            self.steps += 1
-            time.sleep(self.delay)
-            push(ids)
-
-        session.push = counted
-        return session
-
-
-def counting(chat: Chat, delay: float = 0.0) -> Chat:
-    return Chat(Counting(chat.engine, delay), chat.template, chat.rules)
 
 
 def test_every_answer_is_right_and_ends_by_itself_alone_streamed_and_batched(chat):

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from inference_fixtures import COLOURS, NUMBERS, ask, pairs
-from test_chat import counting
+from inference_fixtures import COLOURS, NUMBERS, ask, counting, pairs
 
 from llm_finetuning.files.atomic import partial_name
 from llm_finetuning.inference import answer_file, examples, tables

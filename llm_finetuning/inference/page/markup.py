@@ -1,41 +1,130 @@
-"""Texts on the chat page: Markdown is rendered, and HTML is shown as the text that it is."""
+"""A conversation as HTML: what was typed is shown as typed, answers as Markdown, and nothing in either as markup."""
 
-import html
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import lru_cache
+from html import escape
+from typing import Any
 
-CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]*`)", re.DOTALL)
-"""Fenced or inline code, in which Markdown shows HTML as text by itself."""
+from markdown_it import MarkdownIt
 
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 900px !important; margin: 0 auto !important; }
 .gradio-container main { width: 100%; }
-#conversation .placeholder-content { width: 100%; text-align: center; }
-#conversation .example { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 0.7rem; }
-#conversation .example:hover { border-color: var(--color-accent); }
 #title h1 { font-size: 1.3rem; margin: 0.2rem 0; }
-#status { min-height: 1.4rem; font-size: 0.85rem; opacity: 0.8; }
+#about, #status { font-size: 0.85rem; opacity: 0.8; }
+#status { min-height: 1.4rem; }
+#conversation { height: max(14rem, calc(100dvh - 22rem)); overflow-y: auto; }
+#conversation { border: 1px solid var(--border-color-primary); border-radius: 8px; }
+#conversation .messages { padding: 0.8rem; display: flex; flex-direction: column; gap: 0.6rem; }
+#conversation .placeholder { text-align: center; padding: 2rem 0.5rem; }
+#conversation .example { display: block; margin: 0.5rem auto; padding: 0.7rem; border-radius: 8px; }
+#conversation .message { max-width: 92%; min-width: 0; }
+#conversation .user { align-self: flex-end; }
+#conversation .text { padding: 0.5rem 0.8rem; border-radius: 8px; overflow-wrap: anywhere; tab-size: 4; }
+#conversation .user .text { white-space: pre-wrap; background: var(--color-accent-soft); }
+#conversation .assistant .text { background: var(--block-background-fill); }
+#conversation .text > :first-child { margin-top: 0; }
+#conversation .text > :last-child { margin-bottom: 0; }
+#conversation .text p { margin: 0.5rem 0; }
+#conversation .text pre { overflow-x: auto; padding: 0.6rem; background: var(--body-background-fill); }
+#conversation .text code { font-family: ui-monospace, monospace; font-size: 0.9em; white-space: inherit; }
+#conversation .text ul, #conversation .text ol { padding-left: 1.4rem; list-style: revert; }
+#conversation th, #conversation td { border: 1px solid var(--border-color-primary); padding: 0.2rem 0.5rem; }
+#conversation textarea { width: 100%; min-width: 15rem; min-height: 5rem; color: inherit; background: none; }
+#conversation button { border: 1px solid var(--border-color-primary); color: inherit; cursor: pointer; }
+#conversation .actions button { all: unset; cursor: pointer; font-size: 0.75rem; opacity: 0.7; margin: 0 0.4rem; }
+#conversation .actions button:focus-visible { outline: 2px solid var(--color-accent); }
+#conversation button:hover { text-decoration: underline; opacity: 1; }
 footer { display: none !important; }
 """
 
+SCRIPT = """
+const copied = (text) => {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.body.appendChild(document.createElement('textarea'));  // a page that is not secure has no other
+  area.value = text; area.select(); document.execCommand('copy'); area.remove();
+};
+const button = (label, click) => {
+  const made = document.createElement('button');
+  made.textContent = label; made.onclick = click;
+  return made;
+};
+const edit = (place, index, text) => {
+  const area = document.createElement('textarea');
+  area.value = text; area.setAttribute('aria-label', 'Edited message');
+  place.replaceChildren(area, button('Submit', () => trigger('submit', {index, text: area.value})), ' ',
+    button('Cancel', () => { place.textContent = text; }));
+  area.focus();
+};
+element.addEventListener('click', (event) => {
+  const pressed = event.target.closest('button[data-action]');
+  if (!pressed) return;
+  const {action, text} = pressed.dataset, index = Number(pressed.dataset.index);
+  if (action === 'copy') { copied(text); pressed.textContent = 'Copied'; }
+  else if (action === 'edit') edit(pressed.closest('.message').querySelector('.text'), index, text);
+  else trigger(action, {index, text});
+});
+"""
 
-def as_shown(text: str) -> str:
-    """Escapes text for a Markdown component: <, > and & outside code become entities."""
-    return _outside_code(text, lambda part: html.escape(part, quote=False))
+EXPORT = """(messages) => {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([JSON.stringify({messages}, null, 1)], {type: 'application/json'}));
+  link.download = 'conversation.json';
+  link.click();
+}"""
+"""Saves the conversation as `{"messages": […]}`, a shape that the data preparation reads."""
 
 
-def as_typed(shown: str) -> str:
-    """Reverses `as_shown`."""
-    return _outside_code(shown, html.unescape)
+def _link_to_image(tokens: Sequence[Any], index: int, _options: Any, _env: Any) -> str:
+    """Renders an image as a link to it: no answer makes the reader's browser ask another server for anything."""
+    address = escape(str(tokens[index].attrGet("src")))
+    return (
+        f'<a href="{address}" target="_blank" rel="noopener noreferrer">{escape(tokens[index].content) or address}</a>'
+    )
 
 
-def text_of(message: dict) -> str:
-    """Returns the text of a message as Gradio hands it over: a string, or a list of blocks."""
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
+def _markdown() -> MarkdownIt:
+    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    markdown.renderer.rules["image"] = _link_to_image
+    return markdown
 
 
-def _outside_code(text: str, change: Callable[[str], str]) -> str:
-    parts = CODE.split(text)
-    parts[::2] = [change(part) for part in parts[::2]]
-    return "".join(parts)
+MARKDOWN = _markdown()
+
+
+@lru_cache(maxsize=256)
+def _answer(text: str) -> str:
+    """Renders an answer; the earlier ones of a conversation are not rendered again while the last one grows."""
+    return MARKDOWN.render(text)
+
+
+def conversation(messages: list[dict], examples: list[str]) -> str:
+    """Renders a conversation; an empty one as questions to begin with."""
+    if not messages:
+        offered = "".join(_button("submit", 0, text, text, "example") for text in examples)
+        inside = f'<div class="placeholder">Ask something. The answer comes word by word; Stop ends it.{offered}</div>'
+    else:
+        inside = "".join(_message(messages, index) for index in range(len(messages)))
+    return f'<div class="messages" role="log" aria-label="Conversation">{inside}</div>'
+
+
+def _message(messages: list[dict], index: int) -> str:
+    role, text = messages[index]["role"], messages[index]["content"]
+    buttons = [_button("copy", index, text, "Copy")]
+    if role == "user":
+        shown = f'<div class="text" data-testid="user">{escape(text)}</div>'
+        buttons.append(_button("edit", index, text, "Edit"))
+    else:
+        shown = f'<div class="text" data-testid="bot">{_answer(text)}</div>'
+    if index == len(messages) - 1:
+        asked = index if role == "user" else index - 1
+        question = messages[asked]["content"]
+        buttons += [_button("submit", asked, question, "Retry"), _button("undo", asked, question, "Undo")]
+    return f'<div class="message {role}">{shown}<div class="actions">{"".join(buttons)}</div></div>'
+
+
+def _button(action: str, index: int, text: str, label: str, kind: str = "") -> str:
+    return (
+        f'<button class="{kind}" data-action="{action}" data-index="{index}" data-text="{escape(text)}"'
+        f' aria-label="{escape(label)}">{escape(label)}</button>'
+    )
