@@ -4,7 +4,6 @@ Template, stop token ids and suppressed token ids come from the folder. Every en
 the same rule ends its answers.
 """
 
-import json
 import re
 import time
 from bisect import bisect_left
@@ -210,9 +209,10 @@ class Stream(Iterator[str]):
 
 
 def is_sample(folder: Path) -> bool:
-    """Returns whether the settings of a published folder name the sample as its base."""
-    settings = folder / "settings.json"
-    return settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("model_name") == "sample"
+    """Returns whether the settings of a published folder, if it has any, name the sample as its base."""
+    file = folder / "settings.json"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return re.search(r'"model_name"\s*:\s*"sample"', text) is not None
 
 
 def encode_question(messages: list[dict], template: prompts.Template, context: int, max_new_tokens: int) -> Prompt:

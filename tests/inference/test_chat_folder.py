@@ -91,3 +91,15 @@ def test_loading_writes_nothing_into_the_folder(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     Chat.load(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [('{"model_name": "sample"}', True), ('{"model_name": "me/sample"}', False), ("[1", False), (None, False)],
+)
+def test_the_sample_is_known_by_its_settings(tmp_path, settings, expected):
+    from llm_finetuning.inference.chat import is_sample
+
+    if settings:
+        (tmp_path / "settings.json").write_text(settings)
+    assert is_sample(tmp_path) == expected

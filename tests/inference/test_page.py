@@ -146,6 +146,18 @@ def test_stop_ends_the_work_and_keeps_text_and_status(visit, slow_address, slow)
     expect(answer(window)).to_have_text("mira likes red.", timeout=PATIENT)
 
 
+def test_what_is_cleared_or_undone_while_it_is_answered_does_not_come_back(visit, slow_address):
+    window = visit(slow_address)
+    for press in ("New conversation", "Undo"):
+        say(window, "Count.")
+        expect(answer(window)).to_contain_text("two", timeout=PATIENT)
+        window.get_by_role("button", name=press).click()
+        expect(window.get_by_role("button", name="Send")).to_be_visible(timeout=PATIENT)
+        window.wait_for_timeout(1_000)
+        assert answer(window).count() == question(window).count() == 0
+    assert window.locator("#line textarea").input_value() == "Count."
+
+
 @pytest.mark.more
 def test_stop_fifty_times_on_a_busy_machine(visit, slow_address, slow, busy_machine):
     window = visit(slow_address)

@@ -77,6 +77,8 @@ class Page:
         yield _busy(line if pressed else ""), asked, self.view(asked), "…"
         async for answered, status in self._progress(question, asked):
             yield gr.skip(), gr.skip(), self.view(answered), status
+        if question.forgotten:
+            return
         answered = _with_answer(asked, question.text)
         yield idle(), answered, self.view(answered), escape(question.status)
 
@@ -94,19 +96,24 @@ class Page:
             before = now
             await asyncio.sleep(REDRAW_SECONDS if question.stream else WAITING_SECONDS)
 
-    def undo(self, messages: list[dict], event: gr.EventData) -> tuple:
+    def undo(self, messages: list[dict], event: gr.EventData, request: gr.Request) -> tuple:
         """Drops the last turn and puts its question back into the input line."""
+        self.visitors.stop(request.session_hash, forget=True)
         messages = messages[: event.index]
-        return gr.update(value=event.text), messages, self.view(messages), ""
+        return idle() | {"value": event.text}, messages, self.view(messages), ""
 
     def clear(self, request: gr.Request) -> tuple:
-        self.visitors.stop(request.session_hash)
+        self.visitors.stop(request.session_hash, forget=True)
         return idle(), [], self.view([]), ""
 
     def stop(self, request: gr.Request) -> dict:
         """Ends the answer; its own event then shows what there is of it."""
         self.visitors.stop(request.session_hash)
         return idle()
+
+    def leave(self, request: gr.Request) -> None:
+        """Ends the answer of a visitor who has closed the page."""
+        self.visitors.stop(request.session_hash)
 
     async def greet(self, messages: list[dict], request: gr.Request) -> AsyncIterator[tuple]:
         """Yields (view, about, status line) for a visitor who opens the page, until the model is there."""
@@ -212,6 +219,7 @@ def _events(page: Page, blocks: gr.Blocks, about: gr.HTML, shown: list) -> None:
     view.undo(page.undo, [messages], shown, **QUICK)
     clear.click(page.clear, None, shown, **QUICK)
     export.click(None, [messages], None, js=markup.EXPORT)
+    blocks.unload(page.leave)
     blocks.load(page.greet, [messages], [view, about, status], **QUICK | GENERATING)
 
 

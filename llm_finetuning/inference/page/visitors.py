@@ -33,6 +33,8 @@ class Question:
     stream: Stream | None = None
     """Its answer, once it has begun."""
     stopped: bool = False
+    forgotten: bool = False
+    """Whether its conversation is gone from the page, so that the answer must not come back to it."""
     problem: str = ""
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -99,11 +101,11 @@ class Visitors:
         if len(present) >= self.limit:
             raise ValueError("Too many visitors are waiting. Try again in a minute.")
 
-    def stop(self, session: str) -> None:
+    def stop(self, session: str, forget: bool = False) -> None:
         """Ends the answer of a session after the token that is being computed, or its wait."""
         for question in list(self.questions):
             if question.session == session:
-                question.stopped = True
+                question.stopped, question.forgotten = True, forget
 
     def answering(self, session: str) -> bool:
         return any(q.session == session and not q.over for q in list(self.questions))
