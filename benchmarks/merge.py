@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from llm_finetuning import models, prompts, settings
 from llm_finetuning.files import shards
-from llm_finetuning.release import merging
+from llm_finetuning.release import companions, merging
 from llm_finetuning.sample import rehearsal
 
 PART = "merge"
@@ -71,7 +71,7 @@ def ours(kind: str, base: Path, adapter: Path, out: Path, chosen: settings.Finet
     dtypes = (torch.bfloat16, torch.bfloat16)
     merging.write_merged(merging.Merge(kind, chosen, *dtypes, device(), weights, read, set(read.factors)), out)
     template = prompts.template_for(models.tokenizer(str(base)))
-    merging.write_companions(out, base, template, torch.bfloat16)
+    companions.write_companions(out, base, template, torch.bfloat16)
 
 
 def once(side: str, size: str, work: Path) -> float:

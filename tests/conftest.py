@@ -32,7 +32,7 @@ def real_trees() -> Path:
     return _existing(REAL_DATA / "oa_en_100.trees.jsonl")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def phi2_tokenizer_folder() -> Path:
     """The folder of Phi-2's own tokenizer; the test is skipped without it."""
     return _existing(REAL_DATA / "phi-2-tokenizer")

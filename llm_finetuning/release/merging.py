@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 
 from llm_finetuning import hardware, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
-from llm_finetuning.prompts import Template
 from llm_finetuning.settings import Finetuning
 
 BASES = ("dequantized", "original")
@@ -158,22 +156,6 @@ def random_low_bits(shape: torch.Size, generator: torch.Generator) -> torch.Tens
     drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
     drawn.random_(-(2**63), None, generator=generator)  # None: all 64 bits are random
     return drawn.view(torch.int16)[:count].view(shape).to(torch.int32).bitwise_and_(2**16 - 1)  # int16 is signed
-
-
-def write_companions(folder: Path, base: Path, template: Template, save_dtype: torch.dtype) -> None:
-    """Writes config, tokenizer with chat template, and generation config with stop, pad and suppressed token ids."""
-    config = models.configuration(str(base))
-    config.dtype = save_dtype
-    config.use_cache = True
-    config.save_pretrained(folder)
-    template.tokenizer.save_pretrained(folder)
-    pad = template.tokenizer.pad_token_id
-    unused = list(range(len(template.tokenizer), config.get_text_config().vocab_size))
-    transformers.GenerationConfig(
-        eos_token_id=sorted(template.stop_token_ids),
-        pad_token_id=template.tokenizer.eos_token_id if pad is None else pad,
-        suppress_tokens=unused or None,
-    ).save_pretrained(folder)
 
 
 def stored_names(names: Iterable[str], weights: Weights) -> dict[str, str]:

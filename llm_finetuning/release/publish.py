@@ -31,6 +31,8 @@ def publish(merged: Merged, plan: Plan, board: dict, entries: list[dict]) -> Pat
     """
     settings, folders = plan.settings, plan.settings.folders
     facts = _facts(merged, plan, board, entries)
+    for file in merged.folder.glob("tokenizer*"):  # the adapter's tokenizer, in the form that both versions read
+        shutil.copyfile(file, folders.adapter / file.name)
     for folder in (merged.folder, folders.adapter):
         figure = folder / "loss.png"
         save(figures.loss_curve(entries), figure)

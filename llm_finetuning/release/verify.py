@@ -16,7 +16,7 @@ from llm_finetuning import hardware, models
 from llm_finetuning.evaluation import mode, scoreboard
 from llm_finetuning.files.shards import Weights
 from llm_finetuning.prompts import Template
-from llm_finetuning.release import merging
+from llm_finetuning.release import companions, merging
 from llm_finetuning.release.merging import BASES, Merge
 from llm_finetuning.training.memory import VERIFIED_EXAMPLES
 from llm_finetuning.training.planning import Plan
@@ -67,7 +67,7 @@ def _write_and_measure(merge: Merge, template: Template, held_out: list[dict]) -
     folder = merge.settings.folders.merged / merge.base
     shutil.rmtree(folder, ignore_errors=True)
     merging.write_merged(merge, folder)
-    merging.write_companions(folder, merge.weights.folder, template, merge.save_dtype)
+    companions.write_companions(folder, merge.weights.folder, template, merge.save_dtype)
     loss = scoreboard.held_out_loss(models.load_strict(folder, merge.save_dtype, merge.device), held_out, template)
     hardware.free_memory()
     return loss

@@ -91,13 +91,15 @@ def teach(model, template, steps: int = 150) -> None:
 
 
 def write_folder(folder: Path, model, tokenizer) -> Path:
+    from llm_finetuning import prompts
     from llm_finetuning.files import checksums
+    from llm_finetuning.release import companions
 
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.eos_token_id
     model.generation_config.suppress_tokens = list(range(len(tokenizer), model.config.vocab_size))
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    companions.write_tokenizer(folder, prompts.Template(tokenizer))
     (folder / "settings.json").write_text(json.dumps({"model_name": "tiny"}), encoding="utf-8")
     checksums.write_checksums(folder)
     return folder
