@@ -61,17 +61,14 @@ tables: .venv/ready ## README's table and docs/ from the results
 jupyter: .venv/ready ## JupyterLab, to play with the notebooks
 	$(BIN)/jupyter lab
 
-# Optional: llama.cpp and its converter; then make gguf MODEL=path/to/finetuned_phi2 writes GGUF files and a Modelfile
-# to path/to/finetuned_phi2-gguf. Not for the sample: llama.cpp knows Phi-2's tokenizer, not the tiny model's.
+# Optional: llama.cpp and its converters; then make gguf MODEL=path/to/finetuned_phi2 writes GGUF files and a Modelfile to
+# path/to/finetuned_phi2-gguf. Other types: TYPES=f16,Q8_0,Q5_K_M,Q4_K_M; the LoRA adapter too: ADAPTER=path/to/adapter.
 gguf: .venv/gguf ## MODEL=folder as GGUF files for llama.cpp
 	@test -n "$(MODEL)" || { echo "llama.cpp is installed. Now say which model: make gguf MODEL=path/to/finetuned_phi2"; exit 2; }
-	$(BIN)/python -m llm_finetuning.release.gguf $(MODEL)
+	$(BIN)/python -m llm_finetuning.release.gguf "$(MODEL)" $(if $(TYPES),--types "$(TYPES)") $(if $(ADAPTER),--adapter "$(ADAPTER)")
 
 .venv/gguf: .venv/ready requirements-gguf.txt
-	rm -rf .gguf && mkdir .gguf
-	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest .gguf -r requirements-gguf.txt
-	tar -xzf .gguf/llama_cpp_python-*.tar.gz -C .gguf && rm .gguf/*.tar.gz
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --quiet --constraint constraints.txt .gguf/llama_cpp_python-*
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m llm_finetuning.release.llama_cpp_tools
 	@touch $@
 
 # The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry).

@@ -140,6 +140,19 @@ def _are_pairs(examples: list) -> bool:
     )
 
 
+GGUF_TYPES = {"f16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_M": 3.9, "Q2_K": 3.4}
+"""Types of GGUF files, with about how many bits a weight takes."""
+
+
+def gguf_types(text: str) -> list[str]:
+    """Splits a list of GGUF types, each once and the smallest last. Raises ValueError for one that is not known."""
+    names = {name.casefold(): name for name in GGUF_TYPES}
+    asked = [name.casefold() for name in split_names(text)]
+    if unknown := [name for name in asked if name not in names]:
+        raise ValueError(f"{unknown[0]!r} is no type of GGUF file: {', '.join(GGUF_TYPES)}, separated by commas")
+    return [name for name in GGUF_TYPES if name.casefold() in asked]
+
+
 PHI2_FILTERS = {
     "languages": "en",
     "tree_states": "ready_for_export",
@@ -470,6 +483,8 @@ class Finetuning:
     """User/name on the Hub, for publish_to = "hub"."""
     hub_private: bool = True
     """Make the Hub's repository private; False shows model, settings and model card to everybody."""
+    gguf: str = ""
+    """Types of GGUF files for llama.cpp and Ollama, such as "f16, Q8_0, Q5_K_M, Q4_K_M"; "" = none."""
     rate_per_hour: NotNegative = 0.0
     """What an hour of this machine costs; 0 = not known."""
 
@@ -491,6 +506,14 @@ class Finetuning:
     def _evaluates_while_training(cls, value: int, info: ValidationInfo) -> int:
         if value > 0 and info.data.get("eval_steps") == 0:
             raise ValueError("needs eval_steps above 0")
+        return value
+
+    @field_validator("gguf")
+    def _are_known_types(cls, value: str) -> str:
+        try:
+            gguf_types(value)
+        except ValueError as error:
+            raise ValueError(f"= {value!r}: {error}") from error
         return value
 
     @field_validator("hub_repository")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from llm_finetuning import prompts
+from llm_finetuning import models, prompts
 from llm_finetuning.files.atomic import write_json
 from llm_finetuning.prompts import IGNORE_INDEX, Template
 
@@ -109,8 +109,13 @@ def write_tokenizer(folder: Path, template: Template) -> None:
     if isinstance(more := kept.get("extra_special_tokens"), list):  # version 4 has a dictionary under this name
         del kept["extra_special_tokens"]
         kept |= {"additional_special_tokens": more} if more else {}
-    # The plain class returns token_type_ids in version 4, which causal language models do not take.
-    kept |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    # In version 4 the plain class returns token_type_ids, which causal language models do not take, and cleaning up
+    # takes blanks out of the answers; version 5 does neither.
+    kept |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
     if response := response_template(template):
         kept["response_template"] = response
     write_json(path, kept, indent=2)

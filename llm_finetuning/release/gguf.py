@@ -1,159 +1,186 @@
-"""Exporting a merged folder to GGUF for llama.cpp and Ollama, an optional extra: `make gguf` installs what it needs.
+"""Exporting a merged folder to GGUF for llama.cpp and Ollama, an optional extra.
 
-    python -m llm_finetuning.release.gguf outputs/sample/finetuned_phi2 [target folder]
+    python -m llm_finetuning.release.gguf outputs/sample/finetuned_phi2 --types f16,Q4_K_M
 
-writes model-f16.gguf, model-Q4_K_M.gguf and a Modelfile, and compares a greedy answer with transformers'.
-llama.cpp's converter comes with the source package of llama-cpp-python; it knows Phi-2's tokenizer by a hash.
+writes a file of each type and a Modelfile to finetuned_phi2-gguf, once llama.cpp has shown that it reads the same
+tokens and computes the same model. `make gguf` installs what this needs.
 """
 
-import os
-import re
-import subprocess
-import sys
-from itertools import islice, takewhile
+import argparse
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
 import transformers
 
-from llm_finetuning.files.atomic import write_text, writing
-from llm_finetuning.files.checksums import verify_checksums
+from llm_finetuning.data.pairs import read_jsonl
+from llm_finetuning.evaluation.scoreboard import held_out_set
+from llm_finetuning.files import checksums
+from llm_finetuning.files.atomic import building, write_text
 from llm_finetuning.files.copying import check_space
+from llm_finetuning.prompts import Template
+from llm_finetuning.release import gguf_checks, llama_cpp_tools, model_card, ollama
+from llm_finetuning.release.verify import Merged
+from llm_finetuning.settings import GGUF_TYPES, gguf_types
+from llm_finetuning.training.planning import Plan
 
-UNPACKED = Path(__file__).parents[2] / ".gguf"
-"""Where `make gguf` unpacks the source package of llama-cpp-python."""
-QUANTISATION = "Q4_K_M"
-QUESTION, LONGEST = "What is the capital of France?", 32
-TEMPLATE = """\
-{{ range .Messages }}{{ if eq .Role "system" }}{{ .Content }}
-{{ else if eq .Role "user" }}Instruct: {{ .Content }}
-Output:{{ else if eq .Role "assistant" }} {{ .Content }}EOS
-{{ end }}{{ end }}"""
-"""Phi-2's format (prompts.PHI2_FORMAT) in Ollama's template language; EOS stands for the end-of-text token."""
+SCRIPTS = Path(__file__).parent
+ADAPTER = "adapter-f16.gguf"
+F16_KL, F16_TOP_1 = 0.01, 0.9
+"""What an f16 file may differ from the merged model: mean KL divergence in nats, and the least top-1 agreement."""
 
 
-def export(folder: str | Path, target: str | Path) -> dict[str, Path]:
-    """Writes f16, Q4_K_M and Modelfile of the merged model in `folder` to `target`; returns {"f16" | …: path}.
+@dataclass(frozen=True)
+class Exported:
+    """A folder with GGUF files, and what was measured of them."""
 
-    Raises FileNotFoundError without llama.cpp, ValueError for a folder that is not complete, a tokenizer that
-    llama.cpp does not know, or a chat template other than Phi-2's.
+    folder: Path
+    measured: list[dict]
+    """As `gguf_checks.measure` returns it, one for each type."""
+    texts: int
+    """That llama.cpp and the tokenizer encode alike."""
+    left_out: list[str] = field(default_factory=list)
+    """What was not written, with the reason."""
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.measured)
+
+
+def export(
+    folder: str | Path,
+    target: str | Path,
+    types: list[str],
+    examples: list[dict] | None = None,
+    adapter: Path | None = None,
+    device: str = "cpu",
+) -> Exported:
+    """Writes a GGUF file of each of `types`, a Modelfile and a README for the merged model in `folder` to `target`.
+
+    examples: what the files are measured on (`prompts.encode`); adapter: a LoRA adapter that is written too. Raises
+    FileNotFoundError without llama.cpp, and ValueError for a model that llama.cpp cannot read or reads otherwise; the
+    target then stays as it was.
     """
     folder, target = Path(folder), Path(target)
-    verify_checksums(folder)
+    check_no_code(folder)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    check_space(target, int(1.4 * weights), "The GGUF files")
-    target.mkdir(parents=True, exist_ok=True)
-    text = modelfile(folder, f"model-{QUANTISATION}.gguf")
-    f16 = convert(folder, target / "model-f16.gguf")
-    small = quantise(f16, target / f"model-{QUANTISATION}.gguf")
-    return {"f16": f16, QUANTISATION: small, "Modelfile": write_text(target / "Modelfile", text)}
+    check_space(target, int(weights * (1 + sum(GGUF_TYPES[kind] for kind in types) / 16)), "The GGUF files")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with building(target) as partial:
+        f16 = convert(folder, partial / "model-f16.gguf")
+        texts = gguf_checks.compare_tokens(f16, tokenizer)
+        files = {"f16": f16} | {kind: quantise(f16, kind) for kind in types if kind != "f16"}
+        measured = gguf_checks.measure(files, folder, examples or gguf_checks.own_examples(Template(tokenizer)), device)
+        _check_f16(measured[0], folder)
+        if "f16" not in types:
+            f16.unlink()
+        left_out = _write_modelfile(folder, partial, files[types[-1]].name)
+        if adapter:
+            convert_adapter(adapter, folder, partial / ADAPTER)
+        exported = Exported(target, [row for row in measured if row["type"] in types], texts, left_out)
+        write_text(partial / "README.md", model_card.gguf_section(exported, f"GGUF files of {folder.name}"))
+        checksums.write_checksums(partial)
+    return exported
 
 
-def converter() -> Path:
-    """Finds llama.cpp's convert_hf_to_gguf.py, from the folder LLAMA_CPP or from what `make gguf` unpacked."""
-    places = [Path(os.environ["LLAMA_CPP"])] if "LLAMA_CPP" in os.environ else []
-    places += sorted(UNPACKED.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    scripts = [place / "convert_hf_to_gguf.py" for place in places if (place / "conversion").is_dir()]
-    if not scripts:
-        raise FileNotFoundError(
-            "llama.cpp's converter is not here. Run `make gguf` (it builds llama-cpp-python, about 5 minutes on "
-            "2 cores), or set LLAMA_CPP to a checkout of llama.cpp."
+def check_no_code(folder: Path) -> None:
+    """Raises ValueError for a folder that brings Python code, which llama.cpp's converter would run."""
+    configs = [path for path in folder.glob("*config*.json") if "auto_map" in json.loads(path.read_text("utf-8"))]
+    if found := [*folder.glob("*.py"), *configs]:
+        raise ValueError(
+            f"{found[0]} brings code of its own, and llama.cpp's converter would run it: export a model whose"
+            " architecture transformers has"
         )
-    return scripts[-1]
 
 
 def convert(folder: Path, target: Path) -> Path:
     """Converts the folder's weights, in 16-bit floats, and its tokenizer to one GGUF file."""
-    with writing(target) as partial:
-        command = [sys.executable, str(converter()), str(folder), "--outfile", str(partial), "--outtype", "f16"]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode and "pre-tokenizer was not recognized" in result.stderr:
-            raise ValueError(
-                f"llama.cpp does not know the tokenizer in {folder}. It knows those of published models, Phi-2's among "
-                "them; the sample's own tokenizer is not one of them. Export a model finetuned from microsoft/phi-2."
-            )
-        if result.returncode:
-            end = "\n".join(result.stderr.splitlines()[-5:])
-            raise ValueError(f"llama.cpp could not convert {folder}:\n{end}")
+    script = [SCRIPTS / "gguf_vocabulary.py", llama_cpp_tools.converter()]
+    problem = f"llama.cpp could not convert {folder}"
+    llama_cpp_tools.run([*script, folder, "--outfile", target, "--outtype", "f16"], problem)
     return target
 
 
-def quantise(f16: Path, target: Path) -> Path:
-    """Quantises most weights of a GGUF file to 4 bits (Q4_K_M, about 4.8 bits a weight)."""
-    import llama_cpp
-
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{QUANTISATION}")
-    with writing(target) as partial:
-        failed = llama_cpp.llama_model_quantize(os.fsencode(f16), os.fsencode(partial), parameters)
-        if failed:
-            raise ValueError(f"llama.cpp could not quantise {f16} to {QUANTISATION} (code {failed}).")
+def convert_adapter(adapter: Path, folder: Path, target: Path) -> Path:
+    """Converts a LoRA adapter, in 16-bit floats, for the GGUF file of its base; `folder`: with the base's config."""
+    script = llama_cpp_tools.converter("convert_lora_to_gguf.py")
+    options = ["--base", folder, "--outfile", target, "--outtype", "f16"]
+    llama_cpp_tools.run([script, *options, adapter], f"llama.cpp could not convert the adapter in {adapter}")
     return target
 
 
-def modelfile(folder: Path, gguf_name: str) -> str:
-    """Returns what `ollama create NAME -f Modelfile` reads: weights, template, system message, stop, greedy answers."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    system = _system_message(tokenizer)
-    lines = [
-        f"FROM ./{gguf_name}",
-        f'TEMPLATE """{TEMPLATE.replace("EOS", tokenizer.eos_token)}"""',
-        *([f'SYSTEM """{system}"""'] if system else []),
-        f'PARAMETER stop "{tokenizer.eos_token}"',
-        f"PARAMETER num_ctx {config.max_position_embeddings}",
-        "PARAMETER temperature 0",
-    ]
-    return "\n".join(lines) + "\n"
+def quantise(f16: Path, kind: str) -> Path:
+    """Quantises a GGUF file to one of GGUF_TYPES, beside it."""
+    target = f16.with_name(f"model-{kind}.gguf")
+    script = SCRIPTS / "gguf_quantise.py"
+    llama_cpp_tools.run([script, f16, target, kind], f"llama.cpp could not quantise {f16.name} to {kind}")
+    return target
 
 
-def _system_message(tokenizer: "transformers.PreTrainedTokenizerBase") -> str:
-    """What the chat template puts before a conversation. Raises ValueError unless the rest is Phi-2's format."""
-    eos = tokenizer.eos_token
-    turns = [{"role": role, "content": word} for role, word in (("user", "a"), ("assistant", "b"), ("user", "c"))]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    expected = f"Instruct: a\nOutput: b{eos}\nInstruct: c\nOutput:"
-    if tokenizer.bos_token:  # llama.cpp adds it
-        text = re.sub(rf"\A{re.escape(tokenizer.bos_token)} ?", "", text)
-    system, separator, _ = text.rpartition(expected)
-    if not separator or not (system == "" or system.endswith("\n")) or not text.endswith(expected):
+def _check_f16(row: dict, folder: Path) -> None:
+    if row["kl"] > F16_KL or row["top_1"] < F16_TOP_1:
         raise ValueError(
-            f"The chat template of this model is not Phi-2's format: {text!r}. Its Modelfile has to be written by "
-            "hand; the GGUF file carries the template itself, for llama.cpp's --jinja."
+            f"llama.cpp computes another model than {folder}: KL divergence {row['kl']:.2g} (at most {F16_KL:g}),"
+            f" top-1 agreement {row['top_1']:.0%} (at least {F16_TOP_1:.0%}). It does not know this configuration; use"
+            " the model with transformers or vLLM."
         )
-    return system.removesuffix("\n")
 
 
-def answer(gguf: Path, ids: list[int], max_new_tokens: int) -> list[int]:
-    """Continues token ids greedily with llama.cpp, up to the end-of-text token, which is left out."""
-    import llama_cpp
-
-    model = llama_cpp.Llama(str(gguf), n_ctx=len(ids) + max_new_tokens, verbose=False)
-    tokens = islice(model.generate(ids, temp=0.0, repeat_penalty=1.0), max_new_tokens)
-    new = list(takewhile(lambda token: token != model.token_eos(), tokens))
-    model.close()
-    return new
+def _write_modelfile(folder: Path, target: Path, gguf_name: str) -> list[str]:
+    """Writes the Modelfile; returns the reason where Ollama cannot write this chat template."""
+    try:
+        write_text(target / "Modelfile", ollama.modelfile(folder, gguf_name))
+    except ValueError as error:
+        return [f"Modelfile: {error}. The GGUF file carries the chat template itself: llama-server --jinja reads it."]
+    return []
 
 
-def smoke(folder: Path, f16: Path) -> tuple[str, str]:
-    """Returns the greedy answers of transformers (in float32) and of llama.cpp (f16) to QUESTION."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    messages = [{"role": "user", "content": QUESTION}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    count = prompt["input_ids"].shape[1]
-    ids = model.generate(**prompt, max_new_tokens=LONGEST, do_sample=False)[0, count:].tolist()
-    other = answer(f16, prompt["input_ids"][0].tolist(), LONGEST)
-    return tokenizer.decode(ids, skip_special_tokens=True), tokenizer.decode(other)
+def export_merged(merged: Merged, plan: Plan, held_out: list[dict]) -> Exported | None:
+    """Exports a verified merge to the types that the settings name, measured on the held-out set.
+
+    None where they name none, or where llama.cpp cannot read the model: the reason is printed, and publishing goes on.
+    """
+    settings = plan.settings
+    if not (types := gguf_types(settings.gguf)):
+        return None
+    target = settings.folders.work / "gguf"
+    try:
+        return export(merged.folder, target, types, held_out, settings.folders.adapter, plan.device)
+    except ValueError as error:
+        print(f"No GGUF files were written. {error}")
+        return None
 
 
-def main(folder: str, target: str = "") -> None:
-    files = export(folder, target or f"{folder.rstrip('/')}-gguf")
-    for path in files.values():
-        print(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")
-    ours, theirs = smoke(Path(folder), files["f16"])
-    print(f"{QUESTION}\n  transformers: {ours}\n  llama.cpp:    {theirs}\n  same: {ours == theirs}")
+def held_out_beside(folder: Path, template: Template) -> list[dict] | None:
+    """The held-out examples of the run that published `folder`; None where its pairs do not lie beside it."""
+    pairs = folder.parent / "data" / "finetuning_data_val.jsonl"
+    if not pairs.is_file():
+        return None
+    return held_out_set(read_jsonl(pairs).to_dict("records"), template, gguf_checks.LONGEST, count=50, seed=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Exports a published folder to GGUF.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--types", default="f16,Q4_K_M", help=", ".join(GGUF_TYPES))
+    parser.add_argument("--target", type=Path, help="default: FOLDER-gguf")
+    parser.add_argument("--adapter", type=Path, help="a LoRA adapter that is converted too")
+    given = parser.parse_args()
+    folder = given.folder.resolve()
+    checksums.verify_checksums(folder)
+    template = Template(transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    exported = export(
+        folder,
+        given.target or folder.with_name(f"{folder.name}-gguf"),
+        gguf_types(given.types),
+        held_out_beside(folder, template),
+        given.adapter,
+        "cuda" if torch.cuda.is_available() else "cpu",
+    )
+    print(f"{exported.folder}\n{exported.texts} texts have the same tokens\n{exported.table().to_string(index=False)}")
+    print(*exported.left_out, sep="\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main()

@@ -14,11 +14,13 @@ from huggingface_hub import ModelCardData
 
 from llm_finetuning.files.atomic import write_text
 from llm_finetuning.files.checksums import hash_file
+from llm_finetuning.files.copying import gigabytes
 from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.release.safety import without_tokens
 from llm_finetuning.sample import TREES
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+GGUF = Path(__file__).with_name("gguf_card.md.jinja")
 LICENCES = dict.fromkeys(("microsoft/phi-2", "microsoft/phi-1_5", "microsoft/phi-1"), "mit")
 DATA_LICENCES = dict.fromkeys(("OpenAssistant/oasst1", "OpenAssistant/oasst2", "sample"), "Apache-2.0")
 LANGUAGES_SHOWN = 5
@@ -43,6 +45,7 @@ def write(folder: str | Path, facts: dict) -> Path:
         seconds, cost          of training; cost in the currency of `rate_per_hour`
         peak_memory_bytes: int
         versions               {package: version}
+        gguf                   `gguf.Exported`: the GGUF files made from this folder
         loss_figure: path      a PNG, copied into `folder` as loss.png unless it is that file
     """
     folder, figure = Path(folder), facts.get("loss_figure")
@@ -60,9 +63,10 @@ def write(folder: str | Path, facts: dict) -> Path:
         "settings": _public_settings(settings),
         "recipe_hash": recipe_hash(settings),
         "scoreboard": board,
+        "gguf_section": gguf_section(facts["gguf"], "GGUF files", "##") if facts.get("gguf") and not adapter else "",
         "scores": [name for name in SCORES if any(name in figures for figures in board.values())],
     }
-    return write_text(folder / "README.md", without_tokens(_template().render(facts | derived)))
+    return write_text(folder / "README.md", without_tokens(_template(TEMPLATE).render(facts | derived)))
 
 
 def recipe_hash(settings: dict) -> str:
@@ -131,13 +135,18 @@ def _front_matter(facts: dict, adapter: bool) -> str:
     ).to_yaml()
 
 
-def _template() -> jinja2.Template:
-    """The card's template; a fact that is not there counts as false, at any depth."""
+def gguf_section(exported: object, title: str, level: str = "#") -> str:
+    """What was measured of GGUF files (`gguf.Exported`), and how they are used, in Markdown."""
+    return _template(GGUF).render(exported=exported, title=title, level=level)
+
+
+def _template(path: Path) -> jinja2.Template:
+    """A card's template; a fact that is not there counts as false, at any depth."""
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.ChainableUndefined
     )
-    environment.filters |= {"cell": _cell, "duration": readable_seconds, "name": _name}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    environment.filters |= {"cell": _cell, "duration": readable_seconds, "name": _name, "size": gigabytes}
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def _is_hub_id(name: str) -> bool:

@@ -12,9 +12,10 @@ from pathlib import Path
 from llm_finetuning import hardware
 from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.atomic import write_json, write_text, writing
+from llm_finetuning.files.copying import copy_folder
 from llm_finetuning.models import SAMPLE, commit_of
 from llm_finetuning.plotting import save
-from llm_finetuning.release import hub, model_card
+from llm_finetuning.release import gguf, hub, model_card
 from llm_finetuning.release.replace import replace_published
 from llm_finetuning.release.safety import PICKLES, check_no_tokens
 from llm_finetuning.release.verify import Merged
@@ -23,14 +24,16 @@ from llm_finetuning.training import callbacks, figures
 from llm_finetuning.training.planning import Plan
 
 
-def publish(merged: Merged, plan: Plan, board: dict, entries: list[dict]) -> Path:
+def publish(
+    merged: Merged, plan: Plan, board: dict, entries: list[dict], exported: gguf.Exported | None = None
+) -> Path:
     """Completes the merged folder and the adapter, publishes both, and returns where the model was published.
 
-    board: the scoreboard; entries: of metrics.jsonl. Raises what `replace_published` raises; the last good version then
-    stays.
+    board: the scoreboard; entries: of metrics.jsonl; exported: its GGUF files, which are copied beside it. Raises what
+    `replace_published` raises; the last good version then stays.
     """
     settings, folders = plan.settings, plan.settings.folders
-    facts = _facts(merged, plan, board, entries)
+    facts = _facts(merged, plan, board, entries) | {"gguf": exported}
     for file in merged.folder.glob("tokenizer*"):  # the adapter's tokenizer, in the form that both versions read
         shutil.copyfile(file, folders.adapter / file.name)
     for folder in (merged.folder, folders.adapter):
@@ -43,6 +46,9 @@ def publish(merged: Merged, plan: Plan, board: dict, entries: list[dict]) -> Pat
     if folders.work != folders.drive:
         replace_published(folders.adapter, folders.drive / "adapter")
         write_text(folders.drive / folders.metrics.name, "".join(map(callbacks.Metrics.line, entries)))
+    if exported:
+        copy_folder(exported.folder, published.with_name(f"{published.name}-gguf"))
+        shutil.rmtree(exported.folder)
     if settings.publish_to == "hub":
         print(hub.push_to_hub(merged.folder, settings.hub_repository, settings.hub_private))
         print(hub.push_to_hub(folders.adapter, f"{settings.hub_repository}-adapter", settings.hub_private))

@@ -1,0 +1,63 @@
+"""llama.cpp, the optional extra: where its converters are, how it is installed, and how its programs are run."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from llm_finetuning.files.atomic import building
+
+ROOT = Path(__file__).parents[2]
+UNPACKED = ROOT / ".gguf"
+"""Where `install` unpacks the source package of llama-cpp-python."""
+REQUIREMENTS = ROOT / "requirements-gguf.txt"
+COMMAND = "python -m llm_finetuning.release.llama_cpp_tools"
+
+
+def converter(name: str = "convert_hf_to_gguf.py") -> Path:
+    """Finds one of llama.cpp's converters, in the folder LLAMA_CPP or in what `install` unpacked."""
+    places = [Path(os.environ["LLAMA_CPP"])] if "LLAMA_CPP" in os.environ else []
+    places += sorted(UNPACKED.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    scripts = [place / name for place in places if (place / "conversion").is_dir()]
+    if not scripts:
+        raise FileNotFoundError(
+            "llama.cpp's converter is not here. Run `make gguf` (it builds llama-cpp-python, 5 to 9 minutes on "
+            "2 cores), or set LLAMA_CPP to a checkout of llama.cpp."
+        )
+    return scripts[0]
+
+
+def install() -> None:
+    """Unpacks the source package of llama-cpp-python, which holds the converters, and builds and installs it."""
+    if importlib.util.find_spec("llama_cpp") and UNPACKED.is_dir():
+        return
+    print("Building llama.cpp: 5 to 9 minutes on 2 cores, once.", flush=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    with building(UNPACKED) as partial:
+        source = ["--no-deps", "--no-binary", "llama-cpp-python", "llama-cpp-python" + _version()]
+        subprocess.run([*pip, "download", "--dest", str(partial), *source], check=True)
+        (archive,) = partial.glob("*.tar.gz")
+        with tarfile.open(archive) as packed:
+            packed.extractall(partial, filter="data")
+        archive.unlink()
+    (package,) = UNPACKED.iterdir()
+    environment = os.environ | {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
+    subprocess.run([*pip, "install", str(package), "-r", str(REQUIREMENTS)], check=True, env=environment)
+
+
+def _version() -> str:
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith("llama-cpp-python")).removeprefix("llama-cpp-python")
+
+
+def run(arguments: list[str | Path], problem: str) -> None:
+    """Runs Python with `arguments`; an interrupt ends it too. Raises ValueError with `problem` where it fails."""
+    result = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+    if result.returncode:
+        raise ValueError(f"{problem}:\n" + "\n".join((result.stderr or result.stdout).splitlines()[-5:]))
+
+
+if __name__ == "__main__":
+    install()
