@@ -147,10 +147,10 @@ GGUF_TYPES = {"f16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9,
 def gguf_types(text: str) -> list[str]:
     """Splits a list of GGUF types, each once and the smallest last. Raises ValueError for one that is not known."""
     names = {name.casefold(): name for name in GGUF_TYPES}
-    asked = [name.casefold() for name in split_names(text)]
-    if unknown := [name for name in asked if name not in names]:
+    if unknown := [name for name in split_names(text) if name.casefold() not in names]:
         raise ValueError(f"{unknown[0]!r} is no type of GGUF file: {', '.join(GGUF_TYPES)}, separated by commas")
-    return [name for name in GGUF_TYPES if name.casefold() in asked]
+    asked = {names[name.casefold()] for name in split_names(text)}
+    return [name for name in GGUF_TYPES if name in asked]
 
 
 PHI2_FILTERS = {

@@ -1,4 +1,4 @@
-"""Computes logits with llama.cpp: a script, in a process of its own, as its threads and torch's may crash each other.
+"""Computes logits with llama.cpp: a script, in a process of its own, which may crash without taking others along.
 
     python gguf_logits.py model-f16.gguf examples.json TARGET.npy
 
@@ -8,14 +8,26 @@ examples.json: [{"input_ids": [T], "places": positions whose logits are asked fo
 import json
 import sys
 
-import llama_cpp
 import numpy as np
+from llama_cpp import Llama, llama_cpp
 
+
+def without_repacking() -> llama_cpp.llama_model_params:
+    """The options of a model whose weights are computed with as they are stored.
+
+    llama.cpp's AMX kernels, for which it repacks them, crash on processors that have AMX and do not grant it.
+    """
+    parameters = defaults()
+    parameters.use_extra_bufts = False
+    return parameters
+
+
+defaults, llama_cpp.llama_model_default_params = llama_cpp.llama_model_default_params, without_repacking
 file, listed, target = sys.argv[1:]
 with open(listed, encoding="utf-8") as opened:
     examples = json.load(opened)
 context = max(len(example["input_ids"]) for example in examples)
-llama = llama_cpp.Llama(file, n_ctx=context, n_batch=context, logits_all=True, verbose=False)
+llama = Llama(file, n_ctx=context, n_batch=context, logits_all=True, verbose=False)
 parts = []
 for example in examples:
     llama.reset()

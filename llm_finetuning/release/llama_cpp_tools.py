@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 UNPACKED = ROOT / ".gguf"
 """Where `install` unpacks the source package of llama-cpp-python."""
 REQUIREMENTS = ROOT / "requirements-gguf.txt"
-COMMAND = "python -m llm_finetuning.release.llama_cpp_tools"
 
 
 def converter(name: str = "convert_hf_to_gguf.py") -> Path:
@@ -27,6 +26,12 @@ def converter(name: str = "convert_hf_to_gguf.py") -> Path:
             "2 cores), or set LLAMA_CPP to a checkout of llama.cpp."
         )
     return scripts[0]
+
+
+def prepare(types: str) -> None:
+    """Installs llama.cpp where the settings ask for GGUF files, before anything else takes its time."""
+    if types:
+        install()
 
 
 def install() -> None:

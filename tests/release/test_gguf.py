@@ -1,164 +1,256 @@
-"""GGUF and Ollama, the optional extra. The tests of llama.cpp itself skip where `make gguf` was not run."""
+"""GGUF files, the optional extra. The tests of llama.cpp itself skip where `make gguf` was not run."""
 
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+import real_tokenizers
+import torch
+from inference_fixtures import make_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from llm_finetuning import prompts
+from llm_finetuning import prompts, settings
 from llm_finetuning.files import checksums
-from llm_finetuning.release import gguf
+from llm_finetuning.release import companions, gguf, gguf_checks, gguf_vocabulary, llama_cpp_tools, model_card
 
-EOS = "<|endoftext|>"
-
-
-@pytest.fixture
-def phi2_tokenizer(phi2_tokenizer_folder):
-    return AutoTokenizer.from_pretrained(phi2_tokenizer_folder)
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPES = {
+    "phi": {"hidden_size": 160, "intermediate_size": 640, "partial_rotary_factor": 0.4},
+    "llama": {"num_key_value_heads": 1},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 32},
+    "gemma3_text": {"num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32},
+}
+REAL = {"llama3_1": "llama", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 
 
 @pytest.fixture
 def llama_cpp():
     library = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: run `make gguf`")
     try:
-        gguf.converter()
+        llama_cpp_tools.converter()
     except FileNotFoundError as error:
         pytest.skip(str(error))
     return library
 
 
-def merged(folder, tokenizer, vocabulary: int):
-    """A small Phi whose weights are large enough that no two words come close; in 16 bits, as a merge leaves it."""
-    import torch
-    from transformers import PhiConfig, PhiForCausalLM
-
+def merged(folder: Path, family: str, tokenizer_files: Path, system: str = "Answer in one sentence.") -> Path:
+    """A small model of the family as a merge leaves it; its weights are large enough that no two words come close."""
+    base = folder.with_name(f"{folder.name}-base")
+    base.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer_files / name, base)
+    bare = AutoTokenizer.from_pretrained(tokenizer_files)
+    values = SIZES | SHAPES[family] | {"vocab_size": (len(bare) // 64 + 1) * 64, "max_position_embeddings": 1024}
+    ends = {"bos_token_id": bare.bos_token_id, "eos_token_id": bare.eos_token_id, "pad_token_id": None}
+    config = AutoConfig.for_model(family, **values, **ends, initializer_range=0.1)
     torch.manual_seed(1)
-    config = PhiConfig(
-        vocab_size=vocabulary, hidden_size=160, intermediate_size=640, num_hidden_layers=2, num_attention_heads=2,
-        partial_rotary_factor=0.4, max_position_embeddings=256, initializer_range=0.15,
-        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    PhiForCausalLM(config).to(torch.float16).save_pretrained(folder)
-    prompts.template_for(tokenizer, "Answer in one sentence.")
-    tokenizer.save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).to(torch.float16).save_pretrained(base)
+    template = prompts.template_for(AutoTokenizer.from_pretrained(base), system)
+    folder.mkdir()
+    companions.write_companions(folder, base, template, torch.float16)
+    for weights in base.glob("*.safetensors"):
+        shutil.copy(weights, folder)
     checksums.write_checksums(folder)
     return folder
 
 
-def ollama(template: str, messages: list[dict], system: str) -> str:
-    """Ollama's rendering of the few words of Go's template language that the Modelfile uses."""
-    if system and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system}, *messages]
-    body = re.fullmatch(r"{{ range .Messages }}(.*){{ end }}{{ end }}", template, re.S)[1]
-    branches = re.split(r'{{ (?:else )?if eq .Role "(\w+)" }}', body)
-    texts = dict(zip(branches[1::2], branches[2::2], strict=True))
-    return "".join(texts[message["role"]].replace("{{ .Content }}", message["content"]) for message in messages)
-
-
-def parts(modelfile: str) -> tuple[str, str]:
-    template = re.search(r'TEMPLATE """(.*?)"""', modelfile, re.S)[1]
-    system = re.search(r'SYSTEM """(.*?)"""', modelfile, re.S)
-    return template, system[1] if system else ""
-
-
-def saved(folder, tokenizer):
-    folder.mkdir()
+def saved(folder: Path, tokenizer) -> Path:
     tokenizer.save_pretrained(folder)
-    config = {"model_type": "phi", "max_position_embeddings": 2048}
-    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
-@pytest.mark.parametrize("system", ["", "Answer in one sentence.\nBe kind."])
-def test_modelfile_makes_the_prompt_that_was_trained(tmp_path, phi2_tokenizer, system):
-    prompts.template_for(phi2_tokenizer, system)
-    modelfile = gguf.modelfile(saved(tmp_path / "m", phi2_tokenizer), "model.gguf")
-    talk = [
-        {"role": "user", "content": "Hello\nthere"},
-        {"role": "assistant", "content": "Hi."},
-        {"role": "user", "content": "Why?"},
-    ]
-    for messages in (talk, talk[:1], [{"role": "system", "content": "Other."}, *talk]):
-        expected = phi2_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert ollama(*parts(modelfile)[:1], messages, parts(modelfile)[1]) == expected
-
-
-def test_modelfile_stops_where_the_model_stops(tmp_path, phi2_tokenizer):
-    prompts.template_for(phi2_tokenizer)
-    lines = gguf.modelfile(saved(tmp_path / "m", phi2_tokenizer), "model.gguf").splitlines()
-    assert lines[0] == "FROM ./model.gguf"
-    assert f'PARAMETER stop "{EOS}"' in lines
-    assert "PARAMETER num_ctx 2048" in lines
-    assert not any(line.startswith("SYSTEM") for line in lines)
-
-
-@pytest.mark.parametrize("system", ["", "Answer in one sentence."])
-def test_modelfile_leaves_bos_to_llama_cpp(tmp_path, phi2_tokenizer, system):
-    from tokenizers.processors import TemplateProcessing
-
-    phi2_tokenizer.add_special_tokens({"bos_token": "<s>"})
-    phi2_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        "<s> $A", special_tokens=[("<s>", phi2_tokenizer.bos_token_id)]
+def sentencepiece_like(prepend: str) -> PreTrainedTokenizerFast:
+    """Words begin with U+2581 and what is unknown falls back to bytes; no tokenizer.model."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    replace = normalizers.Replace(" ", "▁")
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prepend == "always" else replace
+    if prepend == "first":
+        bpe.normalizer, bpe.pre_tokenizer = None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     )
-    prompts.template_for(phi2_tokenizer, system)
-    modelfile = gguf.modelfile(saved(tmp_path / "m", phi2_tokenizer), "model.gguf")
-    messages = [{"role": "user", "content": "Hello"}]
-    expected = phi2_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert "<s>" + ollama(*parts(modelfile)[:1], messages, parts(modelfile)[1]) == expected
-
-
-def test_other_chat_template_is_refused(tmp_path, phi2_tokenizer):
-    phi2_tokenizer.chat_template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
-    with pytest.raises(ValueError, match="not Phi-2's format.*by hand"):
-        gguf.modelfile(saved(tmp_path / "m", phi2_tokenizer), "model.gguf")
+    bpe.train_from_iterator(
+        ["the quick brown fox jumps over the lazy dog, two by two, in the house by the lake"], trainer
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def test_without_llama_cpp_it_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.delenv("LLAMA_CPP", raising=False)
-    monkeypatch.setattr(gguf, "UNPACKED", tmp_path)
+    monkeypatch.setattr(llama_cpp_tools, "UNPACKED", tmp_path)
     with pytest.raises(FileNotFoundError, match="make gguf"):
-        gguf.converter()
+        llama_cpp_tools.converter()
 
 
-def test_damaged_folder_is_not_exported(tmp_path):
+def test_damaged_folder_is_not_exported(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     checksums.write_checksums(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["gguf", str(tmp_path)])
     with pytest.raises(ValueError, match="model.safetensors is empty"):
-        gguf.export(tmp_path, tmp_path / "out")
+        gguf.main()
+    assert not tmp_path.with_name(f"{tmp_path.name}-gguf").exists()
+
+
+@pytest.mark.parametrize("name, text", [("modeling_x.py", ""), ("config.json", '{"auto_map": {"AutoConfig": "x.X"}}'),
+                                        ("tokenizer_config.json", '{"auto_map": {}}')])  # fmt: skip
+def test_a_folder_that_brings_code_is_refused_before_it_is_run(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} brings code"):
+        gguf.export(tmp_path, tmp_path / "out", ["f16"])
     assert not (tmp_path / "out").exists()
 
 
-def test_exported_model_reads_and_answers_as_transformers_does(tmp_path, phi2_tokenizer, llama_cpp):
-    folder = merged(tmp_path / "merged", phi2_tokenizer, 51200)
-    files = gguf.export(folder, tmp_path / "gguf")
-    assert sorted(path.name for path in (tmp_path / "gguf").iterdir()) == [
-        "Modelfile", "model-Q4_K_M.gguf", "model-f16.gguf",
-    ]  # fmt: skip
-    assert files["Q4_K_M"].stat().st_size < 0.6 * files["f16"].stat().st_size
-    text = f"Instruct: Wie heißt „Zürich“ auf 中文? 😀  two  spaces\nOutput: So.{EOS}"
-    vocabulary = llama_cpp.Llama(str(files["f16"]), vocab_only=True, verbose=False)
-    ids = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
-    vocabulary.close()
-    assert ids == phi2_tokenizer(text).input_ids
-    ours, theirs = gguf.smoke(folder, files["f16"])
-    assert ours == theirs and ours.strip()
-    assert gguf.answer(files["Q4_K_M"], phi2_tokenizer("Hello").input_ids, 4)
+def test_types_are_known_by_name_in_any_case_and_order():
+    assert settings.gguf_types("q4_k_m, F16 ,Q8_0,Q4_K_M") == ["f16", "Q8_0", "Q4_K_M"]
+    assert settings.gguf_types("") == []
+    with pytest.raises(ValueError, match="'Q4' is no type.*Q4_K_M"):
+        settings.gguf_types("f16,Q4")
 
 
-def test_tokenizer_that_llama_cpp_does_not_know(tmp_path, llama_cpp):
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+def test_the_pre_tokenizer_is_named_by_its_structure(phi2_tokenizer_folder):
+    def named(tokenizer) -> str | None:
+        return gguf_vocabulary.pre_tokenizer(json.loads(tokenizer.backend_tokenizer.to_str()))
 
-    own = Tokenizer(models.BPE())
-    own.pre_tokenizer = pre_tokenizers.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    phi2, own = AutoTokenizer.from_pretrained(phi2_tokenizer_folder), make_tokenizer()
+    assert named(phi2) == named(own) == "gpt-2"
+    llama3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for contractions in ("(?i:'s|'t|'re|'ve|'m|'ll|'d)|", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|"):
+        for digits, name in (("{1,3}", "dbrx"), ("", "qwen2")):
+            split = {"type": "Split", "pattern": {"Regex": contractions + llama3.replace("{1,3}", digits)}}
+            steps = {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel"}]}
+            assert gguf_vocabulary.pre_tokenizer({"pre_tokenizer": steps, "model": {}}) == name
+    own.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert named(own) is None
+
+
+def test_the_card_says_what_was_measured(tmp_path):
+    row = {"type": "Q4_K_M", "bytes": 1_800_000_000, "tokens": 401, "kl": 0.0123, "top_1": 0.964, "loss": 1.5}
+    exported = gguf.Exported(tmp_path, [row | {"reference_loss": 1.49}], 46, ["Modelfile: too clever."])
+    model_card.write(tmp_path, {"base": "microsoft/phi-2", "gguf": exported})
+    card = (tmp_path / "README.md").read_text()
+    assert "| `model-Q4_K_M.gguf` | 1.80 GB | 0.012 | 96.4% | 1.5000 |" in card
+    assert "46 texts" in card and "401 tokens" in card and "1.4900" in card and "Modelfile: too clever." in card
+    assert "<|endoftext|>" in card and card.count("## GGUF files") == 1
+
+
+def test_exported_model_reads_and_answers_as_transformers_does(tmp_path, phi2_tokenizer_folder, llama_cpp):
+    folder = merged(tmp_path / "merged", "phi", phi2_tokenizer_folder)
+    exported = gguf.export(folder, tmp_path / "gguf", ["f16", "Q4_K_M"])
+    files = {path.name: path.stat().st_size for path in (tmp_path / "gguf").iterdir()}
+    assert set(files) == {"Modelfile", "README.md", "SHA256SUMS", "model-Q4_K_M.gguf", "model-f16.gguf"}
+    assert files["model-Q4_K_M.gguf"] < 0.6 * files["model-f16.gguf"]
+    checksums.verify_checksums(tmp_path / "gguf")
+    f16, small = exported.measured
+    assert exported.texts >= 30 and f16["tokens"] >= 300
+    assert f16["kl"] < 1e-4 and f16["top_1"] > 0.99 and abs(f16["loss"] - f16["reference_loss"]) < 1e-3
+    assert small["kl"] > 3 * f16["kl"] and exported.left_out == []
+
+
+def test_a_tokenizer_that_no_hash_knows_is_exported_if_it_reads_alike(tmp_path, llama_cpp):
+    """As the sample's: byte-level, of a small world."""
+    files = saved(tmp_path / "own", make_tokenizer())
+    folder = merged(tmp_path / "merged", "phi", files)
+    exported = gguf.export(folder, tmp_path / "gguf", ["Q8_0"])
+    assert not (tmp_path / "gguf" / "model-f16.gguf").exists()
+    assert exported.texts >= 30 and exported.measured[0]["kl"] < 0.01
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("prepend", ["never", "always"])
+def test_a_sentencepiece_like_tokenizer_needs_no_tokenizer_model(tmp_path, llama_cpp, prepend):
+    folder = merged(tmp_path / "merged", "llama", saved(tmp_path / "own", sentencepiece_like(prepend)), "")
+    assert gguf.export(folder, tmp_path / "gguf", ["f16"]).measured[0]["top_1"] > 0.99
+
+
+def test_other_tokens_refuse_the_export(tmp_path, llama_cpp):
+    folder = merged(tmp_path / "merged", "llama", saved(tmp_path / "own", sentencepiece_like("first")), "")
+    with pytest.raises(ValueError, match=r"reads \d+ of \d+ texts as other tokens.* in place of \["):
+        gguf.export(folder, tmp_path / "gguf", ["f16"])
+    assert [path.name for path in tmp_path.iterdir() if "gguf" in path.name] == []
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("name, family", REAL.items())
+def test_real_tokenizers_read_alike(tmp_path, llama_cpp, name, family):
+    folder = merged(tmp_path / "merged", family, real_tokenizers.fetched(name), "" if name == "gemma3" else "Be kind.")
+    exported = gguf.export(folder, tmp_path / "gguf", ["f16", "Q4_K_M"])
+    assert exported.texts >= 30
+    assert exported.measured[0]["kl"] < 1e-3 and exported.measured[0]["top_1"] > 0.98
+
+
+def test_an_interrupt_leaves_nothing(tmp_path, llama_cpp):
+    folder = merged(tmp_path / "merged", "phi", saved(tmp_path / "own", make_tokenizer()))
+    slow = tmp_path / "llama.cpp"
+    (slow / "conversion").mkdir(parents=True)
+    replaced = ("_create_vocab_sentencepiece", "_set_vocab_gpt2", "_set_vocab_sentencepiece", "get_vocab_base_pre")
+    (slow / "conversion" / "base.py").write_text("class TextModel:\n    " + " = ".join(replaced) + " = None\n")
+    (slow / "convert_hf_to_gguf.py").write_text(
+        "import sys, time\nopen(sys.argv[sys.argv.index('--outfile') + 1], 'wb').write(b'0' * 10**6)\ntime.sleep(600)\n"
     )
-    own.train_from_iterator(["some words of a small world"], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, eos_token=EOS)
-    folder = merged(tmp_path / "merged", tokenizer, 300)
-    with pytest.raises(ValueError, match="does not know the tokenizer.*finetuned from microsoft/phi-2"):
-        gguf.convert(folder, tmp_path / "model.gguf")
-    assert list(tmp_path.glob("*.gguf")) + list(tmp_path.glob(".*")) == []
+    command = [sys.executable, "-m", "llm_finetuning.release.gguf", str(folder), "--target", str(tmp_path / "out")]
+    environment = os.environ | {"LLAMA_CPP": str(slow), "PYTHONPATH": str(Path(gguf.__file__).parents[2])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    partial = tmp_path / ".out.partial" / "model-f16.gguf"
+    for _ in range(1200):
+        if partial.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert partial.exists(), process.communicate()[0]
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "__del__" not in output
+    assert [path.name for path in tmp_path.iterdir() if re.search("out", path.name)] == []
+
+
+@pytest.mark.more
+def test_the_adapter_alone_is_converted(tmp_path, llama_cpp):
+    from peft import LoraConfig, get_peft_model
+
+    folder = merged(tmp_path / "merged", "phi", saved(tmp_path / "own", make_tokenizer()))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    peft = get_peft_model(model, LoraConfig(r=8, lora_alpha=64, target_modules="all-linear", init_lora_weights=False))
+    peft.save_pretrained(tmp_path / "adapter")
+    exported = gguf.export(folder, tmp_path / "gguf", ["f16"], adapter=tmp_path / "adapter")
+    ids = list(range(40, 80))
+    with torch.no_grad():
+        expected = peft(torch.tensor([ids])).logits[0, -1]
+    llama = llama_cpp.Llama(
+        str(tmp_path / "gguf" / "model-f16.gguf"),
+        lora_path=str(tmp_path / "gguf" / gguf.ADAPTER),
+        n_ctx=64,
+        verbose=False,
+    )
+    llama.eval(ids)
+    import numpy as np
+
+    found = np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(llama.n_vocab(),)).copy()
+    llama.close()
+    assert (torch.from_numpy(found) - expected).norm() < 0.01 * expected.norm()
+    assert exported.measured[0]["type"] == "f16"
+
+
+def test_gguf_checks_tell_a_wrong_file(tmp_path):
+    """What is refused: another model under the same tokens."""
+    row = {"type": "f16", "kl": 0.02, "top_1": 0.97}
+    with pytest.raises(ValueError, match="computes another model"):
+        gguf._check_f16(row, tmp_path)
+    with pytest.raises(ValueError, match="computes another model"):
+        gguf._check_f16(row | {"kl": 0.001, "top_1": 0.5}, tmp_path)
+    logits, targets = torch.randn(20, 50), torch.arange(20)
+    (tmp_path / "x.gguf").write_bytes(b"x")
+    same = gguf_checks._compare("f16", tmp_path / "x.gguf", logits, logits.clone(), targets)
+    assert same["kl"] == 0 and same["top_1"] == 1 and same["loss"] == same["reference_loss"]
+    other = gguf_checks._compare("f16", tmp_path / "x.gguf", logits, -logits, targets)
+    assert other["kl"] > 1 and other["top_1"] < 0.2
+    with pytest.raises(ValueError, match="no finite numbers"):
+        gguf_checks._compare("f16", tmp_path / "x.gguf", logits, logits * float("nan"), targets)
