@@ -1,6 +1,7 @@
 """The engine of llama.cpp, for the Q4_K_M file beside a published folder, if the optional extra is installed."""
 
 import threading
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class LlamaEngine:
             use_mmap=False,  # the kernels repack the weights: mapped, the file would stay in memory beside them
             verbose=False,
         )
+        weakref.finalize(self, self.llama.close)  # at exit too: llama_cpp's own __del__ comes too late there
         self.context = context
         self.vocab_size = self.llama.n_vocab()
         self.lock = threading.Lock()

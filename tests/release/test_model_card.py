@@ -98,7 +98,7 @@ def test_front_matter_is_what_the_hub_wants(tmp_path, facts):
         "sha256sum -c SHA256SUMS",
         "apply_chat_template",
         "vllm serve",
-        "convert_hf_to_gguf.py",
+        "make gguf MODEL=.",
         "Licence of the weights: `mit`",
         "Licence of the data: Apache-2.0",
     ],
