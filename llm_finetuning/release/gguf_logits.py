@@ -6,6 +6,7 @@ examples.json: [{"input_ids": [T], "places": positions whose logits are asked fo
 """
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -26,8 +27,9 @@ defaults, llama_cpp.llama_model_default_params = llama_cpp.llama_model_default_p
 file, listed, target = sys.argv[1:]
 with open(listed, encoding="utf-8") as opened:
     examples = json.load(opened)
+threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 context = max(len(example["input_ids"]) for example in examples)
-llama = Llama(file, n_ctx=context, n_batch=context, logits_all=True, verbose=False)
+llama = Llama(file, n_ctx=context, n_batch=context, n_threads_batch=threads, logits_all=True, verbose=False)
 parts = []
 for example in examples:
     llama.reset()

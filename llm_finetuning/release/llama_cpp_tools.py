@@ -1,10 +1,10 @@
 """llama.cpp, the optional extra: where its converters are, how it is installed, and how its programs are run."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from llm_finetuning.files.atomic import building
@@ -35,21 +35,29 @@ def prepare(types: str) -> None:
 
 
 def install() -> None:
-    """Unpacks the source package of llama-cpp-python, which holds the converters, and builds and installs it."""
-    if importlib.util.find_spec("llama_cpp") and UNPACKED.is_dir():
-        return
-    print("Building llama.cpp: 5 to 9 minutes on 2 cores, once.", flush=True)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    """Installs what is missing of llama-cpp-python, its source package with the converters, and sentencepiece."""
+    if not (find_spec("llama_cpp") and UNPACKED.is_dir()):
+        print("Building llama.cpp: 5 to 9 minutes on 2 cores, once.", flush=True)
+        _build()
+    if not find_spec("sentencepiece"):
+        _pip("install", "-r", str(REQUIREMENTS))
+
+
+def _build() -> None:
     with building(UNPACKED) as partial:
         source = ["--no-deps", "--no-binary", "llama-cpp-python", "llama-cpp-python" + _version()]
-        subprocess.run([*pip, "download", "--dest", str(partial), *source], check=True)
+        _pip("download", "--dest", str(partial), *source)
         (archive,) = partial.glob("*.tar.gz")
         with tarfile.open(archive) as packed:
             packed.extractall(partial, filter="data")
         archive.unlink()
     (package,) = UNPACKED.iterdir()
-    environment = os.environ | {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
-    subprocess.run([*pip, "install", str(package), "-r", str(REQUIREMENTS)], check=True, env=environment)
+    _pip("install", str(package))
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
+    subprocess.run(command, check=True, env=os.environ | {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"})
 
 
 def _version() -> str:
