@@ -15,11 +15,13 @@ import real_tokenizers
 import torch
 from inference_fixtures import make_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from training_fixtures import small_settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_finetuning import prompts, settings
 from llm_finetuning.files import checksums
-from llm_finetuning.release import companions, gguf, gguf_checks, gguf_vocabulary, llama_cpp_tools, model_card
+from llm_finetuning.release import companions, gguf, gguf_checks, gguf_vocabulary, llama_cpp_tools, model_card, publish
+from llm_finetuning.release.verify import Merged
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 SHAPES = {
@@ -141,6 +143,46 @@ def test_the_card_says_what_was_measured(tmp_path):
     assert "| `model-Q4_K_M.gguf` | 1.80 GB | 0.012 | 96.4% | 1.5000 |" in card
     assert "46 texts" in card and "401 tokens" in card and "1.4900" in card and "Modelfile: too clever." in card
     assert "<|endoftext|>" in card and card.count("## GGUF files") == 1
+
+
+class Plan:
+    """What `publish` and `export_merged` ask of a plan."""
+
+    device = "cpu"
+
+    def __init__(self, folder: Path, types: str):
+        self.settings = small_settings(folder / "drive", "sample", work_folder=str(folder / "work"), gguf=types)
+
+
+def test_gguf_files_are_published_beside_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "_facts", lambda *_: {"base": "microsoft/phi-2"})
+    plan, made = Plan(tmp_path, "Q4_K_M"), tmp_path / "work" / "merged" / "original"
+    for folder in (made, plan.settings.folders.adapter, plan.settings.folders.drive, tmp_path / "work" / "gguf"):
+        folder.mkdir(parents=True)
+    (made / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (plan.settings.folders.adapter / "adapter_config.json").write_text("{}")
+    (tmp_path / "work" / "gguf" / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    checksums.write_checksums(tmp_path / "work" / "gguf")
+    row = {"type": "Q4_K_M", "bytes": 4, "tokens": 400, "kl": 0.01, "top_1": 0.9, "loss": 1.5, "reference_loss": 1.4}
+    exported = gguf.Exported(tmp_path / "work" / "gguf", [row], 46)
+    folder = publish.publish(Merged(made, "original", {}, None, None), plan, {}, [], exported)
+    beside = folder.with_name("finetuned_phi2-gguf")
+    assert (beside / "model-Q4_K_M.gguf").read_bytes() == b"GGUF"
+    assert "model-Q4_K_M.gguf" in (folder / "README.md").read_text(encoding="utf-8")
+    assert not exported.folder.exists()
+    # the page takes a GGUF file only where it is not older than the model
+    assert (beside / "model-Q4_K_M.gguf").stat().st_mtime >= (folder / checksums.NAME).stat().st_mtime
+    checksums.verify_checksums(beside)
+    assert "PreTrainedTokenizerFast" in (plan.settings.folders.drive / "adapter" / "tokenizer_config.json").read_text()
+
+
+def test_a_refusal_is_printed_and_publishing_goes_on(tmp_path, capsys):
+    (tmp_path / "modeling_x.py").write_text("")
+    merge = Merged(tmp_path, "original", {}, None, None)
+    assert gguf.export_merged(merge, Plan(tmp_path, ""), []) is None
+    assert capsys.readouterr().out == ""
+    assert gguf.export_merged(merge, Plan(tmp_path, "f16"), []) is None
+    assert "No GGUF files were written." in capsys.readouterr().out
 
 
 def test_exported_model_reads_and_answers_as_transformers_does(tmp_path, phi2_tokenizer_folder, llama_cpp):

@@ -55,6 +55,7 @@ SMALL = {
     "publish_to": "folder",
     "hub_repository": "",
     "hub_private": True,
+    "gguf": "",
     "rate_per_hour": 0.0,
 }
 
