@@ -241,7 +241,10 @@ def test_an_interrupt_leaves_nothing(tmp_path, llama_cpp):
     )
     command = [sys.executable, "-m", "llm_finetuning.release.gguf", str(folder), "--target", str(tmp_path / "out")]
     environment = os.environ | {"LLAMA_CPP": str(slow), "PYTHONPATH": str(Path(gguf.__file__).parents[2])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+    )  # fmt: skip
     partial = tmp_path / ".out.partial" / "model-f16.gguf"
     for _ in range(1200):
         if partial.exists() or process.poll() is not None:
