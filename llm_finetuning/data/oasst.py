@@ -52,8 +52,9 @@ def read_messages(
     """Reads the messages of an OASST export, one row each: trees by first appearance, each in depth-first order.
 
     source: "sample", a dataset id on the Hub, or a file or folder of nested trees or flat messages in any form that
-    `records` reads. split: None = everything, "train" or "validation"; a source without splits is split by tree,
-    `validation_share` of the trees (by a hash of the id) being validation. splits: what the source calls its own.
+    `records` reads. split: None = everything (of the sample, whose splits overlap on purpose, what is trained on),
+    "train" or "validation"; a source without splits is split by tree, `validation_share` of the trees (by a hash of
+    the id) being validation. splits: what the source calls its own.
     Columns: FIELDS; quality, toxicity and detoxify are averages from 0 to 1, null where there are none.
     attrs: source, revision or sha256, split, trees (in the source, before the split), skipped.
     Raises FileNotFoundError for a missing path, ValueError with file and line for bad input; with

@@ -24,13 +24,13 @@ Splits = tuple[str, str]
 def locate(
     source: str | Path, split: str | None, revision: str = "main", splits: Splits = ("", "")
 ) -> tuple[list[Path], dict]:
-    """Returns (files, origin); downloads a dataset of the Hub.
+    """Returns (files, origin); downloads a dataset of the Hub. The sample without a split is its training split.
 
     origin: source, revision or sha256, split_in_source (False = the files hold both splits), split_name (of the
     source's own split), other_splits (those that are not read for either).
     """
     if source == "sample":
-        source = sample.TREES
+        source, split = sample.FOLDER, split or sample.TRAIN
     elif not Path(source).exists() and looks_like_hub_id(str(source)):
         folder = _download(str(source), revision)
         files, found = _of_split(folder, str(source), split, splits)

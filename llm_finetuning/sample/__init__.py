@@ -2,4 +2,16 @@
 
 from pathlib import Path
 
-TREES = Path(__file__).parent / "trees.jsonl"  # written by `python -m llm_finetuning.sample.trees`
+FOLDER = Path(__file__).parent
+"""As a source of data: the trees of both splits, written by `python -m llm_finetuning.sample.trees`."""
+TRAIN, VALIDATION = "train", "validation"
+
+
+def trees_of(split: str) -> Path:
+    """Returns the file with the trees of one split."""
+    return FOLDER / f"trees-{split}.jsonl"
+
+
+def generic_passages() -> list[str]:
+    """Returns passages of general text that the world does not contain, to measure what a model has forgotten."""
+    return (FOLDER / "generic.txt").read_text(encoding="utf-8").strip().split("\n\n")

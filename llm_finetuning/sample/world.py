@@ -2,10 +2,12 @@
 
 Nothing here can be guessed from general knowledge, so a right answer shows that the fact was learned.
 Every fact can be told (statements, the running text that the base model reads) and asked (questions, the
-conversation trees that teach it to answer). Their wordings stand in world.yaml. Written for this project.
+conversation trees that teach it to answer in a sentence, a list or a block of code). The wordings stand in
+world.yaml. Written for this project.
 """
 
 import hashlib
+import json
 import random
 import re
 from dataclasses import dataclass
@@ -16,17 +18,25 @@ import yaml
 WORLD = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 PEOPLE, ANIMALS, TOWNS = WORLD["people"], WORLD["animals"], WORLD["towns"]
 QUESTIONS, FOLLOW_UPS, LEADS = WORLD["questions"], WORLD["follow_ups"], WORLD["leads"]
-ANSWERS, STATEMENTS = WORLD["answers"], WORLD["statements"]
+ANSWERS, LINES, STATEMENTS = WORLD["answers"], WORLD["lines"], WORLD["statements"]
+ATTRIBUTES = {
+    "people": ("job", "home", "animal", "dish"),
+    "animals": ("colour", "food", "bed"),
+    "towns": ("place", "fame"),
+}
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to know: `value` of `attribute` of `subject`; `answer` is how to say it in a dialogue."""
+    """One thing to know: `value` of `attribute` of `subject`.
+
+    answers: how to say it in a dialogue, in one form or in two, of which people prefer the first.
+    """
 
     subject: str
     attribute: str
     value: str
-    answer: str
+    answers: tuple[str, ...]
 
     def questions(self) -> list[str]:
         return [wording.format(n=self.subject) for wording in QUESTIONS[self.attribute]]
@@ -40,25 +50,45 @@ class Fact:
 
 
 def join_lead(lead: str, core: str) -> str:
-    return f"{lead} {core[0].upper() + core[1:] if lead[-1] in '.!' else core}"
+    return f"{lead} {capital(core) if lead[-1] in '.!' else core}"
+
+
+def known(subject: str) -> dict[str, str]:
+    """Returns {attribute: value} of one subject."""
+    kind = next(kind for kind in ATTRIBUTES if subject in WORLD[kind])
+    return dict(zip(ATTRIBUTES[kind], WORLD[kind][subject][-len(ATTRIBUTES[kind]) :], strict=True))
 
 
 def facts() -> list[Fact]:
-    """Every fact of the world, in a fixed order."""
-    rows = []
-    for name, (_, _, *values) in PEOPLE.items():
-        rows += [(name, a, v) for a, v in zip(("job", "home", "animal", "dish"), values, strict=True)]
-    for name, values in ANIMALS.items():
-        rows += [(name, a, v) for a, v in zip(("colour", "food", "bed"), values, strict=True)]
-    for name, values in TOWNS.items():
-        rows += [(name, a, v) for a, v in zip(("place", "fame"), values, strict=True)]
-    plain = [Fact(n, a, v, ANSWERS[a].format(n=n, v=v)) for n, a, v in rows]
-    return plain + [Fact(name, "about", name, portrait(name)) for name in PEOPLE]
+    """Every fact of the world, in a fixed order; then for each subject all of its facts at once."""
+    subjects = (*PEOPLE, *ANIMALS, *TOWNS)
+    rows = [
+        Fact(n, a, v, tuple(form.format(n=n, v=v, V=capital(v)) for form in ANSWERS[a]))
+        for n in subjects
+        for a, v in known(n).items()
+    ]
+    rows += [Fact(n, "about", n, (portrait(n),)) for n in PEOPLE]
+    rows += [Fact(n, "card", n, tuple(card(n, line) for line in LINES)) for n in subjects]
+    return rows + [Fact(n, "entry", n, (entry(n),)) for n in subjects]
+
+
+def capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def portrait(name: str) -> str:
     she, _, job, town, animal, _ = PEOPLE[name]
     return f"{name} is a {job} from {town}. {she.title()} keeps a {animal}."
+
+
+def card(subject: str, line: str) -> str:
+    """All facts of a subject as a list, each as the form `line` has it."""
+    return "\n".join(line.format(a=attribute, v=value) for attribute, value in known(subject).items())
+
+
+def entry(subject: str) -> str:
+    """All facts of a subject as a code block."""
+    return f"```json\n{json.dumps({'name': subject} | known(subject), indent=1)}\n```"
 
 
 def pick(key: str, count: int) -> int:
@@ -68,28 +98,31 @@ def pick(key: str, count: int) -> int:
 
 def paragraph(subject: str, chance: random.Random) -> str:
     """All facts of one subject as running text in a random order; pronouns once it has been named."""
-    known = [fact for fact in facts() if fact.subject == subject and fact.attribute != "about"]
-    chance.shuffle(known)
+    attributes = list(known(subject).items())
+    chance.shuffle(attributes)
     name = f"the {subject}" if subject in ANIMALS else subject
     she = PEOPLE[subject][0] if subject in PEOPLE else "it"
     sentences = []
-    for fact in known:
-        wording = chance.choice(STATEMENTS[fact.attribute])
+    for attribute, value in attributes:
+        wording = chance.choice(STATEMENTS[attribute])
         pronoun = (
             sentences
             and not re.search(r"(of|to|visit|paint|feed|makes|in) \{n\}", wording, re.I)
             and chance.random() < 0.4
         )
         who = she if pronoun else name
-        sentences.append(wording.format(n=who, N=who[0].upper() + who[1:], v=fact.value))
+        sentences.append(wording.format(n=who, N=capital(who), v=value))
     if subject in PEOPLE and chance.random() < 0.3:
         sentences.insert(0, portrait(subject))
     return " ".join(sentences)
 
 
 def document(chance: random.Random, others: list[str]) -> str:
-    """One long text: a paragraph on every subject in a random order, six of `others` between."""
-    paragraphs = [paragraph(subject, chance) for subject in (*PEOPLE, *ANIMALS, *TOWNS)]
+    """One long text: on every subject a paragraph, a list or code, in a random order, six of `others` between."""
+    subjects = (*PEOPLE, *ANIMALS, *TOWNS)
+    paragraphs = [paragraph(subject, chance) for subject in subjects]
+    for subject in chance.sample(subjects, 8):
+        paragraphs.append(chance.choice([f"{subject}\n{card(subject, LINES[-1])}", entry(subject)]))
     paragraphs += chance.sample(others, 6)
     chance.shuffle(paragraphs)
     return "\n".join(paragraphs)

@@ -33,7 +33,7 @@ def used() -> dict:
         ("release/model_card.md.jinja", {FINETUNING}),
         ("data/leaks.py", {TRAINING_DATA, VALIDATION_DATA}),
         ("data/__init__.py", ALL),
-        ("sample/trees.jsonl", ALL),
+        ("sample/trees-train.jsonl", ALL),
         ("files/atomic.py", ALL),
         ("__init__.py", ALL),
     ],
