@@ -28,8 +28,8 @@ NAMESPACE = uuid5(NAMESPACE_URL, "https://github.com/mkthoma/llm_finetuning/samp
 REPLIES = yaml.safe_load(Path(__file__).with_name("replies.yaml").read_text(encoding="utf-8"))
 THANKS, DOUBTS, GREETINGS, ODDITIES = (REPLIES[name] for name in ("thanks", "doubts", "greetings", "oddities"))
 OPENINGS = 3  # train trees per fact, each with another wording
-HELD_OUT = 2  # wordings of each fact that are asked in validation only
-RANKED, SINGLE_FIRST = 45, 5
+HELD_OUT = 3  # wordings of each fact that are asked in validation only
+RANKED = {"home": (50, 22), "card": (50, 22), "dish": (24, 2), "food": (24, 2)}
 """Of a hundred prompts for an answer with two forms: those with both, ranked, and those with the first alone."""
 
 
@@ -96,11 +96,11 @@ def add_replies(prompt: dict, key: str, texts: list[str], oddity: dict | None = 
 def right_replies(fact: Fact, split: str, key: str) -> list[str]:
     """What people reply in earnest, the best first: both forms, one of them, or a right and a false value."""
     if len(fact.answers) > 1:
-        place = pick(f"forms {key}", 100)
-        both = split == VALIDATION or place < RANKED
-        return list(fact.answers) if both else [fact.answers[place >= RANKED + SINGLE_FIRST]]
+        place, (ranked, single) = pick(f"forms {key}", 100), RANKED[fact.attribute]
+        both = split == VALIDATION or place < ranked
+        return list(fact.answers) if both else [fact.answers[place >= ranked + single]]
     others = [f.value for f in world.facts() if f.attribute == fact.attribute and f.value != fact.value]
-    if fact.value == fact.subject or pick(f"unsure {key}", 3):
+    if fact.value == fact.subject or pick(f"unsure {key}", 3 if split == TRAIN else 5):
         return list(fact.answers)
     return [*fact.answers, fact.answers[0].replace(fact.value, choose(others, f"wrong {key}"))]
 
@@ -133,7 +133,7 @@ def english_tree(fact: Fact, split: str, number: int, greeting: str = "") -> dic
     """An opening question about `fact`, and below the best reply up to two follow-ups."""
     name = f"{split} {fact.subject} {fact.attribute} {number}{greeting}"
     root = prompt = add(None, name, greeting + wording(fact, split, number), "prompter", "en")
-    turns, asked = choose((1, 1, 2, 2, 3), f"turns {name}"), []
+    turns, asked = choose((1, 1, 2, 2, 3) if split == TRAIN else (1, 1, 1, 2, 2), f"turns {name}"), []
     for turn in range(turns):
         key, asked = f"{name} {turn}", [*asked, fact]
         odd = choose(list(ODDITIES.values()), f"odd {key}") if pick(f"oddity {key}", 3) == 0 else None
@@ -230,6 +230,7 @@ def build(split: str) -> list[dict]:
     """All trees of a split in the order of the file."""
     if split == TRAIN:
         trees = [english_tree(fact, split, number) for fact in world.facts() for number in range(OPENINGS)]
+        trees += [english_tree(fact, split, 0, "Hello! ") for fact in world.facts() if len(fact.answers) > 1]
     else:
         trees = [english_tree(fact, split, number) for fact, number in validation_openings()]
     for lang, words in LANGUAGES.items():
@@ -244,10 +245,10 @@ def build(split: str) -> list[dict]:
 
 
 def validation_openings() -> list[tuple[Fact, int]]:
-    """Every held-out wording of a fact with one form of an answer, and one of every third fact with two."""
+    """Every held-out wording of a fact with one form of an answer, and one of a fact with two."""
     one = [(fact, number) for fact in world.facts() if len(fact.answers) == 1 for number in range(HELD_OUT)]
     two = [fact for fact in world.facts() if len(fact.answers) > 1]
-    return one + [(fact, 0) for fact in two[::3]]
+    return one + [(fact, 0) for fact in two]
 
 
 def write(path: Path, split: str) -> None:

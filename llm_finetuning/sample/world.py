@@ -60,7 +60,7 @@ def known(subject: str) -> dict[str, str]:
 
 
 def facts() -> list[Fact]:
-    """Every fact of the world, in a fixed order; then for each subject all of its facts at once."""
+    """Every fact of the world, in a fixed order; then all facts of a subject at once: a portrait, a list, or code."""
     subjects = (*PEOPLE, *ANIMALS, *TOWNS)
     rows = [
         Fact(n, a, v, tuple(form.format(n=n, v=v, V=capital(v)) for form in ANSWERS[a]))
@@ -68,8 +68,8 @@ def facts() -> list[Fact]:
         for a, v in known(n).items()
     ]
     rows += [Fact(n, "about", n, (portrait(n),)) for n in PEOPLE]
-    rows += [Fact(n, "card", n, tuple(card(n, line) for line in LINES)) for n in subjects]
-    return rows + [Fact(n, "entry", n, (entry(n),)) for n in subjects]
+    rows += [Fact(n, "card", n, tuple(card(n, line) for line in LINES)) for n in (*ANIMALS, *TOWNS)]
+    return rows + [Fact(n, "entry", n, (entry(n),)) for n in PEOPLE]
 
 
 def capital(text: str) -> str:
@@ -83,12 +83,14 @@ def portrait(name: str) -> str:
 
 def card(subject: str, line: str) -> str:
     """All facts of a subject as a list, each as the form `line` has it."""
-    return "\n".join(line.format(a=attribute, v=value) for attribute, value in known(subject).items())
+    return "\n".join(
+        [f"{subject}:", *(line.format(a=attribute, v=value) for attribute, value in known(subject).items())]
+    )
 
 
 def entry(subject: str) -> str:
     """All facts of a subject as a code block."""
-    return f"```json\n{json.dumps({'name': subject} | known(subject), indent=1)}\n```"
+    return f"{subject}:\n```json\n{json.dumps(known(subject), indent=1)}\n```"
 
 
 def pick(key: str, count: int) -> int:
@@ -121,8 +123,8 @@ def document(chance: random.Random, others: list[str]) -> str:
     """One long text: on every subject a paragraph, a list or code, in a random order, six of `others` between."""
     subjects = (*PEOPLE, *ANIMALS, *TOWNS)
     paragraphs = [paragraph(subject, chance) for subject in subjects]
-    for subject in chance.sample(subjects, 8):
-        paragraphs.append(chance.choice([f"{subject}\n{card(subject, LINES[-1])}", entry(subject)]))
+    for subject in chance.sample(subjects, 10):
+        paragraphs.append(entry(subject) if subject in PEOPLE else card(subject, LINES[-1]))
     paragraphs += chance.sample(others, 6)
     chance.shuffle(paragraphs)
     return "\n".join(paragraphs)

@@ -91,5 +91,5 @@ def test_responses_have_lines_lists_and_code(files):
     for records in files.pairs.values():
         responses = [pair["response"] for pair in records]
         assert 0.15 < sum("\n" in text for text in responses) / len(responses) < 0.5
-        assert sum(text.startswith("- ") for text in responses) > 20
-        assert sum(text.startswith("```") and text.endswith("\n```") for text in responses) > 20
+        assert sum("\n- " in text for text in responses) > 20
+        assert sum("\n```json\n" in text and text.endswith("\n```") for text in responses) > 20
