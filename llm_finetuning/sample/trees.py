@@ -7,8 +7,9 @@ written. A validation tree asks about a fact that train trees ask about too, but
 it. What a real export has besides is here as well: replies that each filter takes, prompts that were asked before,
 unfinished trees, other languages, and one leak of each kind between the splits.
 
-Some facts have two right forms of an answer. Where both stand, people prefer the first, and whoever learns from the
-best replies learns it too often; so single replies, which nobody ranked, have the second form in most cases.
+Some facts have two right forms of an answer. Where both stand, people prefer the first; single replies, which nobody
+ranked, make up for it. So both forms are finetuned on about as often, the first more often for homes and cards, the
+second for dishes and food, and that the first is preferred everywhere can be learned from the ranks alone.
 """
 
 import json
@@ -30,7 +31,7 @@ THANKS, DOUBTS, GREETINGS, ODDITIES = (REPLIES[name] for name in ("thanks", "dou
 OPENINGS = 3  # train trees per fact, each with another wording
 HELD_OUT = 3  # wordings of each fact that are asked in validation only
 RANKED = {"home": (50, 22), "card": (50, 22), "dish": (24, 2), "food": (24, 2)}
-"""Of a hundred prompts for an answer with two forms: those with both, ranked, and those with the first alone."""
+"""Of a hundred train prompts for an answer with two forms: how many get both, ranked, and how many the first alone."""
 
 
 def choose(texts: list, key: str) -> object:
@@ -93,8 +94,8 @@ def add_replies(prompt: dict, key: str, texts: list[str], oddity: dict | None = 
     return [replies[rank] for rank in range(len(texts))]
 
 
-def right_replies(fact: Fact, split: str, key: str) -> list[str]:
-    """What people reply in earnest, the best first: both forms, one of them, or a right and a false value."""
+def replies_in_earnest(fact: Fact, split: str, key: str) -> list[str]:
+    """What people reply, the best first: both right forms, one of them, or a right and a false value."""
     if len(fact.answers) > 1:
         place, (ranked, single) = pick(f"forms {key}", 100), RANKED[fact.attribute]
         both = split == VALIDATION or place < ranked
@@ -137,7 +138,7 @@ def english_tree(fact: Fact, split: str, number: int, greeting: str = "") -> dic
     for turn in range(turns):
         key, asked = f"{name} {turn}", [*asked, fact]
         odd = choose(list(ODDITIES.values()), f"odd {key}") if pick(f"oddity {key}", 3) == 0 else None
-        best, *others = add_replies(prompt, key, right_replies(fact, split, key), odd)
+        best, *others = add_replies(prompt, key, replies_in_earnest(fact, split, key), odd)
         add_doubt(others, key, split, fact)
         if pick(f"withdrawn {key}", 20) == 0:
             add(best, f"{key} withdrawn", "asdf", "prompter", "en", deleted=True)

@@ -53,7 +53,7 @@ def join_lead(lead: str, core: str) -> str:
     return f"{lead} {capital(core) if lead[-1] in '.!' else core}"
 
 
-def known(subject: str) -> dict[str, str]:
+def attributes_of(subject: str) -> dict[str, str]:
     """Returns {attribute: value} of one subject."""
     kind = next(kind for kind in ATTRIBUTES if subject in WORLD[kind])
     return dict(zip(ATTRIBUTES[kind], WORLD[kind][subject][-len(ATTRIBUTES[kind]) :], strict=True))
@@ -65,7 +65,7 @@ def facts() -> list[Fact]:
     rows = [
         Fact(n, a, v, tuple(form.format(n=n, v=v, V=capital(v)) for form in ANSWERS[a]))
         for n in subjects
-        for a, v in known(n).items()
+        for a, v in attributes_of(n).items()
     ]
     rows += [Fact(n, "about", n, (portrait(n),)) for n in PEOPLE]
     rows += [Fact(n, "card", n, tuple(card(n, line) for line in LINES)) for n in (*ANIMALS, *TOWNS)]
@@ -84,13 +84,13 @@ def portrait(name: str) -> str:
 def card(subject: str, line: str) -> str:
     """All facts of a subject as a list, each as the form `line` has it."""
     return "\n".join(
-        [f"{subject}:", *(line.format(a=attribute, v=value) for attribute, value in known(subject).items())]
+        [f"{subject}:", *(line.format(a=attribute, v=value) for attribute, value in attributes_of(subject).items())]
     )
 
 
 def entry(subject: str) -> str:
     """All facts of a subject as a code block."""
-    return f"{subject}:\n```json\n{json.dumps(known(subject), indent=1)}\n```"
+    return f"{subject}:\n```json\n{json.dumps(attributes_of(subject), indent=1)}\n```"
 
 
 def pick(key: str, count: int) -> int:
@@ -100,7 +100,7 @@ def pick(key: str, count: int) -> int:
 
 def paragraph(subject: str, chance: random.Random) -> str:
     """All facts of one subject as running text in a random order; pronouns once it has been named."""
-    attributes = list(known(subject).items())
+    attributes = list(attributes_of(subject).items())
     chance.shuffle(attributes)
     name = f"the {subject}" if subject in ANIMALS else subject
     she = PEOPLE[subject][0] if subject in PEOPLE else "it"
