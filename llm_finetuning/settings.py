@@ -22,6 +22,8 @@ from llm_finetuning.files.atomic import write_json
 
 AUTO = "auto"
 DRIVE_FOLDER = "/content/drive/MyDrive/llm_finetuning"
+TRIAL = "quick_trial"
+TRIAL_PAIRS = 200
 SYSTEM_MESSAGE = "You are a helpful assistant."
 Settings = TypeVar("Settings")
 
@@ -58,6 +60,14 @@ Share = Annotated[float, Must(lambda value: 0 <= value <= 1, "0 to 1")]
 Texts = Annotated[list, Must(lambda value: all(type(t) is str and t.strip() for t in value), "texts, none empty")]
 
 
+NOT_IN_FORM = (
+    *("model_revision", "source_revision", "tokenizer_folder", "tree_states", "drop_unreviewed"),
+    *("packing", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "attention", "weight_decay"),
+    *("logging_steps", "save_total_limit", "judge_exact_match", "task_folder"),
+)
+"""Settings without a line in a parameters cell; a line of that name, a profile or `-p` sets them too."""
+
+
 @dataclass_transform(frozen_default=True)
 def _validated(settings_class: type[Settings]) -> type[Settings]:
     """Makes a frozen dataclass whose constructor raises one ValueError that lists all problems of its values."""
@@ -92,15 +102,16 @@ def _sentence(settings_class: type, problem: dict) -> str:
 def from_cell(settings_class: type[Settings], namespace: dict) -> Settings:
     """Returns the settings of a notebook from the names its parameters cell defined.
 
-    Every field of `settings_class` must be a name in `namespace`. Whole numbers are accepted for floats.
+    Every field of `settings_class` must be a name in `namespace`, but for those of NOT_IN_FORM, which may be: what
+    hardly anybody changes keeps its default without a line in the form. Whole numbers are accepted for floats.
     Raises ValueError that lists every missing name, or else every wrong type and impossible value at once, and for
     folders of Colab's elsewhere; OSError where they lie on a Drive that is not mounted.
     """
     names = [field.name for field in dataclasses.fields(settings_class)]
-    missing = [name for name in names if name not in namespace]
+    missing = [name for name in names if name not in namespace and name not in NOT_IN_FORM]
     if missing:
         raise ValueError("\n".join(f"{name} is missing: the parameters cell has to define it" for name in missing))
-    made = settings_class(**{name: namespace[name] for name in names})
+    made = settings_class(**{name: namespace[name] for name in names if name in namespace})
     drive.check_folders({name: getattr(made, name) for name in names if name.endswith("_folder")})
     return made
 
@@ -191,7 +202,7 @@ class DataPrep:
     """Parameters of both data preparation notebooks. A filter at "auto" (-1 for a number) follows `replies`."""
 
     drive_folder: Folder = DRIVE_FOLDER
-    """Where the results live: the pairs and their report go to data/, the plots to figures/."""
+    """Where everything lives, the same in every notebook: data/, checkpoints, the adapter, the finished model."""
     source: Annotated[str, Must(str.strip, "a dataset id, a file, or sample")] = "OpenAssistant/oasst1"
     """Dataset id on the Hub, "sample", or a file or folder of trees, of messages, or of pairs or chats of your own."""
     source_revision: Annotated[str, Must(str.strip, "a branch such as main, a tag or a commit")] = "main"
@@ -273,7 +284,7 @@ class Generation:
     """Parameters of the task data generation notebook. A price is per million tokens, in the currency of the budget."""
 
     drive_folder: Folder = DRIVE_FOLDER
-    """Where the results live: the pairs and their report go to data/, requests and answers to generation/."""
+    """Where everything lives, the same in every notebook: data/, checkpoints, the adapter, the finished model."""
     task: Annotated[str, Must(str.strip, "describe in a few sentences what the assistant does")] = (
         "Explain a word or a term of science to a ten-year-old in one or two plain sentences."
     )
@@ -388,7 +399,7 @@ class Finetuning:
     """Parameters of the finetuning notebook. Lengths are in tokens, rates per optimizer step."""
 
     drive_folder: Folder = DRIVE_FOLDER
-    """Where the run's results live: data/ is read from it; checkpoints, adapter and merged model go to it."""
+    """Where everything lives, the same in every notebook: data/, checkpoints, the adapter, the finished model."""
     work_folder: Annotated[str, Must(str.strip, "name a folder on the local disk")] = "/content/llm_finetuning_work"
     """Fast local disk that is written first; the same as drive_folder when there is no Drive."""
     model_name: Model = "microsoft/phi-2"
@@ -401,6 +412,10 @@ class Finetuning:
     """Stands before every conversation that has none of its own; "" = none."""
     chat_template: TemplateFile = ""
     """A file with a Jinja chat template; "" = the tokenizer's own, or Phi-2's format where it has none."""
+    quick_trial: bool = False
+    """Run everything on 200 pairs in a few minutes first, into a folder quick_trial of its own."""
+    own_questions: Texts = dataclasses.field(default_factory=list)
+    """Questions of your own, answered before and after training: ["What is a haiku?", …]."""
     max_seq_length: Length = 1024
     """Longest conversation in tokens; older turns are cut first, then the pair is left out and counted."""
     train_on: Literal["every response", "last response"] = "every response"
@@ -516,6 +531,14 @@ class Finetuning:
             raise ValueError(f"= {value!r}: {error}") from error
         return value
 
+    @field_validator("publish_to")
+    def _publishes_no_trial(cls, value: str, info: ValidationInfo) -> str:
+        if value == "hub" and info.data.get("quick_trial"):
+            raise ValueError(
+                "= 'hub': a quick trial is not uploaded; set publish_to = 'folder', or quick_trial = False"
+            )
+        return value
+
     @field_validator("hub_repository")
     def _names_a_repository(cls, value: str, info: ValidationInfo) -> str:
         if info.data.get("publish_to") == "hub" and "/" not in value:
@@ -528,8 +551,9 @@ class Finetuning:
 
     @property
     def folders(self) -> "Folders":
-        """The layout of the run's two folders."""
-        return Folders(Path(self.drive_folder), Path(self.work_folder))
+        """The layout of the run's two folders; a quick trial reads the same data, and writes to folders of its own."""
+        drive, work = Path(self.drive_folder), Path(self.work_folder)
+        return Folders(drive / TRIAL, work / TRIAL, drive / "data") if self.quick_trial else Folders(drive, work)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -538,15 +562,18 @@ class Folders:
 
     drive: Path
     work: Path
+    read_from: Path | None = None
+    """The folder of the data, where it is not data/ in `drive`."""
 
-    train_file = property(lambda self: self.drive / "data" / "finetuning_data_train.jsonl")
-    val_file = property(lambda self: self.drive / "data" / "finetuning_data_val.jsonl")
-    train_preferences = property(lambda self: self.drive / "data" / "preferences_train.jsonl")
-    val_preferences = property(lambda self: self.drive / "data" / "preferences_val.jsonl")
+    data = property(lambda self: self.read_from or self.drive / "data")
+    train_file = property(lambda self: self.data / "finetuning_data_train.jsonl")
+    val_file = property(lambda self: self.data / "finetuning_data_val.jsonl")
+    train_preferences = property(lambda self: self.data / "preferences_train.jsonl")
+    val_preferences = property(lambda self: self.data / "preferences_val.jsonl")
     checkpoints = property(lambda self: self.work / "checkpoints")
     adapter = property(lambda self: self.work / "adapter")
     merged = property(lambda self: self.work / "merged")
-    base = property(lambda self: self.drive / "base")
+    base = property(lambda self: self.data.parent / "base")
     published = property(lambda self: self.drive / "finetuned_phi2")
     preferred = property(lambda self: self.drive / "preferred_phi2")
     figures = property(lambda self: self.drive / "figures")
@@ -562,7 +589,7 @@ class Inference:
     """Parameters of the inference notebook."""
 
     drive_folder: Annotated[str, Must(str.strip, "name the folder with the results")] = DRIVE_FOLDER
-    """Where the run's results live; answers.jsonl is written to it."""
+    """Where everything lives, the same in every notebook: data/, checkpoints, the adapter, the finished model."""
     model_folder: str = ""
     """The published folder; "" = finetuned_phi2 in drive_folder."""
     model_name: str = "microsoft/phi-2"
@@ -610,7 +637,7 @@ class Evaluation:
     """Parameters of the evaluation notebook."""
 
     drive_folder: Annotated[str, Must(str.strip, "name the folder with the results")] = DRIVE_FOLDER
-    """Where the run's results live; evaluation.json is written to it."""
+    """Where everything lives, the same in every notebook: data/, checkpoints, the adapter, the finished model."""
     models: Texts = dataclasses.field(default_factory=list)
     """"base", "finetuned", "preferred", folders, hub ids, "BASE + ADAPTER"; [] = base and what was trained here."""
     model_name: Model = "microsoft/phi-2"

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from llm_finetuning.runner import parameters, steps
+from llm_finetuning.settings import NOT_IN_FORM
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "mkthoma/llm_finetuning"
@@ -45,22 +46,55 @@ def test_parameters_come_first_and_begin_with_the_common_lines(path):
     first, *others = code_cells(path)
     assert first.metadata.tags == ["parameters"]
     assert not any("parameters" in c.metadata.get("tags", []) for c in others)
-    assert first.source.splitlines()[:2] == COMMON
+    assert [line for line, _ in form(first.source)[:2]] == COMMON
     parameters.defaults(path)  # literals only
+
+
+def form(source: str) -> list[tuple[str, str]]:
+    """(line, the sentence above it) of each parameter of a cell; headings do not count."""
+    found, above = [], []
+    for line in filter(None, source.splitlines()):
+        if line.startswith("# @markdown #"):
+            assert not above, f"a sentence without its parameter: {above}"
+        elif line.startswith("# @markdown "):
+            above.append(line.removeprefix("# @markdown "))
+        else:
+            found.append((line, " ".join(above)))
+            above = []
+    return found
 
 
 @each
 def test_every_parameter_is_a_colab_form_on_one_line(path):
-    lines = [line for line in code_cells(path)[0].source.splitlines() if line and not line.startswith("#")]
+    lines = [line for line, _ in form(code_cells(path)[0].source)]
     assert len(lines) == len(parameters.defaults(path))
-    assert [line for line in lines if not re.fullmatch(r"\w+ = .+  # @param [{\[][^=]*", line)] == []
+    kinds = r"\{type:\"\w+\"[^{}=]*\}|\[[^\]=]*\](?: \{allow-input: true\})?"
+    assert [line for line in lines if not re.fullmatch(rf"\w+ = .+  # @param (?:{kinds})", line)] == []
+
+
+@each
+def test_about_ten_parameters_stand_before_the_heading_more(path):
+    first, heading, rest = code_cells(path)[0].source.partition("\n# @markdown ## More\n")
+    assert heading and 7 <= len(form(first)) <= 11 and form(rest)
 
 
 @pytest.mark.parametrize("step", steps.NAMED.values(), ids=lambda step: step.notebook.stem)
-def test_the_parameters_cell_shows_the_defaults_of_the_settings(step):
+def test_the_parameters_cell_shows_the_defaults_and_sentences_of_the_settings(step):
     cell = parameters.defaults(step.notebook)
     del cell["repository"]  # for the set-up cell alone
-    assert cell == dataclasses.asdict(step.settings_class())
+    fields = step.settings_class.__pydantic_fields__
+    assert cell == {
+        name: value for name, value in dataclasses.asdict(step.settings_class()).items() if name not in NOT_IN_FORM
+    }
+    for line, sentence in form(code_cells(step.notebook)[0].source):
+        name = line.partition(" = ")[0]
+        assert name == "repository" or sentence == " ".join(fields[name].description.split()), name
+
+
+def test_the_form_holds_no_more_parameters_than_people_look_through():
+    assert max(len(parameters.defaults(path)) for path in NOTEBOOKS) <= 46
+    every = {name for step in steps.NAMED.values() for name in step.settings_class.__pydantic_fields__}
+    assert set(NOT_IN_FORM) <= every
 
 
 def test_the_set_up_cell_is_the_same_in_all():

@@ -55,10 +55,13 @@ def measure(
     """One column of the scoreboard: each figure as a number, their intervals, and samples of answers.
 
     loss, perplexity; stop_rate, repetition_rate and maybe exact_match where answers are asked for; rank_agreement
-    where there are ranked pairs (`agreement.ranked_pairs`). `intervals` holds {"low", "high", "n"} of each.
+    where there are ranked pairs (`agreement.ranked_pairs`). `intervals` holds {"low", "high", "n"} of each, `own` the
+    answers to the user's own questions, which no figure counts.
     """
     asked = held_out[: settings.eval_answers]
-    given = answers(model, asked, template, settings.max_new_tokens)
+    own = [{"pair": {"prompt": question, "response": ""}} for question in settings.own_questions]
+    given = answers(model, asked + own, template, settings.max_new_tokens)
+    given, own_answers = given[: len(asked)], given[len(asked) :]
     loss = likelihood.losses(model, held_out, template)
     measured = {"loss": loss} | of_answers(asked, given, settings.judge_exact_match)
     measured |= agreement.rank_agreement(model, list(ranked), template)
@@ -67,16 +70,22 @@ def measure(
         **scores,
         "perplexity": math.exp(min(loss.value, 700)),
         "intervals": {name: sample.interval() | {"n": len(sample.values)} for name, sample in measured.items()},
-        "samples": [
-            {
-                "prompt": row["pair"]["prompt"],
-                "reference": row["pair"]["response"],
-                "text": answer.text,
-                "stopped": answer.ended_by == END,
-            }
-            for row, answer in zip(asked, given, strict=True)
-        ],
+        "samples": _samples(asked, given),
+        **({"own": _samples(own, own_answers)} if own else {}),
     }
+
+
+def _samples(asked: list[dict], given: list[Answer]) -> list[dict]:
+    """{"prompt", "reference", "text", "stopped"} of each answer."""
+    return [
+        {
+            "prompt": row["pair"]["prompt"],
+            "reference": row["pair"]["response"],
+            "text": answer.text,
+            "stopped": answer.ended_by == END,
+        }
+        for row, answer in zip(asked, given, strict=True)
+    ]
 
 
 def of_answers(asked: list[dict], given: list[Answer], judge_exact_match: bool) -> dict[str, Sample]:
@@ -152,11 +161,17 @@ def _with_interval(value: float, interval: dict | None) -> str:
 
 
 def side_by_side(board: dict, count: int = 5) -> pd.DataFrame:
-    """The first prompts with the reference and each column's answer."""
-    rows = []
-    for samples in list(zip(*(scores["samples"] for scores in board.values()), strict=False))[:count]:
-        told = dict(zip(board, map(_with_ending, samples), strict=True))
-        rows.append({"prompt": samples[0]["prompt"], "reference": samples[0]["reference"], **told})
+    """The user's own questions and the first `count` prompts, with the reference and each column's answer."""
+    asked = [
+        *zip(*(scores.get("own", []) for scores in board.values()), strict=False),
+        *list(zip(*(scores["samples"] for scores in board.values()), strict=False))[:count],
+    ]
+    rows = [
+        {"prompt": samples[0]["prompt"], "reference": samples[0]["reference"]}
+        | dict(zip(board, map(_with_ending, samples), strict=True))
+        for samples in asked
+        if len({sample["prompt"] for sample in samples}) == 1  # not where the questions were changed in between
+    ]
     return pd.DataFrame(rows)
 
 

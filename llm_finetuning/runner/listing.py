@@ -19,7 +19,7 @@ def text(profile: str, steps: tuple[Step, ...] = STEPS) -> str:
     assigned = parameters.read_profile(profile)
     where = defaultdict(list)  # (name, default, sentence) → numbers of the notebooks
     for number, step in enumerate(steps, start=1):
-        for name, default in parameters.defaults(step.notebook).items():
+        for name, default in step.defaults().items():
             where[name, repr(default), _sentence(name, step)].append(str(number))
     titles = [f"{number}  {step.notebook.stem}" for number, step in enumerate(steps, start=1)]
     entries = [

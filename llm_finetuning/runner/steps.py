@@ -23,6 +23,12 @@ class Step:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
 
+    def defaults(self) -> dict[str, object]:
+        """Returns the notebook's parameters with their values: those of its cell, then settings not in the form."""
+        cell = parameters.defaults(self.notebook)
+        others = vars(self.settings_class()) if self.settings_class else {}
+        return cell | {name: value for name, value in others.items() if name in settings.NOT_IN_FORM}
+
 
 NAMED = {
     "generation": Step(ROOT / "Data Prep/Task Data Generation.ipynb", settings.Generation, writes=(TRAIN, VAL)),
@@ -68,8 +74,8 @@ def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tup
     Raises ValueError with all problems of names and values at once, FileNotFoundError for a missing profile
     or notebook, OSError when nothing can be written to `output`.
     """
-    cells = [parameters.defaults(step.notebook) for step in steps]
-    others = [parameters.defaults(step.notebook) for step in NAMED.values() if step not in steps]
+    cells = [step.defaults() for step in steps]
+    others = [step.defaults() for step in NAMED.values() if step not in steps]
     assigned = parameters.assign(cells, parameters.read_profile(profile), typed, output, others)
     problems = []
     for step, cell, values in zip(steps, cells, assigned, strict=True):

@@ -4,6 +4,7 @@ A pair file repeats every history: the pair of a chat's third prompt holds the t
 tokens another one begins with is trained on as part of that one, and each history is computed once.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from llm_finetuning import models, prompts
 from llm_finetuning.data import pairs, preferences
 from llm_finetuning.evaluation import agreement, scoreboard
 from llm_finetuning.prompts import Template
-from llm_finetuning.settings import Finetuning
+from llm_finetuning.settings import TRIAL_PAIRS, Finetuning
 
 COMMON_LENGTHS = (512, 1024, 2048)
 
@@ -150,6 +151,8 @@ def read_inputs(settings: Finetuning) -> RunInputs:
                 " same drive_folder (and a validation_share above 0), or set drive_folder to where its results are"
             )
     train, held_out = (pairs.to_records(pairs.read_jsonl(file)) for file in (folders.train_file, folders.val_file))
+    if settings.quick_trial:
+        train = random.Random(settings.seed).sample(train, min(TRIAL_PAIRS, len(train)))
     tokenizer = models.tokenizer(settings.model_name, settings.tokenizer_folder, settings.model_revision)
     return encode_inputs(settings, tokenizer, train, held_out, preferences.read(folders.val_preferences))
 

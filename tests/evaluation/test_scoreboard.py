@@ -1,5 +1,6 @@
 """The scoreboard: measures that say what they claim."""
 
+import dataclasses
 import math
 
 import pytest
@@ -93,3 +94,19 @@ def test_columns_are_recorded_one_by_one(tmp_path):
     assert list(board) == ["before", "after"]
     assert scoreboard.read(path) == board
     assert scoreboard.figures(board).loc["loss", "before"] == 2.0
+
+
+def test_own_questions_stand_in_the_table_and_count_in_no_figure(world, tmp_path):
+    model, template = world
+    known = known_pairs()
+    chosen = small_settings(tmp_path, "m", judge_exact_match=True, max_new_tokens=48, eval_answers=2)
+    held_out = scoreboard.held_out_set(known, template, 200, 4, 1)
+    plain = scoreboard.measure(model, held_out, template, chosen)
+    asked = dataclasses.replace(chosen, own_questions=["What is\nthis?", known[0]["prompt"]])
+    scores = scoreboard.measure(model, held_out, template, asked)
+    assert {name: scores[name] for name in plain} == plain
+    board = {"before": plain | {"own": []}, "after": scores}
+    assert len(scoreboard.side_by_side(board)) == 2, "the base was not asked"
+    table = scoreboard.side_by_side({"before": scores, "after": scores})
+    assert table["prompt"].tolist()[:2] == asked.own_questions and len(table) == 4
+    assert table["after"][1].removesuffix(" … (did not stop)") == scores["own"][1]["text"]

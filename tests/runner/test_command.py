@@ -98,4 +98,5 @@ def test_the_list_has_every_parameter_with_its_default_and_its_sentence(monkeypa
             field = step.settings_class.__pydantic_fields__.get(name)
             if field and name not in parameters.OUTPUT_NAMES:
                 assert " ".join(field.description.split()) in flat, name
-    assert re.search(r"^learning_rate = 0\.0002 \(sample: 0\.002\)  \[3\]$", text, re.MULTILINE)
+    rate = parameters.read_profile("sample")["learning_rate"]
+    assert re.search(rf"^learning_rate = 0\.0002 \(sample: {rate}\)  \[3\]$", text, re.MULTILINE)

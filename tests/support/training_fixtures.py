@@ -14,6 +14,8 @@ SMALL = {
     "tokenizer_folder": "",
     "system_message": "Be brief.",
     "chat_template": "",
+    "quick_trial": False,
+    "own_questions": [],
     "max_seq_length": 96,
     "train_on": "every response",
     "packing": True,

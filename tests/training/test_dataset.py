@@ -1,5 +1,6 @@
 """Pairs of one conversation as one example: every response in the loss once, every history read once."""
 
+import dataclasses
 import random
 from collections import Counter
 
@@ -13,8 +14,9 @@ from llm_finetuning import models, prompts
 from llm_finetuning.data import oasst, pairs
 from llm_finetuning.settings import SYSTEM_MESSAGE
 from llm_finetuning.training import trainer as training
-from llm_finetuning.training.dataset import conversations, encode_inputs, encode_pairs
+from llm_finetuning.training.dataset import conversations, encode_inputs, encode_pairs, read_inputs
 
+TRAIN, VAL = "finetuning_data_train.jsonl", "finetuning_data_val.jsonl"
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|endoftext|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -162,3 +164,17 @@ def test_loss_gradients_and_adapter_are_those_of_pairs(family, tiny_base, tmp_pa
     assert merged_loss == pytest.approx(loss, rel=1e-5)
     assert (merged_gradients - gradients).norm() <= 1e-4 * gradients.norm()
     assert (merged_adapter - adapter).norm() <= 1e-4 * adapter.norm()
+
+
+def test_a_quick_trial_takes_few_pairs_and_folders_of_its_own(tiny_base, tmp_path):
+    chosen = small_settings(tmp_path, tiny_base, quick_trial=True)
+    pairs.write_jsonl([{"prompt": f"p {i}", "response": "r"} for i in range(300)], tmp_path / "data" / TRAIN)
+    pairs.write_jsonl([{"prompt": "p", "response": "r"}], tmp_path / "data" / VAL)
+    assert read_inputs(chosen).data.read == 200
+    assert read_inputs(dataclasses.replace(chosen, quick_trial=False)).data.read == 300
+    folders, whole = chosen.folders, dataclasses.replace(chosen, quick_trial=False).folders
+    assert (folders.train_file, folders.base) == (whole.train_file, whole.base)
+    for name in ("checkpoints", "adapter", "merged", "published", "settings", "scoreboard", "metrics", "figures"):
+        assert getattr(folders, name) != getattr(whole, name), name
+    with pytest.raises(ValueError, match="a quick trial is not uploaded"):
+        small_settings(tmp_path, tiny_base, quick_trial=True, publish_to="hub", hub_repository="a/b")
