@@ -78,6 +78,7 @@ class Page:
         async for answered, status in self._progress(question, asked):
             yield gr.skip(), gr.skip(), self.view(answered), status
         if question.forgotten:
+            yield (gr.skip(),) * 4  # Gradio sends what came last once more
             return
         answered = _with_answer(asked, question.text)
         yield idle(), answered, self.view(answered), escape(question.status)
@@ -106,13 +107,8 @@ class Page:
         self.visitors.stop(request.session_hash, forget=True)
         return idle(), [], self.view([]), ""
 
-    def stop(self, request: gr.Request) -> dict:
-        """Ends the answer; its own event then shows what there is of it."""
-        self.visitors.stop(request.session_hash)
-        return idle()
-
-    def leave(self, request: gr.Request) -> None:
-        """Ends the answer of a visitor who has closed the page."""
+    def stop(self, request: gr.Request) -> None:
+        """Ends the answer; its own event then shows what there is of it, if the page is still open."""
         self.visitors.stop(request.session_hash)
 
     async def greet(self, messages: list[dict], request: gr.Request) -> AsyncIterator[tuple]:
@@ -215,11 +211,11 @@ def _events(page: Page, blocks: gr.Blocks, about: gr.HTML, shown: list) -> None:
     line, messages, view, status = shown
     with gr.Row():
         clear, export = (gr.Button(name, size="sm", min_width=100) for name in ("New conversation", "Export"))
-    line.stop(page.stop, None, [line], **QUICK)
+    line.stop(page.stop, **QUICK)
     view.undo(page.undo, [messages], shown, **QUICK)
     clear.click(page.clear, None, shown, **QUICK)
     export.click(None, [messages], None, js=markup.EXPORT)
-    blocks.unload(page.leave)
+    blocks.unload(page.stop)
     blocks.load(page.greet, [messages], [view, about, status], **QUICK | GENERATING)
 
 
