@@ -256,7 +256,8 @@ def test_retry_answers_again_and_undo_gives_the_question_back(visit, quick, quic
     expect(answer(window, 1)).to_be_visible(timeout=PATIENT)
     before = len(quick.asked)
     window.get_by_label("Retry").click()
-    expect(window.locator("#status")).not_to_contain_text("tokens/s", timeout=PATIENT)
+    while len(quick.asked) == before:  # a quick answer's status is that of the one before
+        window.wait_for_timeout(50)
     wait_until_idle(window)
     assert quick.asked[before:] == [quick.asked[before - 1]]
     assert answer(window).count() == 1 and answer(window, 2).count() == 0
