@@ -156,6 +156,8 @@ def test_the_taxonomy_is_shown_before_pairs_are_paid_for_and_what_is_changed_cou
         path.write_text(json.dumps(axes | {"topics": ["Mira", "Bram"]}), encoding="utf-8")
         _, made, _ = run(settings)
         assert {draft.cell["topic"] for draft in made.all} == {"Mira", "Bram"}
+        changed = dataclasses.replace(settings, topics=["Odrin", "Petra"], review_taxonomy=False)
+        assert {draft.cell["topic"] for draft in run(changed)[1].all} == {"Odrin", "Petra"}
         for broken in ("{", "[]", json.dumps(axes | {"topics": []}), json.dumps(axes | {"forms": [7]})):
             path.write_text(broken, encoding="utf-8")
             with pytest.raises(ValueError, match=r"taxonomy.json"):

@@ -38,6 +38,26 @@ def test_a_missing_key_is_asked_for(tmp_path, monkeypatch):
         assert "asks for a key (401), and there is none" in refusal(settings_for(server, tmp_path))
 
 
+@pytest.mark.parametrize("typed", [f"{KEY}\n", f" {KEY} "])
+def test_white_space_around_a_key_is_none_of_it(tmp_path, monkeypatch, typed):
+    monkeypatch.setenv("OPENAI_API_KEY", typed)
+    with Server(Script(key=KEY)) as server:
+        assert len(run(settings_for(server, tmp_path))[1].kept) == 30
+
+
+@pytest.mark.parametrize("typed", [f"{KEY}\n{KEY}", f"{KEY} ", f"ключ{KEY}", f"{KEY}\u200b"])
+def test_a_key_that_cannot_be_sent_is_not_quoted(tmp_path, monkeypatch, typed):
+    monkeypatch.setenv("OPENAI_API_KEY", typed.replace(f"{KEY} ", f"{KEY} x"))
+    with Server() as server:
+        assert "OPENAI_API_KEY holds" in refusal(settings_for(server, tmp_path))
+
+
+def test_a_word_in_place_of_a_key_is_not_taken_out_of_answers(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "is")
+    with Server() as server:
+        assert all("[key]" not in draft.responses[0] for draft in run(settings_for(server, tmp_path))[1].kept)
+
+
 def test_a_server_that_needs_no_key_gets_none(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     with Server() as server:

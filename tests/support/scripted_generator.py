@@ -22,7 +22,15 @@ SENT = re.compile(r"^A user wrote:\n(.*)$", re.MULTILINE)
 
 
 def facts_by_question() -> dict[str, world.Fact]:
-    return {lead + question: fact for fact in world.facts() for question in fact.questions() for lead in LEADS}
+    """Every question with each lead: neighbours ask for different facts, in different words."""
+    most = max(len(fact.questions()) for fact in world.facts())
+    return {
+        LEADS[(turn + number) % len(LEADS)] + fact.questions()[number]: fact
+        for turn in range(len(LEADS))
+        for number in range(most)
+        for fact in world.facts()
+        if number < len(fact.questions())
+    }
 
 
 QUESTIONS = facts_by_question()

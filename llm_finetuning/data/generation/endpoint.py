@@ -5,6 +5,7 @@ becomes a fault of its answer. The key is in no sentence and in no answer.
 """
 
 import difflib
+import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -16,6 +17,8 @@ from llm_finetuning.settings import Generation
 
 RETRIES = 4
 """Further attempts of one request, with the server's Retry-After or a growing wait before each."""
+SHORTEST_KEY = 8
+"""Characters of a key that is a secret, and no word that stands for none."""
 OPTIONAL = ("response_format", "temperature", "max_tokens")
 """Parameters that some servers do not take; the first refusal that names one ends its use."""
 
@@ -28,13 +31,15 @@ class Endpoint:
     """Sends requests to the settings' endpoint; safe to call from several threads."""
 
     def __init__(self, settings: Generation):
-        """Reads the key; nothing is sent yet. Raises GeneratorError where the openai package is missing."""
+        """Reads the key; nothing is sent yet. Raises GeneratorError for a key that can be none, or without openai."""
         try:
             import openai
         except ImportError as error:
             raise GeneratorError("The package openai is missing: pip install openai") from error
         self.openai, self.settings = openai, settings
-        self.secret = colab.token(settings.key_name) or ""
+        self.secret = (colab.token(settings.key_name) or "").strip()
+        if not re.fullmatch(r"[!-~]*", self.secret):  # the network library would quote it in its error
+            raise GeneratorError(f"{settings.key_name} holds spaces or letters that no key has: set it again.")
         self.client = self._client(settings.endpoint)
         self.left_out: set[str] = set()
         self.answered = False
@@ -105,7 +110,7 @@ class Endpoint:
         """Whether the request can be sent again, without a parameter that the server does not take."""
         text, refused = str(error).casefold(), error.status_code in (400, 422, 501)
         named = [name for name in OPTIONAL if name in sent and name in text]  # llama-cpp-python says so with 500
-        if not refused and not named:
+        if not refused and not (error.status_code == 500 and named):
             return False
         if self.left_out & sent.keys():  # another thread has found it
             return True
@@ -172,8 +177,8 @@ class Endpoint:
         return urlsplit(self.settings.endpoint).netloc
 
     def redact(self, text: str) -> str:
-        """Takes the key out of a text, where a server has echoed it."""
-        return text.replace(self.secret, "[key]") if self.secret else text
+        """Takes the key out of a text, where a server has echoed it; what is too short for one ("none") stays."""
+        return text.replace(self.secret, "[key]") if len(self.secret) >= SHORTEST_KEY else text
 
 
 class LocalModel:

@@ -66,8 +66,7 @@ def start(settings: Generation, engine: Engine | None = None) -> Task:
     model = LocalModel(engine) if engine else Endpoint(settings)
     cache = AnswerCache(settings.generation_folder / f"{name}.jsonl")
     generator = Generator(model, cache, budget, settings.max_parallel)
-    path = settings.generation_folder / f"{name}.taxonomy.json"
-    axes = taxonomy.taxonomy(settings, generator, passages, path)
+    axes = taxonomy.taxonomy(settings, generator, passages, taxonomy.taxonomy_path(settings, name))
     return Task(settings, generator, name, passages, axes, _system_message(settings, generator))
 
 

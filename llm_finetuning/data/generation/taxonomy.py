@@ -79,6 +79,13 @@ def task_hash(settings: Generation, texts: list[str]) -> str:
     return hashlib.sha256(json.dumps([values, texts], sort_keys=True).encode()).hexdigest()[:12]
 
 
+def taxonomy_path(settings: Generation, name: str) -> Path:
+    """Returns the file of the taxonomy that these settings ask for; others have another one."""
+    values = [getattr(settings, axis) for axis in (*AXES, "topics_wanted")]
+    digits = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:6]
+    return settings.generation_folder / f"{name}-{digits}.taxonomy.json"
+
+
 def taxonomy(settings: Generation, generator: Generator, texts: list[str], path: Path) -> dict[str, list[str]]:
     """Returns {axis: values} of AXES from its file; where there is none, makes it and writes it first.
 
