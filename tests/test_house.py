@@ -175,3 +175,28 @@ def test_no_model_folder_brings_code_that_is_run():
         or any(k.arg == "trust_remote_code" and ast.unparse(k.value) == "False" for k in call.keywords)
     }
     assert [place for place, _ in calls if place not in refused] == []
+
+
+def test_troubleshooting_quotes_the_messages_as_they_are():
+    """Each message of docs/troubleshooting.md, piece by piece between its dots, is one of the program's own texts."""
+    texts = [text for path in (ROOT / "llm_finetuning").rglob("*.py") for text in texts_of(path.read_text("utf-8"))]
+    texts += texts_of(code_cells(NOTEBOOKS[0])[1].source) + ["Tokenizer class TokenizersBackend does not exist"]
+    whole = "\n".join(re.sub(r"\s+", " ", text) for text in texts)
+    document = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^### `(.+)`$", document, re.MULTILINE)
+    assert len(quoted) >= 15
+    for message in quoted:
+        for piece in filter(None, re.split(r"\s*…\s*", message)):
+            assert piece in whole, (message, piece)
+
+
+def texts_of(source: str) -> list[str]:
+    """The texts of a program; what an f-string fills in becomes a space."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            found += "".join(getattr(part, "value", None) if isinstance(part, ast.Constant) else "\n"
+                             for part in node.values).split("\n")  # fmt: skip
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
