@@ -15,6 +15,17 @@ from llm_finetuning import plotting
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 SHOWN_VERSIONS = ("python", "torch", "transformers", "peft", "trl", "bitsandbytes")
 
+HEADLINES = (
+    "data preparation: flattening 84,000 messages, time, the original's loop over ours",
+    "packing: 7,000 tokens of the sample, tokens per second, packed over one row per step",
+    "merge: time, PEFT's merge_and_unload over ours, into the original base",
+    "inference at Phi-2's true size: tokens per second, reading the prompt included, chat.py, llama.cpp over the"
+    " original's pipeline in fp32",
+    "inference at Phi-2's true size: peak memory, the original's pipeline in fp32 over chat.py, llama.cpp",
+)
+"""The ratios that the README shows, by their names in a results file."""
+BEFORE = ("the original's loop", "PEFT's merge_and_unload", "the original's pipeline in fp32", "one row per step")
+"""What a name of the side ends with that something of ours took the place of."""
 QUANTITIES = ("tokens per second", "peak memory", "MFU")
 """What is measured of every variant of the training."""
 
@@ -45,7 +56,7 @@ def with_tables(readme: str, reports: list[dict]) -> str:
     if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
         raise ValueError(f"README.md needs {BEGIN} and, below it, {END}, each once: put them where the tables belong")
     before, _, rest = readme.partition(BEGIN)
-    inner = "\n".join(f"{head(report)}\n{in_turn(report, shortly=True)}" for report in reports)
+    inner = "\n".join(f"{head(report)}\n{headlines(report)}" for report in reports)
     return f"{before}{BEGIN}\n{inner}{END}{rest.partition(END)[2]}"
 
 
@@ -73,17 +84,24 @@ def head(report: dict) -> str:
     return f"**{machine['name']}**, {machine['memory_gib']:g} GiB; {named}. Medians, in brackets the whole range.\n"
 
 
-def in_turn(report: dict, shortly: bool = False) -> str:
-    """A row for each ratio: both sides, and how many times one is the other.
-
-    shortly: a part that was measured at the true size is not shown at the small one.
-    """
+def headlines(report: dict) -> str:
+    """A row for each of HEADLINES: the side that was slower or larger before, the other after, and the factor."""
     by_name = {entry["name"]: entry for entry in report["figures"]}
-    parts = {entry["name"].partition(": ")[0] for entry in report["figures"]}
-    small = {part for part in parts if shortly and f"{part}{measuring.SIZES['true']}" in parts}
+    rows = []
+    for ratio in (by_name[name] for name in HEADLINES if name in by_name):
+        what = os.path.commonprefix(ratio["of"]).rpartition(", ")[0]
+        before, after = ratio["of"] if ratio["of"][0].endswith(BEFORE) else ratio["of"][::-1]
+        sides = [f"{name[len(what) + 2 :]}: {value(by_name[name])}" for name in (before, after)]
+        rows.append([what, *sides, f"**{value(ratio)}** {around(ratio)}".strip()])
+    return scaling.table(["what", "before", "after", "factor"], rows) if rows else ""
+
+
+def in_turn(report: dict) -> str:
+    """A row for each ratio: both sides, and how many times one is the other."""
+    by_name = {entry["name"]: entry for entry in report["figures"]}
     rows = []
     for ratio in report["figures"]:
-        if "of" in ratio and ratio["name"].partition(": ")[0] not in small:
+        if "of" in ratio:
             what = os.path.commonprefix(ratio["of"]).rpartition(", ")[0]
             sides = [f"{name[len(what) + 2 :]}: {value(by_name[name])}" for name in ratio["of"]]
             rows.append([what, *sides, f"**{value(ratio)}** {around(ratio)}".strip(), str(len(ratio["values"]))])
