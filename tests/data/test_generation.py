@@ -63,6 +63,14 @@ def test_the_wanted_pairs_come_through_all_faults_and_a_second_run_asks_nothing(
     assert kept == whole["kept"].iloc[0]
 
 
+def test_half_a_character_is_replaced_wherever_it_stands(tmp_path):
+    with Server(Script(lambda purpose, number: "half a character" if number > 2 else None)) as server:
+        settings = settings_for(server, tmp_path)
+        _, made, _ = run(settings)
+    assert "?" in made.kept[0].responses[0] and "??" in made.kept[0].prompt
+    assert len(pairs.read_jsonl(settings.folders.train_file)) > 20
+
+
 def test_each_files_funnel_adds_up_and_its_report_says_who_wrote_it(tmp_path):
     with Server() as server:
         settings = settings_for(server, tmp_path, prompt_price=2.0, answer_price=8.0, budget_money=1.0)

@@ -168,6 +168,9 @@ class Handler(BaseHTTPRequestHandler):
             if purpose == "prompts"
             else text,
             "python": str(json.loads(text)) if text.startswith("{") else text,
+            "half a character": f"{text[:-2]}\ud83d{text[-2:]}"
+            if purpose == "answer"
+            else text.replace("?", "\\ud83d?"),
             "garbage": '{{{[[[ \\u12 "prompts": nothing ]]]',
         }.get(fault, text)
         message = {"role": "assistant", "content": text}

@@ -17,8 +17,12 @@ MOST_STARTS = 50
 
 
 def without_thoughts(text: str) -> str:
-    """Removes the reasoning that some models write before their answer."""
-    return THOUGHTS.sub("", text).strip()
+    """Removes the reasoning that some models write before their answer, and half characters, which no file takes."""
+    return _sound(THOUGHTS.sub("", text)).strip()
+
+
+def _sound(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def strings(text: str, name: str) -> list[str]:
@@ -33,7 +37,7 @@ def strings(text: str, name: str) -> list[str]:
 def string(text: str, name: str) -> str:
     """Returns the text that a model wrote under `name`, "" where there is none."""
     values = (value.get(name) for value in _values(without_thoughts(text)) if isinstance(value, dict))
-    return next((value.strip() for value in values if isinstance(value, str) and value.strip()), "")
+    return next((_sound(value).strip() for value in values if isinstance(value, str) and value.strip()), "")
 
 
 def numbers(text: str, name: str) -> list[float]:
@@ -61,7 +65,7 @@ def _text(item: Any) -> str:
     """Returns an item of a list as text; of an object its first text."""
     if isinstance(item, dict):
         item = next((value for value in item.values() if isinstance(value, str)), "")
-    return item.strip() if isinstance(item, str) else ""
+    return _sound(item).strip() if isinstance(item, str) else ""
 
 
 def _number(item: Any) -> float | None:
