@@ -4,6 +4,7 @@ Template, stop token ids and suppressed token ids come from the folder. Every en
 the same rule ends its answers.
 """
 
+import json
 import re
 import time
 from bisect import bisect_left
@@ -209,10 +210,12 @@ class Stream(Iterator[str]):
 
 
 def is_sample(folder: Path) -> bool:
-    """Returns whether the settings of a published folder, if it has any, name the sample as its base."""
-    file = folder / "settings.json"
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    return re.search(r'"model_name"\s*:\s*"sample"', text) is not None
+    """Returns whether the settings of a published folder name the sample as its base."""
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # they are for people to read: none are needed to answer
+        return False
+    return isinstance(settings, dict) and settings.get("model_name") == "sample"
 
 
 def encode_question(messages: list[dict], template: prompts.Template, context: int, max_new_tokens: int) -> Prompt:
