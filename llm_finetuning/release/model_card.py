@@ -13,11 +13,11 @@ import jinja2
 from huggingface_hub import ModelCardData
 
 from llm_finetuning.files.atomic import write_text
-from llm_finetuning.files.checksums import hash_file
+from llm_finetuning.files.checksums import hash_file, hash_together
 from llm_finetuning.files.copying import gigabytes
 from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.release.safety import without_tokens
-from llm_finetuning.sample import TREES
+from llm_finetuning.sample import TRAIN, VALIDATION, trees_of
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 GGUF = Path(__file__).with_name("gguf_card.md.jinja")
@@ -100,7 +100,8 @@ def _is_public(pairs_file: Path, report: dict) -> bool:
     """Whether a file of pairs is as the data preparation wrote it from a source that is known to be public."""
     origin = report.get("source", {})
     on_hub = origin.get("source") in DATA_LICENCES and "revision" in origin
-    return (on_hub or origin.get("sha256") == hash_file(TREES)) and report.get("sha256") == hash_file(pairs_file)
+    of_sample = origin.get("sha256") in {hash_together([trees_of(split)]) for split in (TRAIN, VALIDATION)}
+    return (on_hub or of_sample) and report.get("sha256") == hash_file(pairs_file)
 
 
 def _report(pairs_file: Path) -> dict:

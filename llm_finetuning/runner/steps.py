@@ -26,8 +26,8 @@ class Step:
     def defaults(self) -> dict[str, object]:
         """Returns the notebook's parameters with their values: those of its cell, then settings not in the form."""
         cell = parameters.defaults(self.notebook)
-        others = vars(self.settings_class()) if self.settings_class else {}
-        return cell | {name: value for name, value in others.items() if name in settings.NOT_IN_FORM}
+        others = [name for name in settings.NOT_IN_FORM if hasattr(self.settings_class, name)]
+        return cell | {name: getattr(self.settings_class, name) for name in others}
 
 
 NAMED = {

@@ -51,7 +51,7 @@ def test_the_wanted_pairs_come_through_all_faults_and_a_second_run_asks_nothing(
     train, val = (pairs.read_jsonl(path) for path in (settings.folders.train_file, settings.folders.val_file))
     assert len(train) + len(val) == len(made.kept) == 80
     assert not set(train["message_tree_id"]) & set(val["message_tree_id"])
-    assert all(QUESTIONS[pair.prompt].answer in pair.response for pair in train.itertuples())
+    assert all(QUESTIONS[pair.prompt].answers[0] in pair.response for pair in train.itertuples())
     whole = generate.flatten(made.all).funnel
     assert whole["kept"].tolist()[1:] == [a - b for a, b in zip(whole["kept"], whole["dropped"][1:], strict=False)]
     lost = dict(zip(whole["step"], whole["dropped"], strict=True))

@@ -9,7 +9,7 @@ import pytest
 from generation_world import KEY, every_file, files_with
 from scripted_generator import Script, Server
 
-from llm_finetuning.runner import notebooks
+from llm_finetuning.runner import steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def test_the_notebook_runs_headless_and_stops_once_for_its_taxonomy(tmp_path):
 
 
 def test_notebooks_run_in_their_order_whatever_is_typed():
-    assert notebooks.named("finetuning, generation") == (notebooks.GENERATION, notebooks.STEPS[2])
-    assert notebooks.named("") == notebooks.STEPS
+    assert steps.named("finetuning, generation") == (steps.NAMED["generation"], steps.NAMED["finetuning"])
+    assert steps.named("") == steps.STEPS
     with pytest.raises(ValueError, match="generatoin not known; there are generation, training-data"):
-        notebooks.named("generatoin")
+        steps.named("generatoin")

@@ -22,7 +22,7 @@ def settings(tmp_path):
         cell = next(c for c in nbformat.read(NOTEBOOK, 4).cells if "parameters" in c.metadata.get("tags", []))
         names: dict = {}
         exec(cell.source, names)
-        fields = {name: names[name] for name in Inference.__dataclass_fields__}
+        fields = {name: names[name] for name in Inference.__dataclass_fields__ if name in names}
         return Inference(**fields | {"drive_folder": str(tmp_path)} | changes)
 
     return make

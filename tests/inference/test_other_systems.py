@@ -45,7 +45,11 @@ USE = """
 import llm_finetuning
 for module in pkgutil.walk_packages(llm_finetuning.__path__, "llm_finetuning."):
     if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if error.name != "llama_cpp":  # scripts that run where llama.cpp is installed
+                raise
 
 from llm_finetuning import hardware
 from llm_finetuning.inference import autotune, page

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from llm_finetuning.files.checksums import hash_file
+from llm_finetuning.files.checksums import hash_file, hash_together
 from llm_finetuning.release import model_card
-from llm_finetuning.sample import TREES
+from llm_finetuning.sample import trees_of
 
 TOKEN = "hf_" + "aB3" * 12
 
@@ -231,12 +231,12 @@ def test_data_facts_come_from_the_reports(tmp_path):
 )
 def test_held_out_prompts_and_answers_are_shown_of_public_data_alone(tmp_path, facts, sources, changed, shown):
     files = [tmp_path / f"finetuning_data_{split}.jsonl" for split in ("train", "val")]
-    for file, source in zip(files, sources, strict=True):
+    for file, source, split in zip(files, sources, ("train", "validation"), strict=True):
         file.write_text('{"prompt": "a", "response": "b"}\n')
         origin = (
             {"source": source, "revision": "abc"} if "/" in str(source) else {"source": "trees.jsonl", "sha256": "0"}
         )
-        origin = {"source": "trees.jsonl", "sha256": hash_file(TREES)} if source == "sample" else origin
+        origin = {"source": "trees.jsonl", "sha256": hash_together([trees_of(split)])} if source == "sample" else origin
         report = {"source": origin, "sha256": hash_file(file)}
         if source:
             file.with_suffix(".report.json").write_text(json.dumps(report))

@@ -72,7 +72,7 @@ class Script:
         if purpose == "scores":
             return json.dumps({"scores": [9, 4][: content.count("Response ")]})
         fact = QUESTIONS.get(content.strip())
-        return fact.answer if fact else "Nobody on the islands has told me about that yet."
+        return fact.answers[0] if fact else "Nobody on the islands has told me about that yet."
 
     def refuses(self, body: dict) -> str:
         """Why a request is not taken (400), "" for one that is."""
