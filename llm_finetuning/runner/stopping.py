@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANGUP, KILL = getattr(signal, "SIGHUP", None), getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has neither
+SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, HANGUP)))
 EXIT_CODE = 130
 PATIENCE = 10.0
 """Seconds that a cell has to end after it was interrupted; one that trains has as long as its step takes."""
@@ -31,7 +32,7 @@ class Stop:
         self._asked_at = 0.0
         self.group: int | None = None
         """Process group of the running kernel."""
-        self.first = signal.SIGKILL
+        self.first = KILL
         """What the kernel is sent first: SIGKILL before it runs a cell, then as `cell_starts` says."""
         self._kernel_expected = False
         self._timer: threading.Timer | None = None
@@ -39,13 +40,13 @@ class Stop:
     def listen(self) -> None:
         """Handles the signals from now on; not a closed terminal that the process was started to ignore (nohup)."""
         for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            if number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
 
     @contextmanager
     def kernel_expected(self) -> Iterator[None]:
         """Inside it a kernel is started and stopped again: a signal goes to that, and never ends this process."""
-        self._kernel_expected, self.first = True, signal.SIGKILL
+        self._kernel_expected, self.first = True, KILL
         try:
             yield
         finally:
@@ -72,9 +73,9 @@ class Stop:
         if self.asked and time.monotonic() - self._asked_at < ONE_REQUEST:
             return
         again, self.asked, self._asked_at = self.asked, True, time.monotonic()
-        self.send(signal.SIGKILL if again else self.first)
+        self.send(KILL if again else self.first)
         if not again and self.first == signal.SIGINT:
-            self._timer = threading.Timer(PATIENCE, self.send, [signal.SIGKILL])
+            self._timer = threading.Timer(PATIENCE, self.send, [KILL])
             self._timer.daemon = True
             self._timer.start()
 

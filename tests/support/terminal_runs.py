@@ -36,6 +36,8 @@ def started(output: Path, *paths: Path, patience: float = 60, every: float = 60,
     """The run of these notebooks, as a process; ended when the test is."""
     command = [sys.executable, "-c", DRIVER, output, patience, every, *paths]
     environment = os.environ | {"PYTHONPATH": str(cache.PACKAGE.parent)}
+    for size in ("COLUMNS", "LINES"):  # which would count for more than the terminal's own
+        environment.pop(size, None)
     process = subprocess.Popen([str(word) for word in command], env=environment, **streams)
     try:
         yield process
