@@ -48,7 +48,7 @@ def defaults() -> dict:
     cells = json.loads((ROOT / "Finetuning" / "Phi-2 QLoRA Finetuning.ipynb").read_text())["cells"]
     values: dict = {}
     exec(next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])), values)
-    folders = {"drive_folder": "outputs/benchmarks", "work_folder": "outputs/benchmarks"}
+    folders = {"drive_folder": "outputs/benchmarks/results", "work_folder": "outputs/benchmarks/work"}
     return {name: value for name, value in values.items() if not name.startswith("_")} | folders
 
 
