@@ -58,6 +58,12 @@ def adds_space(tokenizer: dict) -> bool:
     return any(step["type"] == "Prepend" for step in normalizers) or scheme != "never"
 
 
+def adds_bos(tokenizer: dict) -> bool:
+    """Whether a text begins with a special token; where a file does not say it, llama.cpp adds BOS to some."""
+    steps = _steps(tokenizer.get("post_processor"), "processors")
+    return any(step["type"] == "TemplateProcessing" and "SpecialToken" in step["single"][0] for step in steps)
+
+
 def pieces(tokenizer: dict, rows: int) -> tuple[list[bytes], list[float], list[int]]:
     """Returns text, score and kind of each of the model's `rows` tokens, from a SentencePiece-like tokenizer.json.
 
@@ -101,6 +107,7 @@ def teach(text_model: Any) -> None:
         write(self, *arguments, **named)
         if is_sentencepiece_like(read(self)):
             self.gguf_writer.add_add_space_prefix(adds_space(read(self)))
+            self.gguf_writer.add_add_bos_token(adds_bos(read(self)))
 
     def write_bytes(self: Any) -> None:
         return self._set_vocab_sentencepiece() if is_sentencepiece_like(read(self)) else from_bytes(self)
