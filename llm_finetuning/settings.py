@@ -649,7 +649,7 @@ class Evaluation:
     max_seq_length: Length = 1024
     """Longest conversation in tokens, as in the finetuning notebook."""
     eval_pairs: Count = 200
-    """Held-out pairs, ranked pairs and passages that likelihoods are measured on, at most so many of each."""
+    """Held-out pairs and passages that likelihoods are measured on, at most so many; of ranked pairs 200 or more."""
     eval_answers: CountOrZero = 64
     """Held-out prompts that are answered."""
     max_new_tokens: Count = 256

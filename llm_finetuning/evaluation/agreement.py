@@ -13,6 +13,9 @@ from llm_finetuning.evaluation import likelihood
 from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.prompts import Template
 
+FEWEST = 200
+"""Ranked pairs that are measured where there are so many: an interval over fewer says little."""
+
 
 def ranked_pairs(records: list[dict], template: Template, max_seq_length: int) -> list[dict]:
     """Encodes preference records as {"chosen": example, "rejected": example, "record"}, both with the same history.
@@ -35,13 +38,13 @@ def ranked_pairs(records: list[dict], template: Template, max_seq_length: int) -
 
 
 def drawn(records: Sequence[dict], template: Template, max_seq_length: int, count: int, seed: int) -> list[dict]:
-    """At most `count` ranked pairs that fit, in the order in which the seed draws them."""
+    """The ranked pairs that fit, at most so many as `sampled` draws."""
     return sampled(ranked_pairs(list(records), template, max_seq_length), count, seed)
 
 
 def sampled(ranked: list[dict], count: int, seed: int) -> list[dict]:
-    """At most `count` of them, in the order in which the seed draws them."""
-    return random.Random(seed).sample(ranked, min(count, len(ranked)))
+    """At most `count` of them, or FEWEST where that is more, in the order in which the seed draws them."""
+    return random.Random(seed).sample(ranked, min(max(count, FEWEST), len(ranked)))
 
 
 def rank_agreement(model: torch.nn.Module, ranked: list[dict], template: Template) -> dict[str, Sample]:

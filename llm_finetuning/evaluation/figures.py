@@ -17,7 +17,7 @@ def scoreboard_bars(board: dict) -> Figure:
         values = [scores[measure] for scores in board.values()]
         bars = axes.bar(list(board), values, color=colours[: len(values)], width=0.65)
         axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=2)
-        axes.set_title(measure.replace("_", " "))
+        axes.set_title(f"{measure.replace('_', ' ')}\n({better(measure)})", fontsize=9)
         axes.set_ylim(0, max(max(values) * 1.15, 0.1) if measure == "loss" else 1.12)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -50,7 +50,11 @@ def _panel(axes: Axes, name: str, found: dict[str, dict]) -> None:
         axes.plot([each["value"]], [-place], "o", color=colour, markersize=6)
     axes.set_yticks([-place for place in range(len(found))], list(found))
     axes.set_ylim(0.6 - len(found), 0.6)
-    better = " (lower is better)" * (name in LOWER_IS_BETTER) + " (higher is better)" * (name in HIGHER_IS_BETTER)
-    axes.set_title(f"{name.replace('_', ' ')}{better}", fontsize=9)
+    axes.set_title(f"{name.replace('_', ' ')}{f' ({better(name)})' if better(name) else ''}", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def better(name: str) -> str:
+    """Returns "lower is better", "higher is better", or "" for a figure that is neither."""
+    return "lower is better" if name in LOWER_IS_BETTER else "higher is better" if name in HIGHER_IS_BETTER else ""

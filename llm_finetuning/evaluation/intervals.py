@@ -58,7 +58,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """The score interval of a share of n (Wilson, 1927); unlike the bootstrap's, it is no point where all are equal."""
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * (share * (1 - share) / n + Z**2 / (4 * n**2)) ** 0.5
-    return min(share, middle - half), max(share, middle + half)  # all equal: the end is the share, but for rounding
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))  # the ends but for rounding
 
 
 def difference(first: Sample, second: Sample) -> dict:

@@ -138,7 +138,7 @@ class RunInputs:
     held_out: list[dict]
     """Examples with the pair beside them: {"input_ids", "labels", "pair"} (`scoreboard.held_out_set`)."""
     ranked: list[dict] = field(default_factory=list)
-    """Held-out replies that people ranked (`agreement.ranked_pairs`), as many as there are held-out examples."""
+    """Held-out replies that people ranked (`agreement.drawn`)."""
 
 
 def read_inputs(settings: Finetuning) -> RunInputs:

@@ -21,14 +21,14 @@ def loss_curve(entries: list[dict], title: str = "Loss") -> Figure:
         ms=5,
         label="held-out answers",
     )
-    above.set(title=title, ylabel="nats per token")
+    above.set(title=title, ylabel="nats per token (lower is better)")
     if trained or held_out:
         above.set_ylim(bottom=0)
         above.legend(frameon=False)
     rates = [(e["step"], e["learning_rate"]) for e in trained if "learning_rate" in e]
     below.plot([step for step, _ in rates], [rate for _, rate in rates], color=GREEN, lw=1.2)
     below.set(xlabel="optimizer step", ylabel="learning\nrate")
-    below.ticklabel_format(axis="y", scilimits=(-2, 2))
+    below.yaxis.set_major_formatter("{x:g}")  # no factor above the axis
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
