@@ -28,15 +28,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, phi2_tokenizer_folder) -> Path:
     """A tiny random Phi with Phi-2's own tokenizer, as a merge leaves it."""
     import torch
-    from conftest import REAL_DATA
     from transformers import AutoTokenizer, GenerationConfig, PhiConfig, PhiForCausalLM
 
-    if not (REAL_DATA / "phi-2-tokenizer").is_dir():
-        pytest.skip("Phi-2's tokenizer is not there: see CONTRIBUTING.md")
-    tokenizer, path = AutoTokenizer.from_pretrained(REAL_DATA / "phi-2-tokenizer"), tmp_path_factory.mktemp("phi")
+    tokenizer, path = AutoTokenizer.from_pretrained(phi2_tokenizer_folder), tmp_path_factory.mktemp("phi")
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     config = PhiConfig(

@@ -20,6 +20,7 @@ os.rename(Path(drive_folder, "ids.part"), Path(drive_folder, "ids"))
 """
 STUBBORN = """while True:
     try:
+        Path(drive_folder, "loops").touch()
         time.sleep(600)
     except KeyboardInterrupt:
         Path(drive_folder, "refused").touch()
@@ -82,6 +83,7 @@ def test_a_cell_that_does_not_stop_is_killed(make_notebook, tmp_path, ids, patie
     notebook = make_notebook("stubborn", CELL, IDS, STUBBORN)
     with started(tmp_path / "out", notebook, patience=patience, **PIPES) as run:
         processes = ids()
+        wait_for((tmp_path / "out" / "loops").exists)  # before it the cell would stop at once
         run.send_signal(signal.SIGINT)
         if patience > 1:
             wait_for((tmp_path / "out" / "refused").exists)

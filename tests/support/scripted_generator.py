@@ -21,20 +21,24 @@ NUMBER = re.compile(r"^Write (\d+) different messages", re.MULTILINE)
 SENT = re.compile(r"^A user wrote:\n(.*)$", re.MULTILINE)
 
 
+FACTS = [fact for fact in world.facts() if fact.attribute not in ("about", "card", "entry")]
+"""Those that are told in one short sentence."""
+
+
 def facts_by_question() -> dict[str, world.Fact]:
     """Every question with each lead: neighbours ask for different facts, in different words."""
-    most = max(len(fact.questions()) for fact in world.facts())
+    most = max(len(fact.questions()) for fact in FACTS)
     return {
         LEADS[(turn + number) % len(LEADS)] + fact.questions()[number]: fact
         for turn in range(len(LEADS))
         for number in range(most)
-        for fact in world.facts()
+        for fact in FACTS
         if number < len(fact.questions())
     }
 
 
 QUESTIONS = facts_by_question()
-SUBJECTS = list(dict.fromkeys(fact.subject for fact in world.facts()))
+SUBJECTS = list(dict.fromkeys(fact.subject for fact in FACTS))
 
 
 class Script:
