@@ -129,6 +129,7 @@ def _prepare_kernels() -> None:
     """Makes the kernels run this interpreter, whatever else is registered as python3, and find this package."""
     for name, path in (("JUPYTER_PATH", f"{sys.prefix}/share/jupyter"), ("PYTHONPATH", str(cache.PACKAGE.parent))):
         os.environ[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # a kernel's debugger warns of Python's own modules
     os.environ.setdefault("TQDM_NCOLS", "120")  # the width of this terminal would cut the notebooks' bars
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     logging.getLogger("traitlets").setLevel(logging.ERROR)

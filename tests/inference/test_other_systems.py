@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 MISSING = """
@@ -70,6 +72,7 @@ print(page.launch(page.build(loading.in_background(lambda: chat, ""), "T", [], S
 """
 
 
+@pytest.mark.slow  # older libraries of Jupyter ask for more of the system
 def test_chat_and_page_need_nothing_that_only_linux_has(published, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MISSING + USE, str(published)],

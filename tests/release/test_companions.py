@@ -12,7 +12,7 @@ import torch
 from families import tiny_base_of
 from inference_fixtures import make_tokenizer
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PhiConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PhiConfig
 
 from llm_finetuning import prompts
 from llm_finetuning.release import companions
@@ -141,6 +141,8 @@ def test_a_template_without_that_blank_needs_no_response_template(folders):
 
 
 def test_a_family_that_version_4_does_not_have_keeps_its_configuration(tmp_path):
+    if "lfm3" not in CONFIG_MAPPING:
+        pytest.skip("this version of transformers does not have it either")
     config = AutoConfig.for_model("lfm3")
     companions.write_config(tmp_path, config)
     assert AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
