@@ -13,7 +13,7 @@ STYLE = """
 #title h1 { font-size: 1.3rem; margin: 0.2rem 0; }
 #about, #status { font-size: 0.85rem; opacity: 0.8; }
 #status { min-height: 1.4rem; }
-#conversation { height: max(14rem, calc(100dvh - 22rem)); overflow-y: auto; }
+#conversation { height: max(14rem, calc(100dvh - 22rem)); overflow-y: auto !important; }
 #conversation { border: 1px solid var(--border-color-primary); border-radius: 8px; }
 #conversation .messages { padding: 0.8rem; display: flex; flex-direction: column; gap: 0.6rem; }
 #conversation .placeholder { text-align: center; padding: 2rem 0.5rem; }
