@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import psutil
@@ -24,11 +24,12 @@ CPU_SECONDS = 1
 START_SECONDS = 120
 ORPHAN_SECONDS = 3600
 """After which the process ends itself on a request: whoever would have ended it is gone."""
-MEMORY_BYTES = 2**30
+MEMORY_BYTES = 2**29
 """Of the whole process; usual are 60 MB."""
 GROWTH = 100
 """Characters that a text may have for each one of its template and conversation; usual is about one."""
 POLL_SECONDS = 0.05
+BATCH_CHARACTERS = 2**20
 
 
 class RenderingError(ValueError):
@@ -42,13 +43,15 @@ def render(template: str, conversations: list[tuple[list[dict], bool]], variable
     Raises RenderingError for a template that is no valid Jinja, refuses a conversation, or takes too much.
     """
     global _renderer
-    request = json.dumps({"template": template, "conversations": conversations, "variables": variables})
+    answers = []
     with _lock:
         try:
             if _renderer is None or not _renderer.is_alive():
                 _renderer = _Renderer()
                 _renderer.line(START_SECONDS)
-            answers = _renderer.ask(request, len(conversations))
+            for batch in _batches(conversations):
+                request = {"template": template, "conversations": batch, "variables": variables}
+                answers += _renderer.ask(json.dumps(request), len(batch))
         except BaseException:  # an interrupt too: answers that nobody has read would be taken for those of another
             close()
             raise
@@ -56,6 +59,19 @@ def render(template: str, conversations: list[tuple[list[dict], bool]], variable
         if "problem" in answer:
             raise RenderingError(answer["problem"])
     return [answer["text"] for answer in answers]
+
+
+def _batches(conversations: list[tuple[list[dict], bool]]) -> Iterator[list[tuple[list[dict], bool]]]:
+    """Requests of about BATCH_CHARACTERS: one of a whole data set would take its reader time and memory by itself."""
+    batch, size = [], 0
+    for each in conversations:
+        batch.append(each)
+        size += sum(len(str(message)) for message in each[0])
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class _Renderer:

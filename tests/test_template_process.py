@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hostile_templates import DOUBLING, FOREVER
+from hostile_templates import FOREVER, doubling
 from inference_fixtures import ask, make_tokenizer
 
 from llm_finetuning import prompts, template_process
@@ -40,9 +40,17 @@ def test_several_conversations_come_back_in_their_order():
     assert template_process.render("{{ messages[0].content }}", asked, {}) == [str(i) for i in range(200)]
 
 
+def test_a_large_data_set_is_not_taken_for_a_template_that_takes_memory(monkeypatch):
+    """One request of all of it would take more memory than a template may."""
+    monkeypatch.setattr(template_process, "MEMORY_BYTES", 2**28)
+    asked = [(ask(f"{i} " + 'слово "да"\n' * 300), False) for i in range(15_000)]
+    texts = template_process.render("{{ messages[0].content }}", asked, {})
+    assert [text.partition(" ")[0] for text in texts] == [str(i) for i in range(15_000)]
+
+
 def test_a_template_of_the_parameter_is_stopped_too(tmp_path):
     file = tmp_path / "own.jinja"
-    file.write_text(DOUBLING.replace("START", "'a'").replace("STEP", "n.x + n.x"))
+    file.write_text(doubling("'a'", "n.x + n.x"))
     with pytest.raises(ValueError, match=r"chat_template .*own\.jinja (was stopped: it takes|refuses .*MemoryError)"):
         prompts.template_for(make_tokenizer(), "", str(file))
 
