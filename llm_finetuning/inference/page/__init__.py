@@ -117,12 +117,13 @@ class Page:
             kept = well_formed(messages)
         except ValueError:
             kept = []
-        yield self.view(kept), "", "" if self.loading.done.is_set() else f"⏳ {escape(self.loading.message)}"
+        ready = self.loading.done.is_set()  # then the status is left alone: a visitor may have been quicker
+        yield self.view(kept), "", gr.skip() if ready else f"⏳ {escape(self.loading.message)}"
         while not self.loading.done.is_set():
             await asyncio.sleep(WAITING_SECONDS)
         problem = f"⚠️ {escape(self.loading.error)}" if self.loading.error else ""
         busy = self.visitors.answering(request.session_hash)
-        yield gr.skip(), escape(self.loading.about()), gr.skip() if busy else problem
+        yield gr.skip(), escape(self.loading.about()), gr.skip() if busy or ready and not problem else problem
 
     def view(self, messages: list[dict]) -> str:
         return markup.conversation(messages, self.examples)
