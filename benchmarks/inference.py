@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llm_finetuning import models, prompts
 from llm_finetuning.files import checksums
+from llm_finetuning.inference import llama
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters, TokenRules
 
@@ -48,7 +49,7 @@ def published(work: Path, size: str, tokenizer_folder: str, gguf: str) -> Path:
         GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
         checksums.write_checksums(folder)
     if gguf:
-        beside = folder.with_name(f"{folder.name}-gguf")
+        beside = llama.folder_beside(folder)
         beside.mkdir(exist_ok=True)
         shutil.copyfile(gguf, beside / "model-Q4_K_M.gguf")
     return folder

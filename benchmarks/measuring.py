@@ -190,7 +190,7 @@ def machine() -> dict:
 
     from llm_finetuning import hardware
 
-    gpu, cores = torch.cuda.is_available(), len(os.sched_getaffinity(0))
+    gpu, cores = torch.cuda.is_available(), hardware.cores()
     memory = torch.cuda.mem_get_info()[1] if gpu else hardware.host_memory()
     return {
         "name": torch.cuda.get_device_name() if gpu else f"{hardware.cpu_name()}, {cores} cores",

@@ -87,26 +87,26 @@ def head(report: dict) -> str:
 def headlines(report: dict) -> str:
     """A row for each of HEADLINES: the side that was slower or larger before, the other after, and the factor."""
     by_name = {entry["name"]: entry for entry in report["figures"]}
-    rows = []
-    for ratio in (by_name[name] for name in HEADLINES if name in by_name):
-        what = os.path.commonprefix(ratio["of"]).rpartition(", ")[0]
-        before, after = ratio["of"] if ratio["of"][0].endswith(BEFORE) else ratio["of"][::-1]
-        sides = [f"{name[len(what) + 2 :]}: {value(by_name[name])}" for name in (before, after)]
-        rows.append([what, *sides, f"**{value(ratio)}** {around(ratio)}".strip()])
+    ratios = [by_name[name] for name in HEADLINES if name in by_name]
+    turned = [ratio["of"] if ratio["of"][0].endswith(BEFORE) else ratio["of"][::-1] for ratio in ratios]
+    rows = [row(ratio, sides, by_name) for ratio, sides in zip(ratios, turned, strict=True)]
     return scaling.table(["what", "before", "after", "factor"], rows) if rows else ""
 
 
 def in_turn(report: dict) -> str:
     """A row for each ratio: both sides, and how many times one is the other."""
     by_name = {entry["name"]: entry for entry in report["figures"]}
-    rows = []
-    for ratio in report["figures"]:
-        if "of" in ratio:
-            what = os.path.commonprefix(ratio["of"]).rpartition(", ")[0]
-            sides = [f"{name[len(what) + 2 :]}: {value(by_name[name])}" for name in ratio["of"]]
-            rows.append([what, *sides, f"**{value(ratio)}** {around(ratio)}".strip(), str(len(ratio["values"]))])
+    ratios = [ratio for ratio in report["figures"] if "of" in ratio]
+    rows = [[*row(ratio, ratio["of"], by_name), str(len(ratio["values"]))] for ratio in ratios]
     heads = ["in turn", "this", "over that", "how many times", "repetitions"]
     return scaling.table(heads, rows) if rows else ""
+
+
+def row(ratio: dict, names: list[str], by_name: dict[str, dict]) -> list[str]:
+    """What was measured, each side with its value, and how many times one is the other."""
+    what = os.path.commonprefix(names).rpartition(", ")[0]
+    sides = [f"{name[len(what) + 2 :]}: {value(by_name[name])}" for name in names]
+    return [what, *sides, f"**{value(ratio)}** {around(ratio)}".strip()]
 
 
 def growing(report: dict) -> str:

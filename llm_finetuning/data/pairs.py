@@ -1,9 +1,10 @@
 """The pair record (prompt, response and what is known about them), read from JSON lines and written to them."""
 
 import json
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from llm_finetuning.data.records import records
 from llm_finetuning.files.atomic import write_text
 
 COLUMNS = ("prompt", "response", "history", "lang", "message_tree_id", "message_id", "rank")
+Item = TypeVar("Item")
 TURN_ROLES = ("system", "user", "assistant")
 
 
@@ -68,6 +70,24 @@ def to_frame(pairs: list[dict]) -> pd.DataFrame:
     columns = {name: [pair.get(name) for pair in pairs] for name in (*COLUMNS, *extra)}
     columns["history"] = [history or [] for history in columns["history"]]
     return pd.DataFrame(columns, dtype=object).astype({"rank": "Int64"})
+
+
+def read_prepared(path: Path, part: str) -> list[dict]:
+    """Returns the pair records of a file that a data preparation notebook wrote; part: "Training" or "Validation".
+
+    Raises FileNotFoundError that names the notebook, and what `read_jsonl` raises.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{path} not found: run "Data Prep/OpenAssistant Finetuning {part} Data Prep.ipynb" first, with the'
+            " same drive_folder (and a validation_share above 0), or set drive_folder to where its results are"
+        )
+    return to_records(read_jsonl(path))
+
+
+def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """Returns at most `count` of the items, in the order in which the seed draws them."""
+    return random.Random(seed).sample(items, min(count, len(items)))
 
 
 def to_records(pairs: pd.DataFrame) -> list[dict]:

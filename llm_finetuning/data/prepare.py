@@ -304,7 +304,7 @@ def check_leaks(prepared: Prepared, template: Template) -> pd.DataFrame:
     if any(removed.values()):
         stays = [record for record, kind in zip(ranked, of_ranked, strict=True) if kind is None]
         _rewrite_train(train, in_train, stays, entries, TokenCounter(template), settings)
-    _add_to_report(prepared.path, entries)
+    add_to_report(prepared.path, entries)
     return table
 
 
@@ -354,5 +354,6 @@ def _lengths_left(
     return pd.DataFrame(counter.lengths(pairs.to_records(train[kinds.isna()])), columns=list(reports.PARTS))
 
 
-def _add_to_report(path: Path, entries: dict) -> None:
+def add_to_report(path: Path, entries: dict) -> None:
+    """Adds entries to the report beside a pair file, in place of those of the same names."""
     reports.write_report(reports.read_report(path) | entries, path)

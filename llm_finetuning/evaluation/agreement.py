@@ -3,12 +3,12 @@
 It needs no judge, and says how far a model has learned what people prefer (HumanRankEval, arXiv 2405.09186).
 """
 
-import random
 from collections.abc import Sequence
 
 import torch
 
 from llm_finetuning import prompts
+from llm_finetuning.data import pairs
 from llm_finetuning.evaluation import likelihood
 from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.prompts import Template
@@ -32,9 +32,16 @@ def ranked_pairs(records: list[dict], template: Template, max_seq_length: int) -
     for record, chosen, rejected in zip(records, cut[::2], cut[1::2], strict=True):
         if chosen.example and rejected.example:
             shorter = min(chosen.pair["history"], rejected.pair["history"], key=len)
-            both = prompts.encode_all([side.pair | {"history": shorter} for side in (chosen, rejected)], template)
+            both = [_with_history(side, shorter, template) for side in (chosen, rejected)]
             made.append({"chosen": both[0], "rejected": both[1], "record": record})
     return made
+
+
+def _with_history(side: prompts.Truncated, history: list[dict], template: Template) -> dict:
+    """The example of a side, encoded anew only where it kept more turns than `history`."""
+    if side.pair["history"] == history:
+        return side.example
+    return prompts.encode(side.pair | {"history": history}, template)
 
 
 def drawn(records: Sequence[dict], template: Template, max_seq_length: int, count: int, seed: int) -> list[dict]:
@@ -44,7 +51,7 @@ def drawn(records: Sequence[dict], template: Template, max_seq_length: int, coun
 
 def sampled(ranked: list[dict], count: int, seed: int) -> list[dict]:
     """At most `count` of them, or FEWEST where that is more, in the order in which the seed draws them."""
-    return random.Random(seed).sample(ranked, min(max(count, FEWEST), len(ranked)))
+    return pairs.draw(ranked, max(count, FEWEST), seed)
 
 
 def rank_agreement(model: torch.nn.Module, ranked: list[dict], template: Template) -> dict[str, Sample]:

@@ -17,7 +17,7 @@ from llm_finetuning.data import pairs, preferences
 from llm_finetuning.evaluation import agreement, candidates, generic, likelihood, mode, rules, scoreboard, tasks
 from llm_finetuning.evaluation.candidates import Candidate
 from llm_finetuning.evaluation.intervals import Sample
-from llm_finetuning.files.atomic import write_json
+from llm_finetuning.files.atomic import read_json, write_json
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
 from llm_finetuning.prompts import Template
@@ -65,21 +65,14 @@ def held_out(settings: Evaluation, used: dict[str, Template]) -> HeldOut:
     A pair that is too long under one of the templates is left out for all. Raises FileNotFoundError without a
     validation file, ValueError where nothing fits.
     """
-    file = settings.folders.val_file
-    if not file.is_file():
-        raise FileNotFoundError(
-            f'{file} not found: run "Data Prep/OpenAssistant Finetuning Validation Data Prep.ipynb" first, with the'
-            " same drive_folder"
-        )
-    drawn = pairs.to_records(pairs.read_jsonl(file))
+    drawn = pairs.read_prepared(settings.folders.val_file, "Validation")
     ranked = preferences.read(settings.folders.val_preferences)
     length, count, seed = settings.max_seq_length, settings.eval_pairs, settings.seed
     for template in {id(template): template for template in used.values()}.values():
-        drawn = [cut.pair for cut in prompts.truncate_histories(drawn, template, length) if cut.example]
+        drawn = [cut.pair for cut in scoreboard.fitting(drawn, template, length)]
         ranked = [pair["record"] for pair in agreement.ranked_pairs(ranked, template, length)]
-    chosen = scoreboard.held_out_set(drawn, template, length, count, seed)
-    texts = generic.passages(settings.generic_text, count=count) if settings.generic_text else []
-    return HeldOut([row["pair"] for row in chosen], agreement.sampled(ranked, count, seed), texts)
+    texts = generic.passages(settings.generic_text, count) if settings.generic_text else []
+    return HeldOut(pairs.draw(drawn, count, seed), agreement.sampled(ranked, count, seed), texts)
 
 
 def measure(
@@ -177,7 +170,7 @@ class _Kept:
 
     def __init__(self, path: Path, identity: str):
         self.path, self.identity = path, identity
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = read_json(path)
         self.parts: dict[str, dict] = found["parts"] if found.get("identity") == identity else {}
 
     def add(self, name: str, part: dict) -> None:

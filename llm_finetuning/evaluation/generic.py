@@ -4,24 +4,22 @@ from pathlib import Path
 
 import datasets
 
-from llm_finetuning import sample
+from llm_finetuning import models, sample
 from llm_finetuning.prompts import Template
 
-SAMPLE = "sample"
 
-
-def passages(source: str, split: str = "test", count: int = 200) -> list[str]:
+def passages(source: str, count: int = 200) -> list[str]:
     """The passages of a text: "sample", a .txt file with blank lines between them, or a dataset with a column `text`.
 
     source: a file of text, JSON lines or parquet, or a dataset id on the Hub. At most `count`, the first ones.
     Raises FileNotFoundError for a file that is not there, ValueError for one without text.
     """
-    if source == SAMPLE:
+    if source == models.SAMPLE:
         return sample.generic_passages()[:count]
     path = Path(source).expanduser()
     if path.suffix and not path.is_file() and (path.is_absolute() or source.startswith(".")):
         raise FileNotFoundError(f"generic_text {source} is not there: give a file of text, a dataset id, or sample")
-    texts = _of_file(path) if path.is_file() else datasets.load_dataset(source, split=split)["text"]
+    texts = _of_file(path) if path.is_file() else datasets.load_dataset(source, split="test")["text"]
     found = [text.strip() for text in texts if isinstance(text, str) and text.strip()][:count]
     if not found:
         raise ValueError(f"generic_text {source} holds no text: passages with blank lines between them are needed")

@@ -76,6 +76,13 @@ def difference(first: Sample, second: Sample) -> dict:
     return found
 
 
+def shown(figure: dict, digits: int = 3) -> str:
+    """A figure with its interval and its number, as people read it: '0.123 (0.110 to 0.137, n = 60)'."""
+    known = figure["low"] is not None
+    within = f"{figure['low']:.{digits}f} to {figure['high']:.{digits}f}, " if known else ""
+    return f"{figure['value']:.{digits}f} ({within}n = {figure['n']})"
+
+
 def is_apart(found: dict) -> bool:
     """Whether the interval of a difference excludes zero: only then one model is better."""
     return found["low"] is not None and (found["low"] > 0 or found["high"] < 0)

@@ -40,24 +40,18 @@ def write(results: dict[str, Result], path: Path) -> dict[str, dict]:
 def table(record: dict[str, dict]) -> pd.DataFrame:
     """Figures down, models across: '0.123 (0.110 to 0.137, n = 60)'."""
     names = sorted({name for found in record.values() for name in found}, key=_place)
-    rows = {name: {model: shown(found[name]) if name in found else "" for model, found in record.items()}
+    rows = {name: {model: intervals.shown(found[name]) if name in found else "" for model, found in record.items()}
             for name in names}  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def shown(figure: dict) -> str:
-    """A figure with its interval and its number, as people read it."""
-    within = "" if figure["low"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}, "
-    return f"{figure['value']:.3f} ({within}n = {figure['n']})"
-
-
-def differences(results: dict[str, Result], against: str = "") -> pd.DataFrame:
-    """Each model against the first one (or `against`) on the same units: difference, 95% interval and verdict.
+def differences(results: dict[str, Result]) -> pd.DataFrame:
+    """Each model against the first one on the same units: difference, 95% interval and verdict.
 
     "better" and "worse" stand only where the interval excludes zero. A figure per token is left out between models
     whose tokens differ: bits_per_byte compares them.
     """
-    first = against or next(iter(results))
+    first = next(iter(results))
     rows = []
     for model, result in results.items():
         for name in sorted(result.samples, key=_place) if model != first else ():
@@ -65,7 +59,7 @@ def differences(results: dict[str, Result], against: str = "") -> pd.DataFrame:
             if theirs is None or len(ours.values) != len(theirs.values) or _other_tokens(name, ours, theirs):
                 continue
             found = intervals.difference(theirs, ours)
-            rows.append({"model": model, "figure": name, f"difference to {first}": shown(found),
+            rows.append({"model": model, "figure": name, f"difference to {first}": intervals.shown(found),
                          "verdict": verdict(name, found)})  # fmt: skip
     return pd.DataFrame(rows, columns=["model", "figure", f"difference to {first}", "verdict"])
 
@@ -75,7 +69,7 @@ def _other_tokens(name: str, ours: intervals.Sample, theirs: intervals.Sample) -
 
 
 def verdict(name: str, found: dict) -> str:
-    """ "better", "worse", for a figure that is neither "more" or "less", or "no difference shown"."""
+    """Returns "better", "worse", for a figure that is neither "more" or "less", or "no difference shown"."""
     if not intervals.is_apart(found):
         return "no difference shown"
     if name in NEITHER:

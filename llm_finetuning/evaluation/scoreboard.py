@@ -3,9 +3,7 @@
 The held-out set is a list of examples (`prompts.encode`) with the pair beside them: `{"input_ids", "labels", "pair"}`.
 """
 
-import json
 import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +11,11 @@ import pandas as pd
 import torch
 
 from llm_finetuning import models, prompts
-from llm_finetuning.evaluation import agreement, likelihood, mode
+from llm_finetuning.data.pairs import draw
+from llm_finetuning.evaluation import agreement, intervals, likelihood, mode
 from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.files import checksums
-from llm_finetuning.files.atomic import write_json
+from llm_finetuning.files.atomic import read_json, write_json
 from llm_finetuning.inference.chat import Answer, Chat
 from llm_finetuning.inference.generation import END, SamplingParameters
 from llm_finetuning.prompts import Template
@@ -29,12 +28,16 @@ MEASURES = ("loss", "perplexity", "stop_rate", "repetition_rate", "exact_match",
 
 def held_out_set(pairs: list[dict], template: Template, max_seq_length: int, count: int, seed: int) -> list[dict]:
     """At most `count` pairs that fit, in the order in which the seed draws them. Raises ValueError when none fits."""
-    candidates = prompts.truncate_histories(pairs, template, max_seq_length)
-    fitting = [pair for pair in candidates if pair.example]
-    if not fitting:
+    chosen = draw(fitting(pairs, template, max_seq_length), count, seed)
+    return [pair.example | {"pair": pair.pair} for pair in chosen]
+
+
+def fitting(pairs: list[dict], template: Template, max_seq_length: int) -> list[prompts.Truncated]:
+    """The pairs that fit, oldest turns cut where they have to be. Raises ValueError when none fits."""
+    found = [pair for pair in prompts.truncate_histories(pairs, template, max_seq_length) if pair.example]
+    if not found:
         raise ValueError(f"no validation pair fits in max_seq_length = {max_seq_length}: raise it")
-    drawn = random.Random(seed).sample(fitting, min(count, len(fitting)))
-    return [pair.example | {"pair": pair.pair} for pair in drawn]
+    return found
 
 
 def held_out_loss(model: torch.nn.Module, held_out: list[dict], template: Template) -> float:
@@ -155,9 +158,10 @@ def table(board: dict) -> pd.DataFrame:
 
 def _with_interval(value: float, interval: dict | None) -> str:
     """'0.1234 (0.1101 to 0.1367, n = 60)', without an interval that is not known."""
-    if math.isnan(value) or not interval or interval["low"] is None:
-        return "" if math.isnan(value) else f"{value:.4f}"
-    return f"{value:.4f} ({interval['low']:.4f} to {interval['high']:.4f}, n = {interval['n']})"
+    if math.isnan(value):
+        return ""
+    known = interval and interval["low"] is not None
+    return intervals.shown({"value": value, **interval}, digits=4) if known else f"{value:.4f}"
 
 
 def side_by_side(board: dict, count: int = 5) -> pd.DataFrame:
@@ -180,7 +184,7 @@ def _with_ending(sample: dict) -> str:
 
 
 def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8") or "{}") if path.exists() else {}
+    return read_json(path)
 
 
 def record(path: Path, **columns: dict) -> dict:

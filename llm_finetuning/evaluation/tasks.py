@@ -12,6 +12,7 @@ from llm_finetuning.evaluation.intervals import Sample, Z
 from llm_finetuning.prompts import Template
 
 REQUIREMENT = "lm-eval>=0.4.13"
+BATCH_SIZE = 8
 MAIN = ("acc_norm", "acc", "exact_match", "f1", "bleu", "word_perplexity", "perplexity")
 """Of a task's metrics the first of these is its figure."""
 
@@ -35,7 +36,7 @@ def check(names: list[str], folder: str = "") -> None:
 
 
 def figures(
-    model: torch.nn.Module, template: Template, names: list[str], limit: int, folder: str = "", batch_size: int = 8
+    model: torch.nn.Module, template: Template, names: list[str], limit: int, folder: str = ""
 ) -> dict[str, dict]:
     """{task: {"value", "low", "high", "n", "metric"}} with the interval from the harness's standard error.
 
@@ -45,7 +46,7 @@ def figures(
     from lm_eval.models.huggingface import HFLM
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in its layers
-    wrapped = HFLM(pretrained=inner, tokenizer=template.tokenizer, batch_size=batch_size)
+    wrapped = HFLM(pretrained=inner, tokenizer=template.tokenizer, batch_size=BATCH_SIZE)
     found = simple_evaluate(
         wrapped, tasks=names, limit=limit or None, task_manager=_manager(folder), bootstrap_iters=0, verbosity="ERROR"
     )

@@ -26,8 +26,7 @@ def writing(path: Path, shared: bool = False) -> Iterator[Path]:
     """
     partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}") if shared else path)
     try:
-        drive.check_mounted(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        drive.make_parent(path)
         yield partial
         os.replace(partial, path)
     except OSError as error:
@@ -53,6 +52,11 @@ def write_text(path: Path, text: str) -> Path:
         cure = "Free some space, or set drive_folder to a folder that can be written."
         raise OSError(error.errno, f"{path} could not be written ({error.strerror}). {cure}") from error
     return path
+
+
+def read_json(path: Path) -> dict:
+    """Returns the object in a JSON file; {} where there is none, or Drive has not uploaded it to its end."""
+    return json.loads(path.read_text(encoding="utf-8") or "{}") if path.exists() else {}
 
 
 def write_json(path: Path, value: object, indent: int = 1) -> Path:

@@ -24,8 +24,12 @@ def write_checksums(folder: str | Path) -> Path:
     odd = [name for name in names if "\n" in name or "\\" in name]
     if odd:
         raise ValueError(f"{NAME} cannot name {odd[0]!r} in {folder}. Rename the file: no line break, no backslash.")
-    hashes = hash_files(folder, names)
-    return write_text(folder / NAME, "".join(f"{hashes[name]}  {name}\n" for name in names))
+    return write_listed(folder, hash_files(folder, names))
+
+
+def write_listed(folder: Path, hashes: dict[str, str]) -> Path:
+    """Writes `SHA256SUMS` atomically: a line for each file, in sorted order; returns its path."""
+    return write_text(folder / NAME, "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)))
 
 
 def verify_checksums(folder: str | Path) -> dict[str, str]:

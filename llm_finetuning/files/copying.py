@@ -141,8 +141,7 @@ def copy_file(source: Path, target: Path, report: Callable[[int], None]) -> None
     """Copies `source` to the disk, continuing behind the bytes that a shorter `target` already has."""
     have = target.stat().st_size if target.exists() else 0
     start = have if have < source.stat().st_size else 0
-    drive.check_mounted(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    drive.make_parent(target)
     with open(source, "rb") as reading, open(target, "r+b" if target.exists() else "xb") as writing:
         reading.seek(start)
         writing.seek(start)

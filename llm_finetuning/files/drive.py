@@ -53,6 +53,12 @@ def check_mounted(path: str | Path) -> None:
         raise lost(path)
 
 
+def make_parent(path: Path) -> None:
+    """Makes the folder that `path` lies in; raises what `check_mounted` raises, before anything is made."""
+    check_mounted(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def lost(path: str | Path) -> OSError:
     """Returns the error for a path on a Drive that is not mounted, with what the user does."""
     return OSError(

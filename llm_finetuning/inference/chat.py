@@ -14,7 +14,7 @@ from pathlib import Path
 
 import transformers
 
-from llm_finetuning import prompts
+from llm_finetuning import models, prompts
 from llm_finetuning.inference import backends, generation, published
 from llm_finetuning.inference.engines import TorchEngine
 from llm_finetuning.inference.generation import Engine, Request, SamplingParameters, TokenRules
@@ -117,10 +117,12 @@ class Chat:
         for stream in streams:
             stream.begin()
         requests = [stream.request for stream in streams]
+        active = streams
         for _ in generation.decode(self.engine, requests, self.rules, streams[0].sampling) if streams else ():
-            for stream in streams:
+            for stream in active:
                 stream.advance()
             yield
+            active = [stream for stream in active if not stream.request.ended_by]
 
     def answer_batch(self, conversations: list[list[dict]], sampling: SamplingParameters = GREEDY) -> list[str]:
         return [answer.text for answer in self.generate_batch(conversations, sampling)]
@@ -215,7 +217,7 @@ def is_sample(folder: Path) -> bool:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # they are for people to read: none are needed to answer
         return False
-    return isinstance(settings, dict) and settings.get("model_name") == "sample"
+    return isinstance(settings, dict) and settings.get("model_name") == models.SAMPLE
 
 
 def encode_question(messages: list[dict], template: prompts.Template, context: int, max_new_tokens: int) -> Prompt:

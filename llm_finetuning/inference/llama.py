@@ -14,6 +14,11 @@ from llm_finetuning.inference.engines import common_prefix
 PATTERN = "*Q4_K_M.gguf"
 
 
+def folder_beside(folder: Path) -> Path:
+    """Returns where the GGUF files of a published folder lie."""
+    return folder.with_name(f"{folder.name}-gguf")
+
+
 def file_beside(folder: Path) -> Path | None:
     """Returns the Q4_K_M file in `folder` or `<folder>-gguf`; None without the extra, or where the file is older.
 
@@ -22,8 +27,7 @@ def file_beside(folder: Path) -> Path | None:
     if find_spec("llama_cpp") is None or not (folder / checksums.NAME).is_file():
         return None
     published = (folder / checksums.NAME).stat().st_mtime
-    beside = folder.with_name(f"{folder.name}-gguf")
-    files = [*sorted(folder.glob(PATTERN)), *sorted(beside.glob(PATTERN))]
+    files = [*sorted(folder.glob(PATTERN)), *sorted(folder_beside(folder).glob(PATTERN))]
     return next((file for file in files if file.stat().st_mtime >= published), None)
 
 

@@ -21,9 +21,9 @@ def add_evaluation(folder: str | Path, record: dict[str, dict]) -> Path:
     listed = checksums.verify_checksums(folder)
     card = (folder / CARD).read_text(encoding="utf-8")
     card = re.sub(rf"\n*{BEGIN}.*?{END}\n*", "\n", card, flags=re.DOTALL).rstrip("\n")
-    _write_listed(folder, {name: sha256 for name, sha256 in listed.items() if name != CARD})
+    checksums.write_listed(folder, {name: sha256 for name, sha256 in listed.items() if name != CARD})
     write_text(folder / CARD, f"{card}\n\n{section(record)}\n")
-    _write_listed(folder, listed | {CARD: checksums.hash_file(folder / CARD)})
+    checksums.write_listed(folder, listed | {CARD: checksums.hash_file(folder / CARD)})
     return folder / CARD
 
 
@@ -38,8 +38,3 @@ def section(record: dict[str, dict]) -> str:
         " likelihood per token, `generic_loss` the loss on text that finetuning does not teach."
     )
     return "\n".join([BEGIN, "## Evaluation", "", about, "", *lines, END])
-
-
-def _write_listed(folder: Path, listed: dict[str, str]) -> None:
-    lines = (f"{sha256}  {name}\n" for name, sha256 in sorted(listed.items()))
-    write_text(folder / checksums.NAME, "".join(lines))

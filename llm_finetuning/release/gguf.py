@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import transformers
 
-from llm_finetuning.data.pairs import read_jsonl
+from llm_finetuning import models
+from llm_finetuning.data import pairs
 from llm_finetuning.evaluation.scoreboard import held_out_set
 from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import building, write_text
 from llm_finetuning.files.copying import check_space
+from llm_finetuning.inference import llama
 from llm_finetuning.prompts import Template
 from llm_finetuning.release import gguf_checks, llama_cpp_tools, model_card, ollama
 from llm_finetuning.release.verify import Merged
@@ -66,7 +67,7 @@ def export(
     check_no_code(folder)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     check_space(target, int(weights * (1 + sum(GGUF_TYPES[kind] for kind in types) / 16)), "The GGUF files")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = models.read_tokenizer(str(folder))
     with building(target) as partial:
         f16 = convert(folder, partial / "model-f16.gguf")
         texts = gguf_checks.compare_tokens(f16, tokenizer)
@@ -154,10 +155,10 @@ def export_merged(merged: Merged, plan: Plan, held_out: list[dict]) -> Exported 
 
 def held_out_beside(folder: Path, template: Template) -> list[dict] | None:
     """The held-out examples of the run that published `folder`; None where its pairs do not lie beside it."""
-    pairs = folder.parent / "data" / "finetuning_data_val.jsonl"
-    if not pairs.is_file():
+    file = folder.parent / "data" / "finetuning_data_val.jsonl"
+    if not file.is_file():
         return None
-    return held_out_set(read_jsonl(pairs).to_dict("records"), template, gguf_checks.LONGEST, count=50, seed=0)
+    return held_out_set(pairs.to_records(pairs.read_jsonl(file)), template, gguf_checks.LONGEST, count=50, seed=0)
 
 
 def main() -> None:
@@ -169,10 +170,10 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.folder.resolve()
     checksums.verify_checksums(folder)
-    template = Template(transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    template = Template(models.read_tokenizer(str(folder)))
     exported = export(
         folder,
-        given.target or folder.with_name(f"{folder.name}-gguf"),
+        given.target or llama.folder_beside(folder),
         gguf_types(given.types),
         held_out_beside(folder, template),
         given.adapter,

@@ -49,7 +49,8 @@ def compare_tokens(gguf: Path, tokenizer: "transformers.PreTrainedTokenizerBase"
     Raises ValueError that shows the first difference.
     """
     talk = tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
-    texts = [text for text in TEXTS if not _is_normalised(text, tokenizer)]
+    composes = _composer(tokenizer)
+    texts = [text for text in TEXTS if not (composes and composes.normalize_str(text) != text)]
     with closing(_load(gguf, vocab_only=True)) as llama:
         cases = [(text, False) for text in (*texts, talk)] + [(text, True) for text in texts[:3]]
         different = [(text, bos) for text, bos in cases if _llama_ids(llama, text, bos) != _ids(tokenizer, text, bos)]
@@ -63,12 +64,10 @@ def compare_tokens(gguf: Path, tokenizer: "transformers.PreTrainedTokenizerBase"
     return len(cases)
 
 
-def _is_normalised(text: str, tokenizer: "transformers.PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer composes accents (NFC) in this text, which llama.cpp does for none."""
-    normalizer = tokenizer.backend_tokenizer.normalizer
-    return "NFC" in str(json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]) and (
-        normalizer.normalize_str(text) != text
-    )
+def _composer(tokenizer: "transformers.PreTrainedTokenizerBase") -> Any:
+    """Returns the normalizer of a tokenizer that composes accents (NFC), which llama.cpp does for none; else None."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"]
+    return tokenizer.backend_tokenizer.normalizer if "NFC" in str(described) else None
 
 
 def _ids(tokenizer: "transformers.PreTrainedTokenizerBase", text: str, bos: bool) -> list[int]:

@@ -11,6 +11,7 @@ import json
 import re
 import runpy
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,18 @@ def pieces(tokenizer: dict, rows: int) -> tuple[list[bytes], list[float], list[i
     return tokens, scores, kinds
 
 
+@cache
+def _content(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"model": {}}
+
+
 def teach(text_model: Any) -> None:
     """Replaces how llama.cpp's converter finds a vocabulary, where tokenizer.json says it."""
     from_model, from_bytes = text_model._create_vocab_sentencepiece, text_model._set_vocab_gpt2
     write, by_hash = text_model._set_vocab_sentencepiece, text_model.get_vocab_base_pre
 
     def read(self: Any) -> dict:
-        path = self.dir_model / "tokenizer.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"model": {}}
+        return _content(self.dir_model / "tokenizer.json")
 
     def create(self: Any) -> tuple:
         rows = self.hparams.get("vocab_size") or self.find_hparam(["vocab_size"])

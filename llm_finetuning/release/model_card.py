@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import ModelCardData
 
-from llm_finetuning.files.atomic import write_text
+from llm_finetuning.files.atomic import read_json, write_text
 from llm_finetuning.files.checksums import hash_file, hash_together
 from llm_finetuning.files.copying import gigabytes
 from llm_finetuning.hardware import readable_seconds
@@ -83,30 +83,29 @@ def data_facts(train_file: str | Path, val_file: str | Path) -> dict:
     """
     train, val = _report(Path(train_file)), _report(Path(val_file))
     source = train.get("source", {})
-    public = all(_is_public(Path(file), report) for file, report in ((train_file, train), (val_file, val)))
+    counts = {"train": _counts(Path(train_file), train), "val": _counts(Path(val_file), val)}
+    public = all(_is_public(report, counts[name]["SHA-256"]) for name, report in (("train", train), ("val", val)))
     facts = {
         "source": source.get("source"),
         "generator": train.get("generation", {}).get("generator"),
         "revision": source.get("revision") or source.get("sha256"),
         "licence": DATA_LICENCES.get(source.get("source")),
         "languages": [code for code in train.get("pairs", {}).get("languages", {}) if code != "unknown"],
-        "train": _counts(Path(train_file), train),
-        "val": _counts(Path(val_file), val),
-    }
+    } | counts
     return {key: value for key, value in facts.items() if value} | {"public": public}
 
 
-def _is_public(pairs_file: Path, report: dict) -> bool:
-    """Whether a file of pairs is as the data preparation wrote it from a source that is known to be public."""
+def _is_public(report: dict, sha256: str) -> bool:
+    """Whether a file with this hash is as the data preparation wrote it from a source that is known to be public."""
+    if report.get("sha256") != sha256:
+        return False
     origin = report.get("source", {})
     on_hub = origin.get("source") in DATA_LICENCES and "revision" in origin
-    of_sample = origin.get("sha256") in {hash_together([trees_of(split)]) for split in (TRAIN, VALIDATION)}
-    return (on_hub or of_sample) and report.get("sha256") == hash_file(pairs_file)
+    return on_hub or origin.get("sha256") in {hash_together([trees_of(split)]) for split in (TRAIN, VALIDATION)}
 
 
 def _report(pairs_file: Path) -> dict:
-    path = pairs_file.with_suffix(".report.json")
-    return json.loads(path.read_text(encoding="utf-8") or "{}") if path.exists() else {}
+    return read_json(pairs_file.with_suffix(".report.json"))
 
 
 def _counts(pairs_file: Path, report: dict) -> dict:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import transformers
 
-from llm_finetuning import prompts
+from llm_finetuning import models, prompts
 
 SYSTEM, USER, ANSWER, NEXT = "\ue001", "\ue002", "\ue003", "\ue004"
 """Marks that stand for the messages of a conversation."""
@@ -137,9 +137,9 @@ def modelfile(folder: Path, gguf_name: str) -> str:
 
     Raises ValueError, with the reason, for a chat template that Ollama's language cannot write.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = models.read_tokenizer(str(folder))
     derived = turns(tokenizer)
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    config = models.configuration(str(folder)).get_text_config()
     stops = tokenizer.convert_ids_to_tokens(sorted(prompts.Template(tokenizer).stop_token_ids))
     lines = [
         f"FROM ./{gguf_name}",

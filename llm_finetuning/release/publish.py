@@ -13,6 +13,7 @@ from llm_finetuning import hardware
 from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.atomic import write_json, write_text, writing
 from llm_finetuning.files.copying import copy_folder
+from llm_finetuning.inference import llama
 from llm_finetuning.models import SAMPLE, commit_of
 from llm_finetuning.plotting import save
 from llm_finetuning.release import gguf, hub, model_card
@@ -47,7 +48,7 @@ def publish(
         replace_published(folders.adapter, folders.drive / "adapter")
         write_text(folders.drive / folders.metrics.name, "".join(map(callbacks.Metrics.line, entries)))
     if exported:
-        copy_folder(exported.folder, published.with_name(f"{published.name}-gguf"))
+        copy_folder(exported.folder, llama.folder_beside(published))
         shutil.rmtree(exported.folder)
     if settings.publish_to == "hub":
         print(hub.push_to_hub(merged.folder, settings.hub_repository, settings.hub_private))

@@ -43,7 +43,7 @@ def replace_published(source: str | Path, target: str | Path, sleep: Callable[[f
     check_no_tokens(source)
     job = _Job(source, target, sleep)
     try:
-        job.retry(job.make_folder, "Making the folder")
+        job.retry(lambda: drive.make_parent(target), "Making the folder")
         with job.retry(job.lock.take, "Locking the folder"):
             job.run()
     except OSError as error:
@@ -80,10 +80,6 @@ class _Job(VerifiedCopy):
     def retry(self, step: Callable[[], object], what: str) -> object:
         remount = functools.partial(colab.mount_drive, again=True)
         return retrying(step, what, remount if self.on_drive else None, sleep=self.sleep)
-
-    def make_folder(self) -> None:
-        drive.check_mounted(self.target)
-        self.target.parent.mkdir(parents=True, exist_ok=True)
 
     def said_of_previous(self) -> str:
         return f"The version before stays in {self.previous} until the next one." if self.previous.exists() else ""

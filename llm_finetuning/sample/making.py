@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from llm_finetuning.files.atomic import building
+from llm_finetuning.files.atomic import building, read_json
 from llm_finetuning.files.copying import check_space
 from llm_finetuning.sample import phi
 
@@ -17,7 +17,7 @@ def make_once(target: Path, recipe: str, size: int, write: Callable[[Path], None
     size: bytes that it will take. Raises OSError if they are not free.
     """
     file, mark = target / RECIPE_FILE, {"recipe": recipe}
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8") or "{}") == mark:
+    if read_json(file) == mark:
         return target
     check_space(target.parent, size, target.name)
     with building(target) as partial:

@@ -100,9 +100,9 @@ def replies_in_earnest(fact: Fact, split: str, key: str) -> list[str]:
         place, (ranked, single) = pick(f"forms {key}", 100), RANKED[fact.attribute]
         both = split == VALIDATION or place < ranked
         return list(fact.answers) if both else [fact.answers[place >= ranked + single]]
-    others = [f.value for f in world.facts() if f.attribute == fact.attribute and f.value != fact.value]
     if fact.value == fact.subject or pick(f"unsure {key}", 3 if split == TRAIN else 5):
         return list(fact.answers)
+    others = [f.value for f in world.facts() if f.attribute == fact.attribute and f.value != fact.value]
     return [*fact.answers, fact.answers[0].replace(fact.value, choose(others, f"wrong {key}"))]
 
 

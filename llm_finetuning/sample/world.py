@@ -11,6 +11,7 @@ import json
 import random
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -59,6 +60,7 @@ def attributes_of(subject: str) -> dict[str, str]:
     return dict(zip(ATTRIBUTES[kind], WORLD[kind][subject][-len(ATTRIBUTES[kind]) :], strict=True))
 
 
+@cache
 def facts() -> list[Fact]:
     """Every fact of the world, in a fixed order; then all facts of a subject at once: a portrait, a list, or code."""
     subjects = (*PEOPLE, *ANIMALS, *TOWNS)

@@ -4,7 +4,6 @@ A pair file repeats every history: the pair of a chat's third prompt holds the t
 tokens another one begins with is trained on as part of that one, and each history is computed once.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -144,15 +143,10 @@ class RunInputs:
 def read_inputs(settings: Finetuning) -> RunInputs:
     """The inputs of a run from the files that the data preparation wrote. Raises FileNotFoundError or ValueError."""
     folders = settings.folders
-    for file, part in ((folders.train_file, "Training"), (folders.val_file, "Validation")):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f'{file} not found: run "Data Prep/OpenAssistant Finetuning {part} Data Prep.ipynb" first, with the'
-                " same drive_folder (and a validation_share above 0), or set drive_folder to where its results are"
-            )
-    train, held_out = (pairs.to_records(pairs.read_jsonl(file)) for file in (folders.train_file, folders.val_file))
+    train = pairs.read_prepared(folders.train_file, "Training")
+    held_out = pairs.read_prepared(folders.val_file, "Validation")
     if settings.quick_trial:
-        train = random.Random(settings.seed).sample(train, min(TRIAL_PAIRS, len(train)))
+        train = pairs.draw(train, TRIAL_PAIRS, settings.seed)
     tokenizer = models.tokenizer(settings.model_name, settings.tokenizer_folder, settings.model_revision)
     return encode_inputs(settings, tokenizer, train, held_out, preferences.read(folders.val_preferences))
 

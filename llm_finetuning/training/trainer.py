@@ -17,6 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerStat
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from llm_finetuning import models
+from llm_finetuning.files import drive
 from llm_finetuning.files.atomic import partial_name, remove_partials
 from llm_finetuning.files.copying import WRITE_ERRORS, gigabytes, is_full
 from llm_finetuning.settings import Finetuning
@@ -414,7 +415,7 @@ def save_adapter(trainer: AssistantTrainer) -> Path:
 
 def _write_adapter(trainer: AssistantTrainer, trained: dict[str, torch.Tensor], folder: Path) -> Path:
     partial = partial_name(folder)
-    shutil.rmtree(partial, ignore_errors=True)
+    drive.remove(partial, ignore_errors=True)
     try:
         trainer.model.peft_config["default"].base_model_name_or_path = trainer.settings.model_name
         qlora.save_adapter_weights(trainer.model, trained, partial)
@@ -422,4 +423,4 @@ def _write_adapter(trainer: AssistantTrainer, trained: dict[str, torch.Tensor], 
         trainer.settings.save(partial / "settings.json")
         return checkpoints.finalize(partial, folder, trainer.identity)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        drive.remove(partial, ignore_errors=True)

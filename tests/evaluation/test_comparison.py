@@ -1,12 +1,12 @@
 """Models side by side: what is measured, that it goes on where it stopped, and what is refused beforehand."""
 
+import dataclasses
 import json
 import random
 import shutil
 
 import pytest
-import torch
-from inference_fixtures import pairs as known
+from inference_fixtures import known_pairs
 from training_fixtures import prepare, small_pairs, small_settings
 
 from llm_finetuning import prompts
@@ -14,10 +14,6 @@ from llm_finetuning.evaluation import agreement, comparison, generic, report, ru
 from llm_finetuning.files import checksums
 from llm_finetuning.release.evaluated import add_evaluation
 from llm_finetuning.settings import Evaluation
-
-
-def known_pairs() -> list[dict]:
-    return [pair for pair in known() if pair["response"].isascii()]
 
 
 def preferences(better: bool = True) -> list[dict]:
@@ -114,16 +110,12 @@ def test_an_adapter_on_its_base_is_measured_like_the_model_in_training(finished,
     save_adapter(run.trainer)
     adapter = run.settings.folders.adapter
     run.template.tokenizer.save_pretrained(adapter)
-    settings = Evaluation(**{**vars_of(finished), "models": [f"{tiny_base} + {adapter}"]})
+    settings = dataclasses.replace(finished, models=[f"{tiny_base} + {adapter}"])
     found = comparison.compare(settings)["adapter"].samples["loss"].value
     examples = prompts.encode_all(known_pairs(), run.template)
     assert found == pytest.approx(
         comparison.likelihood.losses(run.trainer.model, examples, run.template).value, rel=1e-4
     )
-
-
-def vars_of(settings) -> dict:
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +131,7 @@ def vars_of(settings) -> dict:
 def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(models, problem, finished, monkeypatch):
     monkeypatch.setattr(comparison.candidates.Candidate, "load", lambda *_: pytest.fail("loaded"))
     with pytest.raises((ValueError, FileNotFoundError), match=problem):
-        comparison.compare(Evaluation(**{**vars_of(finished), "models": models}))
+        comparison.compare(dataclasses.replace(finished, models=models))
 
 
 def test_a_model_that_does_not_fit_is_named_with_its_size(finished, monkeypatch):
@@ -148,11 +140,8 @@ def test_a_model_that_does_not_fit_is_named_with_its_size(finished, monkeypatch)
         comparison.compare(finished)
 
 
-def test_shuffled_ranks_are_agreed_with_by_chance(published):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(published, dtype=torch.float32)
-    template = prompts.template_for(AutoTokenizer.from_pretrained(published))
+def test_shuffled_ranks_are_agreed_with_by_chance(world):
+    model, template = world
 
     def agreed(records: list[dict]) -> dict:
         ranked = agreement.ranked_pairs(records, template, 200)
@@ -192,7 +181,8 @@ def test_the_card_gets_the_figures_and_the_folder_stays_whole(finished, monkeypa
 
     for count in range(3):
         writes.clear()
-        monkeypatch.setattr(evaluated, "write_text", stopped_after(count))
+        for module, write in zip((evaluated, checksums), [stopped_after(count)] * 2, strict=True):
+            monkeypatch.setattr(module, "write_text", write)
         with pytest.raises(KeyboardInterrupt):
             add_evaluation(folder, {"other": record["base"]})
         checksums.verify_checksums(folder)

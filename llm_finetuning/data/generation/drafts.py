@@ -83,7 +83,8 @@ class Drafts:
         self.settings, self.generator, self.system, self.fits = settings, generator, system, fits
         self.cells, self.passages = cells, passages or [""]
         self.all: list[Draft] = []
-        self.batches: dict[int, Answer | None] = {}
+        self.batches: dict[int, tuple[Answer | None, list[str]]] = {}
+        """Of each batch of prompts its answer, and the prompts that stand in it."""
 
     @property
     def kept(self) -> list[Draft]:
@@ -131,11 +132,11 @@ class Drafts:
             )
             for b in new
         ]
-        self.batches.update(zip(new, self.generator.ask(asked), strict=True))
+        for batch, answer in zip(new, self.generator.ask(asked), strict=True):
+            self.batches[batch] = answer, parsing.strings(answer.text, "prompts") if answer else []
         for draft in lap:
             batch, place = divmod(draft.number, PROMPTS_PER_REQUEST)
-            answer = self.batches[batch]
-            written = parsing.strings(answer.text, "prompts") if answer else []
+            answer, written = self.batches[batch]
             draft.prompt = written[place] if place < len(written) else ""
             if answer is None:
                 draft.lose(AFFORDED)
@@ -145,9 +146,7 @@ class Drafts:
     def _avoided(self, batch: int, draft: Draft) -> list[str]:
         """The prompts that earlier laps have for the same cell."""
         earlier = range(batch % len(self.cells), batch, len(self.cells))
-        return [
-            text for b in earlier if (answer := self.batches.get(b)) for text in parsing.strings(answer.text, "prompts")
-        ]
+        return [text for b in earlier for text in self.batches.get(b, (None, []))[1]]
 
     def _drop_duplicates(self, new: list[Draft]) -> None:
         """Drops prompts like earlier ones, of any topic, before their answers are paid for."""

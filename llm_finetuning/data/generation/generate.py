@@ -220,10 +220,11 @@ def data_prep(task: Task) -> DataPrep:
 
 def write(task: Task, made: Drafts, splits: dict[str, prepare.Prepared], template: Template) -> pd.DataFrame:
     """Writes both files of pairs with their reports and preference pairs; returns the table of the leak check."""
+    entries = {"generation": facts(task, made)}
     for prepared in splits.values():
         prepare.write(prepared)
         if not prepared.is_empty:
-            reports.write_report(reports.read_report(prepared.path) | {"generation": facts(task, made)}, prepared.path)
+            prepare.add_to_report(prepared.path, entries)
     return prepare.check_leaks(splits["validation"], template)
 
 

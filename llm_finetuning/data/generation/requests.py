@@ -53,10 +53,6 @@ class Answer:
     prompt_tokens: int = 0
     answer_tokens: int = 0
 
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.answer_tokens
-
 
 def estimate_tokens(text: str) -> int:
     """Returns about how many tokens a text has where nobody counted: one for every three bytes of UTF-8."""

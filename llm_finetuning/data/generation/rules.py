@@ -73,16 +73,20 @@ SCRIPTS = {
 """Scripts, and the languages that are written in each; what is not named is written in Latin letters."""
 NOT_LATIN = frozenset(" ".join(SCRIPTS.values()).split())
 FUNCTION_WORDS = {
-    "en": "the and of to is that it for with as was are this be you not have from or by but they which we can your",
-    "de": "der die das und ist nicht ein eine zu den mit sich auf für dem von des im werden sie wird auch als wie du",
-    "fr": "le la les et est une un des que dans pour pas qui sur du au avec ce il elle sont vous nous plus ou par",
-    "es": "el la los las y es una un que de en por con para no se del al lo como más su son está pero",
-    "it": "il lo la gli le e è un una che di in per con non si del della dei sono più come anche nel alla",
-    "pt": "o a os as e é um uma que de em para com não se do da dos das por mais como são ao seu na no",
-    "nl": "de het een en van is dat niet in op te zijn voor met die aan er ook als maar bij of je wordt naar",
-    "sv": "och att det är en ett som på av för med inte den till har de om var kan sig från så eller men",
-    "pl": "i w nie na się z jest to że do jak o co po ale tak za od dla przez są czy być jego tego",
-    "tr": "ve bir bu için ile de da çok olarak daha gibi olan en kadar sonra ama değil var ne ya her mi",
+    lang: frozenset(words.split())
+    for lang, words in {
+        "en": "the and of to is that it for with as was are this be you not have from or by but they which we can your",
+        "de": "der die das und ist nicht ein eine zu den mit sich"
+        " auf für dem von des im werden sie wird auch als wie du",
+        "fr": "le la les et est une un des que dans pour pas qui sur du au avec ce il elle sont vous nous plus ou par",
+        "es": "el la los las y es una un que de en por con para no se del al lo como más su son está pero",
+        "it": "il lo la gli le e è un una che di in per con non si del della dei sono più come anche nel alla",
+        "pt": "o a os as e é um uma que de em para com não se do da dos das por mais como são ao seu na no",
+        "nl": "de het een en van is dat niet in op te zijn voor met die aan er ook als maar bij of je wordt naar",
+        "sv": "och att det är en ett som på av för med inte den till har de om var kan sig från så eller men",
+        "pl": "i w nie na się z jest to że do jak o co po ale tak za od dla przez są czy być jego tego",
+        "tr": "ve bir bu için ile de da çok olarak daha gibi olan en kadar sonra ama değil var ne ya her mi",
+    }.items()
 }
 """Words by which the texts of these languages are told apart."""
 KANJI = 12
@@ -139,7 +143,7 @@ def _by_words(text: str, wanted: str) -> bool:
     words = re.findall(r"[^\W\d_]+", text.casefold())
     if wanted not in FUNCTION_WORDS or len(words) < FEWEST_WORDS:
         return True
-    counts = {lang: len(set(known.split()) & set(words)) for lang, known in FUNCTION_WORDS.items()}
+    counts = {lang: len(known.intersection(words)) for lang, known in FUNCTION_WORDS.items()}
     best = max(counts.values())
     return counts[wanted] * 2 > best or best < 3
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from itertools import product
+from math import prod
 from pathlib import Path
 
 import pandas as pd
@@ -14,16 +15,14 @@ from llm_finetuning.files.atomic import write_json
 from llm_finetuning.settings import Generation, split_names
 
 AXES = ("topics", "difficulties", "forms", "languages")
+ONE = ("topic", "difficulty", "form", "language")
 TEXT_FILES = (".txt", ".md", ".rst", ".csv", ".html", ".json", ".jsonl")
 PASSAGE = 3000
 """Characters of a passage of the documents; a passage ends with a paragraph."""
 
 
 class TaxonomyWritten(RuntimeError):
-    """The taxonomy waits to be read. Notebooks show the sentence alone."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
+    """The taxonomy waits to be read."""
 
 
 def passages(documents: str) -> list[str]:
@@ -91,17 +90,18 @@ def taxonomy(settings: Generation, generator: Generator, texts: list[str], path:
 
     Raises TaxonomyWritten once after that if `review_taxonomy` is set, ValueError for a file that is no taxonomy.
     """
-    if path.exists():
-        return _checked(path)
-    values = settings.topics or _proposed(settings, generator, texts)
-    axes = (list(dict.fromkeys(values)), settings.difficulties, settings.forms, split_names(settings.languages))
-    write_json(path, dict(zip(AXES, axes, strict=True)))
-    if settings.review_taxonomy:
+    is_new = not path.exists()
+    if is_new:
+        values = settings.topics or _proposed(settings, generator, texts)
+        chosen = (list(dict.fromkeys(values)), settings.difficulties, settings.forms, split_names(settings.languages))
+        write_json(path, dict(zip(AXES, chosen, strict=True)))
+    axes = _checked(path)
+    if is_new and settings.review_taxonomy:
         raise TaxonomyWritten(
-            f"The taxonomy is in {path}: {sentence(_checked(path))} Read it, change what you like, and run all cells"
+            f"The taxonomy is in {path}: {sentence(axes)} Read it, change what you like, and run all cells"
             " again: only then are pairs written. review_taxonomy = False goes on at once."
         )
-    return _checked(path)
+    return axes
 
 
 def _proposed(settings: Generation, generator: Generator, texts: list[str]) -> list[str]:
@@ -148,10 +148,7 @@ def sentence(axes: dict[str, list[str]]) -> str:
     sizes = [
         (len(axes[axis]), axis if len(axes[axis]) != 1 else singular) for axis, singular in zip(AXES, ONE, strict=True)
     ]
-    return f"{' × '.join(f'{size} {axis}' for size, axis in sizes)} = {len(cells(axes)):,} cells."
-
-
-ONE = ("topic", "difficulty", "form", "language")
+    return f"{' × '.join(f'{size} {axis}' for size, axis in sizes)} = {prod(size for size, _ in sizes):,} cells."
 
 
 def table(axes: dict[str, list[str]]) -> pd.DataFrame:
