@@ -187,7 +187,8 @@ def test_the_set_up_cell_brings_a_runtime_to_work(tmp_path, repository):
 
 
 def test_a_refused_drive_stops_before_anything_is_installed(runtime, clone, on_colab):
-    (on_colab / "refuse_drive").touch()
+    (on_colab / "visits").write_text("0")
+    (on_colab / "refuse").write_text("ValueError")
     with pytest.raises(ConnectionError, match=r"Drive was not mounted \(ValueError: mount failed\).*allow access"):
         colab.install(clone)
     assert runtime.calls == []

@@ -242,8 +242,8 @@ def test_the_cell_runs_in_colabs_python(tmp_path, github):
     tree = ast.parse(set_up_cell())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert names <= sys.stdlib_module_names - REMOVED
-    python = next((p for p in [shutil.which("python3.13")] if p and works(p)), None)
-    if python:
+    python = shutil.which("python3.13")
+    if python and works(python):
         told = run_cell(tmp_path, [{"repository": HOME}] * 2, instead(_=f"file://{github[0]}/"), python)
         assert [name for name, _ in told] == ["the project"] * 2
 

@@ -45,9 +45,9 @@ def test_white_space_around_a_key_is_none_of_it(tmp_path, monkeypatch, typed):
         assert len(run(settings_for(server, tmp_path))[1].kept) == 30
 
 
-@pytest.mark.parametrize("typed", [f"{KEY}\n{KEY}", f"{KEY} ", f"ключ{KEY}", f"{KEY}\u200b"])
+@pytest.mark.parametrize("typed", [f"{KEY}\n{KEY}", f"{KEY} x", f"ключ{KEY}", f"{KEY}\u200b"])
 def test_a_key_that_cannot_be_sent_is_not_quoted(tmp_path, monkeypatch, typed):
-    monkeypatch.setenv("OPENAI_API_KEY", typed.replace(f"{KEY} ", f"{KEY} x"))
+    monkeypatch.setenv("OPENAI_API_KEY", typed)
     with Server() as server:
         assert "OPENAI_API_KEY holds" in refusal(settings_for(server, tmp_path))
 

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from generation_kills import IN_FLIGHT
 
 from llm_finetuning.data import pairs
 
 SUPPORT = Path(__file__).parents[1] / "support"
-IN_FLIGHT = 4
 
 
 def check_kills(folder: Path, kills: int) -> None:

@@ -1,23 +1,18 @@
 """The notebook, headless: what it leaves, that no output holds the key, and that a second run asks nothing."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import headless
 import pytest
 from generation_world import KEY, every_file, files_with
 from scripted_generator import Script, Server
 
 from llm_finetuning.runner import steps
 
-ROOT = Path(__file__).parents[2]
-
 
 def command(output: Path, *more: str) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "llm_finetuning", "run", "--profile", "generation", "--output", str(output), *more]
-    environment = os.environ | {"OPENAI_API_KEY": KEY, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(line, env=environment, capture_output=True, text=True)
+    return headless.run(output, "generation", *more, OPENAI_API_KEY=KEY)
 
 
 @pytest.mark.more

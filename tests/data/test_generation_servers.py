@@ -1,20 +1,15 @@
 """Real servers and a real finetuning: a tiny Phi writes noise, but the protocol works; a script teaches its pairs."""
 
-import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
+import headless
 import pytest
 from generation_world import letters_template, settings_for
 from scripted_generator import QUESTIONS, Server
+from servers import serving
 
 from llm_finetuning import prompts
 from llm_finetuning.data import pairs
@@ -46,31 +41,6 @@ def folder(tmp_path_factory, phi2_tokenizer_folder) -> Path:
     tokenizer.save_pretrained(path)
     checksums.write_checksums(path)
     return path
-
-
-@contextmanager
-def serving(command: list[str], page: str, log: Path):
-    """Yields the address of a server that runs `command` with its port, once it answers at `page`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    with log.open("w") as out:
-        command = [part.replace("PORT", port) for part in command]
-        server = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    try:
-        for _ in range(240):
-            assert server.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}{page}", timeout=5)
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.5)
-        else:
-            raise AssertionError(log.read_text())
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
 
 
 def check_protocol(address: str, model: str, folder: Path) -> None:
@@ -123,10 +93,8 @@ def test_the_server_of_llama_cpp_takes_the_requests(folder, tmp_path):
 
 def test_what_a_script_wrote_is_what_the_finetuned_model_answers(tmp_path):
     with Server() as server:
-        command = [sys.executable, "-m", "llm_finetuning", "run", "--profile", "generation", "--output", str(tmp_path)]
-        command += ["--notebooks", "generation,finetuning", "-p", "endpoint", f"{server.address}/v1"]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        words = ["--notebooks", "generation,finetuning", "-p", "endpoint", f"{server.address}/v1"]
+        done = headless.run(tmp_path, "generation", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     taught = pairs.read_jsonl(tmp_path / "data" / "finetuning_data_train.jsonl")
     subjects = {QUESTIONS[prompt].subject for prompt in taught["prompt"]}

@@ -5,26 +5,11 @@ import math
 
 import pytest
 import torch
-from inference_fixtures import make_tokenizer
+from inference_fixtures import known_pairs, make_tokenizer
 from training_fixtures import small_pairs, small_settings
 
 from llm_finetuning import prompts
 from llm_finetuning.evaluation import likelihood, scoreboard
-
-
-@pytest.fixture(scope="module")
-def world(published):
-    """The fixture model that knows its answers, as a model in memory."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(published, dtype=torch.float32)
-    return model, prompts.template_for(AutoTokenizer.from_pretrained(published))
-
-
-def known_pairs() -> list[dict]:
-    from inference_fixtures import pairs
-
-    return [pair for pair in pairs() if pair["response"].isascii()]
 
 
 def test_loss_is_weighted_by_tokens_not_by_batches(world, monkeypatch):

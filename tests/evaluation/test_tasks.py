@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from inference_fixtures import pairs as known
 
 from llm_finetuning import prompts
@@ -46,14 +45,6 @@ def task_folder(tmp_path, monkeypatch):
     file.write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
     (folder / "known_answers.yaml").write_text(TASK.format(file=file), encoding="utf-8")
     return folder, questions
-
-
-@pytest.fixture
-def world(published):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(published, dtype=torch.float32)
-    return model, prompts.template_for(AutoTokenizer.from_pretrained(published))
 
 
 def test_a_local_task_is_measured_with_its_interval(world, task_folder):

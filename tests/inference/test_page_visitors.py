@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 from inference_fixtures import COLOURS, NUMBERS, PLACES, ask, counting
+from terminal_runs import wait_for
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
 import httpx
@@ -27,13 +28,6 @@ def address(serve, chat):
 @pytest.fixture
 def visitor(serve, address):
     return lambda forwarded_for="": Visitor(address, serve.opened[-1], forwarded_for)
-
-
-def waiting_for(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_fifty_visitors_at_once_each_get_their_own_answer(visitor):
@@ -149,7 +143,7 @@ def test_an_answer_ends_when_its_visitor_goes(monkeypatch, chat):
     slow, line = Listening(chat, delay=0.1), Waiting(limit=5, per_address=5)
     line.visitors.loading.run(lambda: slow)
     question = line.join("ann")
-    waiting_for(lambda: question.text)
+    wait_for(lambda: question.text)
     line.visitors.listeners.clear()
     assert question.done.wait(60) and question.text != NUMBERS
     assert line.join("bob").done.wait(60)
@@ -163,7 +157,7 @@ def test_answers_side_by_side_are_those_alone_and_each_stops_by_itself(chat):
     colours = [line.join(name, text=f"Which colour does {name} like?") for name in names]
     counts, alone = line.join("counts"), line.join("alone")
     line.visitors.loading.run(lambda: slow)
-    waiting_for(lambda: counts.text.startswith("one"))
+    wait_for(lambda: counts.text.startswith("one"))
     line.visitors.stop("counts")
     assert all(question.done.wait(60) for question in (*colours, counts, alone))
     assert [question.text for question in colours] == [f"{name} likes {COLOURS[name]}." for name in names]
@@ -179,4 +173,4 @@ def test_a_model_that_fails_says_so_and_goes_on(chat, monkeypatch):
         question = line.join("ann")
         assert question.done.wait(60) and "The answer failed" in question.status
     assert (again := line.join("ann")).done.wait(60) and again.text == NUMBERS
-    waiting_for(lambda: not line.visitors.questions)
+    wait_for(lambda: not line.visitors.questions)

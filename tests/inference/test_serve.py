@@ -1,16 +1,11 @@
 """The published folder under `transformers serve`, asked by the openai client: an API without a server of ours."""
 
-import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 from inference_fixtures import COLOURS, NUMBERS, PLACES, ask
+from servers import serving
 
 openai = pytest.importorskip("openai", reason="needs openai: pip install 'transformers[serving]'")
 pytest.importorskip("fastapi", reason="transformers serve needs fastapi: pip install 'transformers[serving]'")
@@ -20,31 +15,10 @@ pytest.importorskip("uvicorn", reason="transformers serve needs uvicorn: pip ins
 @pytest.fixture(scope="module")
 def client(published, tmp_path_factory):
     """A client of a server that runs the published folder; the server ends with the tests."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(published)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    with log.open("w") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", server, log)
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(address, timeout=5)
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    raise AssertionError(f"no answer after two minutes:\n{log.read_text()}")
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(published), "--host", "127.0.0.1"]
+    command += ["--port", "PORT", "--device", "cpu", "--dtype", "float32"]
+    with serving(command, "/health", tmp_path_factory.mktemp("serve") / "log") as address:
+        yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=120)
 
 
 def settings(published) -> dict:

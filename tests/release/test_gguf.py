@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import real_tokenizers
 import torch
 from inference_fixtures import make_tokenizer
+from terminal_runs import wait_for
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from training_fixtures import small_settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -246,10 +246,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, llama_cpp):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )  # fmt: skip
     partial = tmp_path / ".out.partial" / "model-f16.gguf"
-    for _ in range(1200):
-        if partial.exists() or process.poll() is not None:
-            break
-        time.sleep(0.1)
+    wait_for(lambda: partial.exists() or process.poll() is not None)
     assert partial.exists(), process.communicate()[0]
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)

@@ -1,20 +1,19 @@
 """The four notebooks chained on a cut-down sample: headless by the command, and on a stand-in for Colab."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import headless
 import nbformat
 import pytest
+from colab_fixtures import STUB
 
 from llm_finetuning import models
 from llm_finetuning.runner import notebooks, parameters
 
 ROOT = Path(__file__).parents[2]
-STUB = ROOT / "tests" / "support" / "google_stub"
 CUT = {
     "max_steps": 8,
     "save_steps": 4,
@@ -28,11 +27,8 @@ pytestmark = pytest.mark.pipeline
 
 def run(output: Path, **cut: object) -> subprocess.CompletedProcess:
     """`python -m llm_finetuning run` on the sample, from elsewhere, without the Hub."""
-    command = [sys.executable, "-m", "llm_finetuning", "run", "--profile", "sample", "--output", str(output)]
-    for name, value in cut.items():
-        command += ["-p", name, str(value)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=output.parent, env=environment, capture_output=True, text=True)
+    words = (word for name, value in cut.items() for word in ("-p", name, str(value)))
+    return headless.run(output, "sample", *words)
 
 
 @pytest.fixture(scope="module")

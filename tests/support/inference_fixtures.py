@@ -29,6 +29,11 @@ def pairs() -> list[dict]:
     return records
 
 
+def known_pairs() -> list[dict]:
+    """Those of the fixture model's pairs whose responses are plain ASCII."""
+    return [pair for pair in pairs() if pair["response"].isascii()]
+
+
 def make_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -115,6 +120,18 @@ def published(tmp_path_factory) -> Path:
     model = make_model(rows=(len(tokenizer) // 64 + 1) * 64)
     teach(model, template)
     return write_folder(tmp_path_factory.mktemp("published") / "finetuned_phi2", model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def world(published):
+    """The fixture model that knows its answers, as a model in memory with its template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from llm_finetuning import prompts
+
+    model = AutoModelForCausalLM.from_pretrained(published, dtype=torch.float32)
+    return model, prompts.template_for(AutoTokenizer.from_pretrained(published))
 
 
 @pytest.fixture(scope="session")

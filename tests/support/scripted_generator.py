@@ -18,7 +18,6 @@ from llm_finetuning.sample import world
 LEADS = ("", "Hello! ", "Please tell me: ", "I wonder: ", "One question. ", "Quick one: ", "Hi there. ", "Say, ")
 TOPIC = re.compile(r"^Topic: (.*)$", re.MULTILINE)
 NUMBER = re.compile(r"^Write (\d+) different messages", re.MULTILINE)
-SENT = re.compile(r"^A user wrote:\n(.*)$", re.MULTILINE)
 
 
 FACTS = [fact for fact in world.facts() if fact.attribute not in ("about", "card", "entry")]

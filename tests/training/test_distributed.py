@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from servers import free_port
 from training_fixtures import prepare, small_pairs, small_settings
 
 from llm_finetuning import settings
@@ -35,20 +35,20 @@ def write_run(folder: Path, base: Path, **changed) -> Path:
 
 
 def launch(settings_file: Path, processes: int) -> subprocess.CompletedProcess:
-    where = ["--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", free_port()]
+    where = ["--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     return run_module("torch.distributed.run", *where, "-m", "llm_finetuning.train", str(settings_file))
 
 
 def launch_faulty(settings_file: Path, rank: int, step: int, number: int, *more: str) -> subprocess.CompletedProcess:
     """Two processes, one of which gets an error of that number when it writes its part of the checkpoint of a step."""
-    where = ["--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", free_port()]
+    where = ["--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     words = [str(settings_file), str(rank), str(step), str(number), *more]
     return run_module("torch.distributed.run", *where, str(SUPPORT / "train_faulty.py"), *words)
 
 
 def launch_sharded(settings_file: Path, *more: str) -> subprocess.CompletedProcess:
     """The README's command for FSDP, by way of train_sharded.py, for there is no GPU."""
-    where = ["--config_file", "profiles/accelerate/fsdp.yaml", "--main_process_port", free_port()]
+    where = ["--config_file", "profiles/accelerate/fsdp.yaml", "--main_process_port", str(free_port())]
     return run_module(
         "accelerate.commands.launch", *where, str(SUPPORT / "train_sharded.py"), str(settings_file), *more
     )
@@ -63,12 +63,6 @@ def run_module(*words: str) -> subprocess.CompletedProcess:
         cwd=SUPPORT.parents[1],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT.parents[1])},
     )
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def losses(folder: Path, name: str = "loss") -> list:

@@ -24,8 +24,6 @@ def view() -> Path:
 def mount(mountpoint: str, force_remount: bool = False, timeout_ms: int = 120_000, readonly: bool = False) -> None:
     if " " in mountpoint:
         raise ValueError("Mountpoint must not contain a space.")
-    if (folder() / "refuse_drive").exists():
-        raise ValueError("mount failed")
     note(f"drive.mount {mountpoint}{' again' if force_remount else ''}")
     if is_mounted() and not force_remount:
         print(f'Drive already mounted at {mountpoint}; to attempt to forcibly remount, call drive.mount("{mountpoint}"')
