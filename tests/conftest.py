@@ -26,6 +26,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.path in slow, item.path), reverse=True)
 
 
+def pytest_make_parametrize_id(val):
+    """Bytes are named by their number: a gzip holds the second of its making, and every worker collects for itself."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def real_trees() -> Path:
     """A file of real Open-Assistant conversation trees; the test is skipped without it."""
