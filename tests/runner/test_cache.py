@@ -46,7 +46,7 @@ def test_a_notebook_depends_on_the_files_that_it_uses_and_on_no_others(used, fil
 def test_a_changed_file_is_a_changed_input(make_notebook, tmp_path, monkeypatch):
     notebook = make_notebook("a", "x = 1", "from llm_finetuning.settings import DataPrep")
     before, hash_file = cache.inputs(notebook, {}, tmp_path, ()), cache.hash_file
-    monkeypatch.setattr(cache, "hash_file", lambda path: hash_file(path) + "0" * (path.name == "settings.py"))
+    monkeypatch.setattr(cache, "hash_file", lambda path: hash_file(path) + "0" * (path.name == "folders.py"))
     after = cache.inputs(notebook, {}, tmp_path, ())
     assert [kind for kind in before if before[kind] != after[kind]] == ["package"]
 

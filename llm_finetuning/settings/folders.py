@@ -1,0 +1,32 @@
+"""Where a run's results lie: the layout that all notebooks share."""
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """The layout of a run's results, the same on Drive and on a local disk."""
+
+    drive: Path
+    work: Path
+    read_from: Path | None = None
+    """The folder of the data, where it is not data/ in `drive`."""
+
+    data = property(lambda self: self.read_from or self.drive / "data")
+    train_file = property(lambda self: self.data / "finetuning_data_train.jsonl")
+    val_file = property(lambda self: self.data / "finetuning_data_val.jsonl")
+    train_preferences = property(lambda self: self.data / "preferences_train.jsonl")
+    val_preferences = property(lambda self: self.data / "preferences_val.jsonl")
+    checkpoints = property(lambda self: self.work / "checkpoints")
+    adapter = property(lambda self: self.work / "adapter")
+    merged = property(lambda self: self.work / "merged")
+    base = property(lambda self: self.data.parent / "base")
+    published = property(lambda self: self.drive / "finetuned_phi2")
+    preferred = property(lambda self: self.drive / "preferred_phi2")
+    figures = property(lambda self: self.drive / "figures")
+    settings = property(lambda self: self.drive / "settings.json")
+    scoreboard = property(lambda self: self.drive / "scoreboard.json")
+    metrics = property(lambda self: self.work / "metrics.jsonl")
+    evaluation = property(lambda self: self.drive / "evaluation.json")
+    evaluated = property(lambda self: self.drive / "evaluated")
