@@ -18,7 +18,8 @@ from llm_finetuning.training import selfcheck
 from llm_finetuning.training.dataset import read_inputs
 from llm_finetuning.training.planning import plan_run
 from llm_finetuning.training.qlora import add_adapters, load_base
-from llm_finetuning.training.trainer import AssistantTrainer, save_adapter, train
+from llm_finetuning.training.resumable import save_adapter, train
+from llm_finetuning.training.trainer import AssistantTrainer
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from llm_finetuning.release.replace import replace_published
 from llm_finetuning.release.safety import PICKLES, check_no_tokens
 from llm_finetuning.release.verify import Merged
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import callbacks, figures
+from llm_finetuning.training import figures, metrics
 from llm_finetuning.training.planning import Plan
 
 
@@ -46,7 +46,7 @@ def publish(
     published = replace_published(merged.folder, folders.published)
     if folders.work != folders.drive:
         replace_published(folders.adapter, folders.drive / "adapter")
-        write_text(folders.drive / folders.metrics.name, "".join(map(callbacks.Metrics.line, entries)))
+        write_text(folders.drive / folders.metrics.name, "".join(map(metrics.Metrics.line, entries)))
     if exported:
         copy_folder(exported.folder, llama.folder_beside(published))
         shutil.rmtree(exported.folder)

@@ -1,32 +1,27 @@
 """What happens beside the optimizer steps: progress, metrics.jsonl, evaluations, the live figure, early stopping."""
 
-import json
 import math
-import os
 import signal
 import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm_finetuning import display, hardware
 from llm_finetuning.evaluation import scoreboard
-from llm_finetuning.files.atomic import write_text
 from llm_finetuning.files.copying import WRITE_ERRORS, is_full
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import checkpoints, figures, planning, qlora
+from llm_finetuning.training.metrics import Metrics
 
 if TYPE_CHECKING:
-    from llm_finetuning.training.selfcheck import Checks
-    from llm_finetuning.training.trainer import AssistantTrainer
+    from llm_finetuning.training.resumable import ResumableTrainer
 
 SAMPLES = 3
 MOST_SKIPPED = 16
@@ -36,7 +31,7 @@ MOST_SKIPPED = 16
 class Monitor(TrainerCallback):
     """Logs, evaluates and stops a run; metrics.jsonl, a line an entry, is kept in step with the checkpoints."""
 
-    def __init__(self, trainer: "AssistantTrainer"):
+    def __init__(self, trainer: "ResumableTrainer"):
         self.trainer, self.settings, self.plan = trainer, trainer.settings, trainer.plan
         self.template, self.held_out = trainer.run_inputs.template, trainer.run_inputs.held_out
         self.main = trainer.is_world_process_zero()
@@ -223,7 +218,7 @@ def is_over(losses: list[tuple[float, int]], settings: Finetuning) -> bool:
     return sum(step > best_step for _, step in losses) >= settings.early_stopping_patience
 
 
-def restore_best(trainer: "AssistantTrainer") -> float | None:
+def restore_best(trainer: "ResumableTrainer") -> float | None:
     """Loads the adapter with the lowest held-out loss of the run, if early stopping kept one; returns that loss."""
     settings, unsaved = trainer.settings, trainer.monitor.unsaved_best
     best = settings.folders.checkpoints / checkpoints.BEST
@@ -234,78 +229,3 @@ def restore_best(trainer: "AssistantTrainer") -> float | None:
     else:
         qlora.set_adapter(trainer.model, best)
     return min(trainer.monitor.metrics.held_out_losses())[0]
-
-
-def predicted_and_measured(plan: planning.Plan, checks: "Checks", entries: list[dict]) -> pd.DataFrame:
-    """Memory and time of the run: planned before the start, predicted after the self-check, measured."""
-    trained = [entry for entry in entries if "tokens_per_second" in entry]
-    seconds = sum(entry["seconds"] for entry in trained)
-    peak = max((entry["memory_bytes"] for entry in trained), default=0)
-    rows = [
-        ("time", plan.seconds, checks.seconds, seconds, hardware.readable_seconds),
-        ("peak memory", plan.peak_memory, checks.memory, peak, hardware.as_gib),
-    ]
-    return pd.DataFrame(
-        [
-            {
-                "what": what,
-                "plan": show(planned),
-                "self-check": show(checked),
-                "measured": show(measured),
-                "measured / plan": round(measured / planned, 2),
-                "measured / self-check": round(measured / checked, 2),
-            }
-            for what, planned, checked, measured, show in rows
-        ]
-    )
-
-
-class Metrics:
-    """metrics.jsonl: training entries (`loss`, …) and evaluations (`held_out_loss`, `answers`) by step."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.waiting: list[dict] = []
-        """Entries that a full disk did not take."""
-
-    def write(self, entry: dict) -> None:
-        """Appends an entry. One that a full disk does not take waits for the next; training goes on."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.waiting.append(entry)
-        size = self.path.stat().st_size if self.path.exists() else 0
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(map(self.line, self.waiting))
-        except OSError as error:
-            if not is_full(error):
-                raise
-            if len(self.waiting) == 1:
-                print(f"{self.path} cannot be written ({error.strerror}): its entries wait in memory")
-            os.truncate(self.path, size)
-        else:
-            self.waiting.clear()
-
-    @staticmethod
-    def line(entry: dict) -> str:
-        return json.dumps(entry, ensure_ascii=False) + "\n"
-
-    def read(self) -> list[dict]:
-        """Every whole entry; a last line that was cut off with the machine is left out."""
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        lines = text.splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")] + self.waiting
-
-    def held_out_losses(self) -> list[tuple[float, int]]:
-        """(held-out loss, step) of every evaluation."""
-        return [(entry["held_out_loss"], entry["step"]) for entry in self.read() if "held_out_loss" in entry]
-
-    def cut_after(self, step: int, held_out_changed: bool = False) -> None:
-        """Forgets what came after the checkpoint that a run goes on from; all of it for a fresh start.
-
-        Evaluations too where they were on another held-out set: they do not compare.
-        """
-        kept = [entry for entry in self.read() if entry["step"] <= step and step > 0]
-        if held_out_changed:
-            kept = [entry for entry in kept if "held_out_loss" not in entry]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, "".join(map(self.line, kept)))

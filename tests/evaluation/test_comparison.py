@@ -104,7 +104,7 @@ def test_a_killed_evaluation_goes_on_and_measures_nothing_twice(finished, monkey
 
 def test_an_adapter_on_its_base_is_measured_like_the_model_in_training(finished, tiny_base, tmp_path):
     run = prepare(small_settings(tmp_path / "run", tiny_base, use_4bit=False, max_steps=2), known_pairs())
-    from llm_finetuning.training.trainer import save_adapter, train
+    from llm_finetuning.training.resumable import save_adapter, train
 
     train(run.trainer)
     save_adapter(run.trainer)

@@ -15,7 +15,7 @@ from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.files import shards
 from llm_finetuning.release import merging, verify
 from llm_finetuning.training import qlora, selfcheck
-from llm_finetuning.training import trainer as training
+from llm_finetuning.training import resumable as training
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from llm_finetuning.runner import parameters
 from llm_finetuning.sample import TRAIN, VALIDATION, generic_passages
 from llm_finetuning.settings import DataPrep, Finetuning
 from llm_finetuning.training.dataset import read_inputs
-from llm_finetuning.training.trainer import train
+from llm_finetuning.training.resumable import train
 
 pytestmark = pytest.mark.more
 

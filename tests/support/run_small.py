@@ -14,8 +14,8 @@ from llm_finetuning import hardware
 from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.release import merging, verify
 from llm_finetuning.release.publish import publish
-from llm_finetuning.training import callbacks
-from llm_finetuning.training.trainer import save_adapter, train
+from llm_finetuning.training import metrics
+from llm_finetuning.training.resumable import save_adapter, train
 
 STAGES = ("training", "saving", "after", "merge", "publishing", "reading back")
 
@@ -46,7 +46,7 @@ def main(folder: Path, base: str) -> None:
     hardware.free_memory()
     merged = verify.merge_and_verify(plan, quantised, template, held_out, board["after"]["loss"])
     stage("publishing")
-    published = publish(merged, plan, board, callbacks.Metrics(folders.metrics).read())
+    published = publish(merged, plan, board, metrics.Metrics(folders.metrics).read())
     stage("reading back")
     scoreboard.published(published, held_out, template, settings, plan.save_dtype, plan.device)
 

@@ -5,7 +5,7 @@ import sys
 import torch
 from training_fixtures import prepare, small_settings
 
-from llm_finetuning.training.trainer import save_adapter, train
+from llm_finetuning.training.resumable import save_adapter, train
 
 torch.set_num_threads(1)
 folder, base, *rest = sys.argv[1:]

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 from llm_finetuning import models, prompts
 from llm_finetuning.data import oasst, pairs
 from llm_finetuning.settings import SYSTEM_MESSAGE
-from llm_finetuning.training import trainer as training
+from llm_finetuning.training import resumable as training
 from llm_finetuning.training.dataset import conversations, encode_inputs, encode_pairs, read_inputs
+from llm_finetuning.training.trainer import pack
 
 TRAIN, VAL = "finetuning_data_train.jsonl", "finetuning_data_val.jsonl"
 CHATML = (
@@ -131,7 +132,7 @@ def summed_gradients(run) -> tuple[float, torch.Tensor]:
     """Loss and gradients of everything that a run trains on, packed as it trains it."""
     model, tokens = run.trainer.model.train(), torch.tensor(run.data.tokens_in_loss)
     model.zero_grad()
-    packed, total = training.pack(run.data.examples, run.settings, run.plan), 0.0
+    packed, total = pack(run.data.examples, run.settings, run.plan), 0.0
     for row in packed:
         loss = run.trainer.compute_loss(model, run.trainer.data_collator([row]), num_items_in_batch=tokens)
         loss.backward()

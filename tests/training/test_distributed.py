@@ -17,7 +17,7 @@ from training_fixtures import prepare, small_pairs, small_settings
 
 from llm_finetuning import settings
 from llm_finetuning.training import checkpoints, qlora
-from llm_finetuning.training import trainer as training
+from llm_finetuning.training import resumable as training
 from llm_finetuning.training.dataset import read_inputs
 
 pytestmark = pytest.mark.slow

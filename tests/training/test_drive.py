@@ -16,7 +16,7 @@ from llm_finetuning.files import checksums, drive
 from llm_finetuning.release import model_card
 from llm_finetuning.sample import making
 from llm_finetuning.training import checkpoints
-from llm_finetuning.training import trainer as training
+from llm_finetuning.training import resumable as training
 
 RUN = {"max_steps": 8, "save_steps": 2, "num_train_epochs": 8.0}
 

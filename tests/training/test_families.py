@@ -7,7 +7,7 @@ import torch
 from families import tiny_base_of
 from training_fixtures import prepare, small_settings
 
-from llm_finetuning.training import trainer as training
+from llm_finetuning.training import resumable as training
 
 THIRTEEN = ("llama", "phi3", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt_neox")
 THIRTEEN += ("olmo2", "stablelm", "starcoder2")

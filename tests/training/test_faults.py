@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from training_fixtures import prepare, small_settings
+from transformers import TrainerCallback
 
 from llm_finetuning.files import copying
-from llm_finetuning.training import callbacks, checkpoints
-from llm_finetuning.training import trainer as training
+from llm_finetuning.training import checkpoints
+from llm_finetuning.training import resumable as training
+from llm_finetuning.training.metrics import Metrics
 
 ERRORS = (errno.ENOTCONN, errno.EIO, errno.ENOSPC)
 LONG = {"max_steps": 20, "save_steps": 5, "eval_steps": 10, "num_train_epochs": 8.0}
@@ -132,7 +134,7 @@ def test_a_full_disk_at_each_checkpoint_changes_nothing(room, patience, tiny_bas
         said = capsys.readouterr().out
         assert all(f"checkpoint-{step} was not saved" in said for step in (5, 10, 15, 20))
         assert not checkpoints.found(work / "checkpoints") and not list((work / "checkpoints").glob(".*partial"))
-        entries = callbacks.Metrics.read(small.trainer.monitor.metrics)
+        entries = Metrics.read(small.trainer.monitor.metrics)
         assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, 21))
         with pytest.raises(OSError, match=f"{work} is full; the adapter is saved in {results / 'adapter'}"):
             training.save_adapter(small.trainer)
@@ -170,13 +172,13 @@ def test_a_disk_that_has_room_again_gets_the_next_checkpoint(tiny_base, tmp_path
         assert [path.name for path in checkpoints.complete(work / "checkpoints")] == ["checkpoint-15", "checkpoint-20"]
         training.save_adapter(small.trainer)
         assert digest(small.settings.folders.adapter) == undisturbed[1]
-        metrics = callbacks.Metrics(small.settings.folders.metrics).read()
+        metrics = Metrics(small.settings.folders.metrics).read()
         assert [entry["step"] for entry in metrics if "loss" in entry] == list(range(1, 21))
     finally:
         subprocess.run(["umount", "--lazy", str(work)], check=True)
 
 
-class RoomAt(callbacks.TrainerCallback):
+class RoomAt(TrainerCallback):
     """Somebody frees the disk at a step."""
 
     def __init__(self, step: int, file: Path):

@@ -14,7 +14,7 @@ from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.hardware import GIB
 from llm_finetuning.release import merging, verify
 from llm_finetuning.training import planning, preconditions, qlora
-from llm_finetuning.training import trainer as training
+from llm_finetuning.training import resumable as training
 from llm_finetuning.training.dataset import encode_inputs
 from llm_finetuning.training.preconditions import check_names
 

@@ -19,8 +19,10 @@ from transformers import TrainerCallback
 from llm_finetuning.evaluation import mode, scoreboard
 from llm_finetuning.files import checksums
 from llm_finetuning.training import attention, callbacks, checkpoints, qlora, selfcheck
-from llm_finetuning.training import trainer as training
+from llm_finetuning.training import resumable as training
 from llm_finetuning.training.dataset import encode_pairs
+from llm_finetuning.training.metrics import Metrics
+from llm_finetuning.training.trainer import pack
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -51,7 +53,7 @@ def test_no_pair_that_fits_is_an_error(run):
 
 
 def test_packing_keeps_every_pair_whole(run):
-    packed = training.pack(run.data.examples, run.settings, run.plan)
+    packed = pack(run.data.examples, run.settings, run.plan)
     documents = []
     for row in packed:
         at = 0
@@ -95,7 +97,7 @@ def test_packed_loss_and_gradients_equal_unpacked(run):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     tokens = run.data.tokens_in_loss
-    packed = training.pack(rows, run.settings, run.plan)
+    packed = pack(rows, run.settings, run.plan)
     batches = [run.trainer.data_collator([packed[i]]) for i in range(len(packed))]
     assert len(batches) < len(rows)
     packed_loss, packed_gradients = loss_and_gradients(run, batches, tokens)
@@ -213,7 +215,7 @@ def test_checkpoints_are_kept_to_a_number_and_whole(trained):
 
 
 def test_metrics_hold_every_step_and_evaluation(trained):
-    entries = callbacks.Metrics(trained / "metrics.jsonl").read()
+    entries = Metrics(trained / "metrics.jsonl").read()
     steps = [entry["step"] for entry in entries if "loss" in entry]
     assert steps == list(range(1, steps[-1] + 1))
     losses = [entry["held_out_loss"] for entry in entries if "held_out_loss" in entry]
@@ -441,7 +443,7 @@ def test_early_stopping_keeps_the_best(tiny_base, tmp_path):
     small = prepare(chosen)
     outcome = training.train(small.trainer)
     assert outcome.step < outcome.of == small.steps and outcome.ended_by == "early stopping"
-    best = min(e["held_out_loss"] for e in callbacks.Metrics(tmp_path / "metrics.jsonl").read() if "held_out_loss" in e)
+    best = min(e["held_out_loss"] for e in Metrics(tmp_path / "metrics.jsonl").read() if "held_out_loss" in e)
     assert outcome.best_loss == best
     found = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
     assert found == pytest.approx(best, rel=1e-4)
@@ -462,7 +464,7 @@ def test_the_best_adapter_comes_back_with_the_checkpoint(tiny_base, tmp_path):
     training.train(first.trainer)
     stopped = first.trainer.state.global_step
     assert 2 <= stopped < first.steps
-    best = min(e["held_out_loss"] for e in callbacks.Metrics(chosen.folders.metrics).read() if "held_out_loss" in e)
+    best = min(e["held_out_loss"] for e in Metrics(chosen.folders.metrics).read() if "held_out_loss" in e)
     another_vm = dataclasses.replace(chosen, work_folder=str(tmp_path / "another vm"))
     again = prepare(another_vm)
     outcome = training.train(again.trainer)
