@@ -132,13 +132,15 @@ class StepMemory:
 
         The head: a tile of logits (without Triton TRL folds it in torch, and holds eight and a mask of them), the
         hidden states and their gradient, once in float32. A layer: its largest weight dequantised, twice, and the
-        gradients at its widest place.
+        gradients at its widest place, two with PEFT's own layers in place of `fused_lora`.
         """
         size, byte = self.size, self.dtype.itemsize
         tile = min(micro, HEAD_TILE[0]) * min(size.vocabulary, HEAD_TILE[1]) * byte
         head = tile * (1 if self.machine.on_gpu else 8.25) + micro * size.hidden * (4 + 3 * byte)
         dequantised = 2 * size.largest_linear * byte * self.settings.use_4bit
-        return head, dequantised + 2 * micro * size.largest_linear / size.hidden * byte
+        fused = self.dtype != torch.float16 and self.settings.lora_dropout == 0
+        wide = size.parallel_linears if fused else max(2, size.parallel_linears)
+        return head, dequantised + wide * micro * size.largest_linear / size.hidden * byte
 
 
 def verification_memory(settings: Finetuning, size: ModelSize, on_gpu: bool) -> tuple[float, float]:

@@ -38,6 +38,9 @@ class ModelSize:
     hidden: int
     vocabulary: int
     largest_linear: int
+    """Weights of the largest linear layer inside the decoder."""
+    parallel_linears: int
+    """Linear layers of that size in each decoder layer, less the one that leads back: 1, or 2 where one is a gate."""
     activation_bytes: float
     """Saved for backward, per token, all layers, without gradient checkpointing."""
     layer_bytes: float
@@ -75,6 +78,7 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
         largest_linear=max(linears),
+        parallel_linears=max(1, linears.count(max(linears)) // config.num_hidden_layers - 1),
         activation_bytes=per_layer * config.num_hidden_layers,
         layer_bytes=per_layer,
     )

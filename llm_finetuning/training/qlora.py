@@ -102,6 +102,8 @@ def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
+    from llm_finetuning.training.fused_lora import fuse
+
     targets = target_names(model, settings.lora_target_modules)
     config = LoraConfig(
         r=settings.lora_r,
@@ -118,7 +120,7 @@ def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
             layer.cast_input_dtype_enabled = False  # PEFT would cast the input to the weight's dtype instead
             for linear in (*layer.lora_A.values(), *layer.lora_B.values()):
                 linear.__class__ = MasterWeightLinear
-    return adapted
+    return adapted if model.dtype == torch.float16 else fuse(adapted)  # float16 trains under autocast
 
 
 def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:

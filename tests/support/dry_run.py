@@ -74,7 +74,8 @@ def peak_bytes(chosen, plan, config, monkeypatch) -> int:
 def matrix_operations(chosen, plan, config, monkeypatch) -> int:
     """Operations of all matrix products in one step of `plan`, as torch counts them; attention's own are left out."""
     model = without_weights(chosen, plan, config, monkeypatch)
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.bitsandbytes.gemm_4bit: _gemm_operations})
+    uncounted = {torch.ops.bitsandbytes.gemm_4bit: _gemm_operations, torch.ops.aten.addmm_: _addmm_operations}
+    counter = FlopCounterMode(display=False, custom_mapping=uncounted)
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_weights(model, plan)
         with counter:
@@ -85,6 +86,11 @@ def matrix_operations(chosen, plan, config, monkeypatch) -> int:
 
 def _gemm_operations(values, packed, weight_shape, *others, out_shape=None, **more) -> int:
     rows, (out, inner) = math.prod(values[:-1]), weight_shape
+    return 2 * rows * out * inner
+
+
+def _addmm_operations(into, left, right, *others, out_shape=None, **more) -> int:
+    (rows, inner), (_, out) = left, right
     return 2 * rows * out * inner
 
 
