@@ -57,10 +57,9 @@ def settings_for(base: Path, folder: Path, changes: dict) -> settings.Finetuning
         "logging_steps": 10**6,
         "max_steps": 10**6,
     }
-    values = measuring.defaults() | fixed
-    return settings.from_cell(
-        settings.Finetuning, values | {name: value for name, value in (OURS | changes).items() if name in values}
-    )
+    names = {field.name for field in dataclasses.fields(settings.Finetuning)}
+    asked = {name: value for name, value in (OURS | changes).items() if name in names}
+    return settings.from_cell(settings.Finetuning, measuring.defaults() | fixed | asked)
 
 
 def oasst_length(percent: float, longest: int) -> int:
@@ -190,6 +189,7 @@ def summary(clock: Clock, plan: planning.Plan, peak: int) -> dict:
         "mfu": plan.mfu(speed),
         "peak_gib": peak / hardware.GIB,
         "planned_gib": plan.peak_memory / hardware.GIB,
+        "planned_tokens_per_second": plan.steps * min(plan.step_tokens, plan.tokens) / plan.seconds,
     }
 
 
