@@ -45,17 +45,20 @@ def test_what_depends_on_another_setting_is_told_with_the_rest(tmp_path):
             num_train_epochs=0,
             tokens_per_step=512,
             micro_batch_tokens=1,
-            early_stopping_patience=3,
-            eval_steps=0,
+            use_dora=True,
+            lora_dropout=0.1,
+            init_lora_weights="orthogonal",
+            lora_r=3,
             publish_to="hub",
         )
     assert str(error.value).splitlines() == [
         "Finetuning settings:",
         "lora_alpha = True: expected int, found bool",
+        "use_dora = True: needs lora_dropout = 0, for with dropout every weight is kept in 16 bits too",
+        "init_lora_weights = 'orthogonal': PEFT makes it of 16-bit weights alone; set use_4bit = 'no', or another one",
         "num_train_epochs = 0.0: above 0, or set max_steps",
         "tokens_per_step = 512: at least max_seq_length (1024)",
         "micro_batch_tokens = 1: 0 or at least max_seq_length (1024)",
-        "early_stopping_patience needs eval_steps above 0",
         "hub_repository = '': publish_to = 'hub' needs user/name",
     ]
 

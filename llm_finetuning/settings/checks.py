@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import pydantic.dataclasses
-from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from llm_finetuning.files import drive
@@ -43,7 +43,11 @@ Positive = Annotated[float, Must(lambda value: 0 < value < float("inf"), "above 
 Fraction = Annotated[float, Must(lambda value: 0 <= value < 1, "from 0 to below 1")]
 Threshold = Annotated[float, Must(lambda value: value == -1 or 0 <= value <= 1, "0 to 1, or -1 for auto")]
 Length = Annotated[int, Must(lambda value: value >= 16, "at least 16 tokens")]
-Switch = Literal["auto", "yes", "no"]
+Switch = Annotated[
+    Literal["auto", "yes", "no"],
+    BeforeValidator(lambda value: {"true": "yes", "false": "no"}.get(str(value).lower(), value)),
+]
+"""True and False count as "yes" and "no": settings that earlier versions saved, and YAML, say it so."""
 Folder = Annotated[str, Must(str.strip, "name the folder for the results")]
 Model = Annotated[str, Must(str.strip, "a hub id, a folder, or sample")]
 TemplateFile = Annotated[str, Must(lambda value: value == value.strip(), "a file with a Jinja chat template, or ''")]
@@ -53,6 +57,7 @@ Texts = Annotated[list, Must(lambda value: all(type(t) is str and t.strip() for 
 NOT_IN_FORM = (
     *("model_revision", "source_revision", "tokenizer_folder", "tree_states", "drop_unreviewed"),
     *("packing", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "attention", "weight_decay"),
+    *("use_rslora", "use_dora", "init_lora_weights", "neftune_noise_alpha", "loraplus_lr_ratio", "compile_layers"),
     *("logging_steps", "save_total_limit", "judge_exact_match", "task_folder"),
 )
 """Settings without a line in a parameters cell; a line of that name, a profile or `-p` sets them too."""

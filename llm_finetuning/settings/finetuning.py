@@ -20,6 +20,7 @@ from llm_finetuning.settings.checks import (
     Must,
     NotNegative,
     Positive,
+    Switch,
     TemplateFile,
     Texts,
     split_names,
@@ -71,8 +72,8 @@ class Finetuning:
     """"every response" of a conversation in one example, or the "last response" alone, an example for each pair."""
     packing: bool = True
     """Fill each sequence of a micro-batch with several conversations, isolated from one another."""
-    use_4bit: bool = True
-    """Load the base in 4 bits (QLoRA); False trains LoRA on the 16-bit base."""
+    use_4bit: Switch = "yes"
+    """"yes": the base in 4 bits (QLoRA) | "no": in 16 bits | "auto": in 16 bits where that costs a step nothing."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     """"nf4" (arXiv 2305.14314) or "fp4"."""
     bnb_4bit_use_double_quant: bool = True
@@ -83,16 +84,26 @@ class Finetuning:
     """Rank of the adapters."""
     lora_alpha: Count = 16
     """The adapters' product is scaled by lora_alpha / lora_r (arXiv 2106.09685, section 4.1)."""
+    use_rslora: bool = False
+    """Scale the adapters' product by lora_alpha / √lora_r instead (rsLoRA, arXiv 2312.03732)."""
     lora_dropout: Fraction = 0.0
     """Dropout before the adapters; 0 saves a fifth of the elementwise traffic."""
+    use_dora: bool = False
+    """Train the length of each row of a weight beside its direction (DoRA, arXiv 2402.09353); slower."""
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa"] = "default"
+    """"default" | "gaussian", both on 4 bits too | "orthogonal" | "pissa" (arXiv 2404.02948), on 16 bits alone."""
     lora_target_modules: Annotated[str, Must(str.strip, "all-linear")] = "all-linear"
     """"all-linear" or names separated by commas; a name that matches nothing stops the run."""
     max_steps: Annotated[int, Must(lambda value: value == -1 or value > 0, "-1 or above 0")] = -1
     """Number of optimizer steps; -1 = num_train_epochs decides."""
-    num_train_epochs: float = 1.0
+    num_train_epochs: float = 2.0
     """Passes over the pairs; max_steps > 0 overrides it."""
     learning_rate: Positive = 2e-4
     """Per optimizer step; 2e-4 as in arXiv 2305.14314."""
+    loraplus_lr_ratio: Annotated[float, Must(lambda value: 1 <= value < float("inf"), "1 (off) or more")] = 1.0
+    """The adapters' B learns at this many times the rate of A (LoRA+, arXiv 2402.12354); 1 = at the same rate."""
+    neftune_noise_alpha: NotNegative = 0.0
+    """Noise on the embeddings while training (NEFTune, arXiv 2310.05914, where it is 5 to 15); 0 = none."""
     lr_scheduler_type: str = "constant_with_warmup"
     """A name of transformers.SchedulerType, such as "constant_with_warmup", "cosine", "linear"."""
     warmup_ratio: Fraction = 0.03
@@ -105,7 +116,7 @@ class Finetuning:
     """"auto" or a name of transformers.OptimizerNames."""
     seed: CountOrZero = 42
     """Seed of the adapters' initial weights, of the order of the examples and of dropout."""
-    tokens_per_step: int = 16384
+    tokens_per_step: int = 8192
     """Tokens per optimizer step; the plan divides it into micro-batches that fit in memory."""
     micro_batch_tokens: int = 0
     """Tokens per forward and backward; 0 = as many as the plan finds room for."""
@@ -113,13 +124,13 @@ class Finetuning:
     """Recompute activations in the backward pass: "auto" (where memory needs it) | "on" | "off"."""
     attention: Literal["auto", "varlen", "sdpa", "eager"] = AUTO
     """Attention implementation: "auto" | "varlen" (flash attention on packed sequences) | "sdpa" | "eager"."""
-    compile_layers: bool = False
-    """torch.compile each decoder layer: pays on long runs on a fast GPU."""
+    compile_layers: Switch = AUTO
+    """torch.compile each decoder layer: "auto" (where the self-check measures that it pays) | "yes" | "no"."""
     allow_slow: bool = False
     """Train without a GPU even if it takes more than two hours."""
     logging_steps: Count = 1
     """Steps between two entries in the metrics."""
-    save_steps: Count = 50
+    save_steps: Count = 100
     """Steps between two checkpoints."""
     save_total_limit: Count = 2
     """Checkpoints that are kept."""
@@ -133,8 +144,8 @@ class Finetuning:
     """Longest answer on the scoreboard."""
     judge_exact_match: bool = False
     """Also count answers equal to the reference; means something only where one answer is right."""
-    early_stopping_patience: CountOrZero = 0
-    """Stop after this many evaluations without a better held-out loss, and keep the best; 0 = off."""
+    early_stopping_patience: CountOrZero = 3
+    """Keep the adapter with the best held-out loss, and stop after so many evaluations without a better; 0 = off."""
     resume: bool = True
     """Go on from the newest complete checkpoint; False starts afresh and moves old ones aside, here and on Drive."""
     report_to: str = "tensorboard"
@@ -166,10 +177,20 @@ class Finetuning:
             raise ValueError(f"= {value}: {'0 or ' if automatic else ''}at least max_seq_length ({longest})")
         return value
 
-    @field_validator("early_stopping_patience")
-    def _evaluates_while_training(cls, value: int, info: ValidationInfo) -> int:
-        if value > 0 and info.data.get("eval_steps") == 0:
-            raise ValueError("needs eval_steps above 0")
+    @field_validator("use_dora")
+    def _keeps_no_second_base(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("lora_dropout"):
+            raise ValueError("= True: needs lora_dropout = 0, for with dropout every weight is kept in 16 bits too")
+        return value
+
+    @field_validator("init_lora_weights")
+    def _can_be_merged(cls, value: str, info: ValidationInfo) -> str:
+        if value in ("orthogonal", "pissa") and info.data.get("use_4bit", "no") != "no":
+            raise ValueError(f"= {value!r}: PEFT makes it of 16-bit weights alone; set use_4bit = 'no', or another one")
+        if value == "pissa" and info.data.get("use_dora"):
+            raise ValueError("= 'pissa': it changes the base, whose rows DoRA measures; set use_dora = False")
+        if value == "orthogonal" and info.data.get("lora_r", 0) % 2:
+            raise ValueError("= 'orthogonal': needs an even lora_r")
         return value
 
     @field_validator("gguf")
@@ -193,6 +214,11 @@ class Finetuning:
         if info.data.get("publish_to") == "hub" and "/" not in value:
             raise ValueError(f"= {value!r}: publish_to = 'hub' needs user/name")
         return value
+
+    @property
+    def patience(self) -> int:
+        """Evaluations without a better held-out loss after which training stops; 0 where none is measured."""
+        return self.early_stopping_patience if self.eval_steps else 0
 
     def save(self, path: Path) -> Path:
         """Writes the settings as JSON, atomically; returns its path."""

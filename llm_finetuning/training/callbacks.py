@@ -38,6 +38,8 @@ class Monitor(TrainerCallback):
         self.metrics = Metrics(self.settings.folders.metrics)
         self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
         self.terminated = self.listening = self.stopped_early = False
+        self.before: dict | None = None
+        """The scoreboard's column of the base, where it was measured already: the evaluation at step 0."""
         self.held_out_changed = False
         """Whether the run goes on from a checkpoint that was evaluated on another held-out set."""
         self.unsaved_best: dict[str, torch.Tensor] | None = None
@@ -83,8 +85,13 @@ class Monitor(TrainerCallback):
         self.skipped = self.skipped + 1 if self.trainer.accelerator.optimizer_step_was_skipped else 0
         if self._anyone_terminated():
             control.should_save = control.should_training_stop = True
-        if self.settings.eval_steps and state.global_step % self.settings.eval_steps == 0:
+        if self._is_due(state):
             self.evaluate(state, control)
+
+    def _is_due(self, state: TrainerState) -> bool:
+        """Whether this step is evaluated: each eval_steps-th, and the last one where the best adapter is kept."""
+        step, every = state.global_step, self.settings.eval_steps
+        return bool(every) and (step % every == 0 or bool(self.settings.patience) and step >= state.max_steps)
 
     def on_log(
         self,
@@ -145,24 +152,30 @@ class Monitor(TrainerCallback):
         Every process measures, so that all come to the same decision; one writes.
         """
         begun = time.perf_counter()
-        model = self.trainer.model
-        loss = scoreboard.held_out_loss(model, self.held_out, self.template)
-        answers = scoreboard.answers(model, self.held_out[:SAMPLES], self.template, self.settings.max_new_tokens)
+        loss, answers = self._measure(state)
         self.losses.append((loss, state.global_step))
         if self.main:
-            entry = {"step": state.global_step, "held_out_loss": loss, "answers": [a.text for a in answers]}
-            self.metrics.write(entry)
+            self.metrics.write({"step": state.global_step, "held_out_loss": loss, "answers": answers})
             display.live_figure(figures.loss_curve(self.metrics.read()), "loss")
-        if self.settings.early_stopping_patience:
+        if self.settings.patience and state.global_step:
             self._stop_early(state, control)
         self.watched += time.perf_counter() - begun
 
+    def _measure(self, state: TrainerState) -> tuple[float, list[str]]:
+        """(held-out loss, sample answers) of the model as it is; of the base the scoreboard's are taken."""
+        if self.before and state.global_step == 0:
+            return self.before["loss"], [sample["text"] for sample in self.before["samples"][:SAMPLES]]
+        model, asked = self.trainer.model, self.held_out[:SAMPLES]
+        loss = scoreboard.held_out_loss(model, self.held_out, self.template)
+        given = scoreboard.answers(model, asked, self.template, self.settings.max_new_tokens)
+        return loss, [answer.text for answer in given]
+
     def _stop_early(self, state: TrainerState, control: TrainerControl) -> None:
-        best_loss, best_step = min(self.losses)
+        best_loss, best_step = best_of(self.losses)
         if best_step == state.global_step:
             self._keep_best(qlora.gather_adapter(self.trainer.model))
         if is_over(self.losses, self.settings):
-            waited = self.settings.early_stopping_patience
+            waited = self.settings.patience
             print(f"no better held-out loss than {best_loss:.4f} at step {best_step} in {waited} evaluations: stopping")
             self.stopped_early = control.should_training_stop = control.should_save = True
 
@@ -210,22 +223,37 @@ def largest_of_all(value: int, plan: planning.Plan) -> int:
     return int(shared.item())
 
 
+def best_of(losses: list[tuple[float, int]]) -> tuple[float, int] | None:
+    """The lowest (held-out loss, step) that was trained; step 0 is the base's, which is no adapter to keep."""
+    return min((entry for entry in losses if entry[1] > 0), default=None)
+
+
 def is_over(losses: list[tuple[float, int]], settings: Finetuning) -> bool:
     """Whether early stopping ends the run: no better (held-out loss, step) for as many evaluations as it waits."""
-    if not settings.early_stopping_patience or not losses:
+    best = best_of(losses)
+    if not settings.patience or best is None:
         return False
-    _, best_step = min(losses)
-    return sum(step > best_step for _, step in losses) >= settings.early_stopping_patience
+    return sum(step > best[1] for _, step in losses) >= settings.patience
 
 
 def restore_best(trainer: "ResumableTrainer") -> float | None:
-    """Loads the adapter with the lowest held-out loss of the run, if early stopping kept one; returns that loss."""
+    """Loads the adapter with the lowest held-out loss of the run, if early stopping kept one; returns that loss.
+
+    Says so where even that one is worse than the base: it is kept all the same, for a base is no result.
+    """
     settings, unsaved = trainer.settings, trainer.monitor.unsaved_best
     best = settings.folders.checkpoints / checkpoints.BEST
-    if not settings.early_stopping_patience or not (unsaved or best.exists()):
+    if not settings.patience or not (unsaved or best.exists()):
         return None
     if unsaved:
         qlora.set_trained(trainer.model, unsaved)
     else:
         qlora.set_adapter(trainer.model, best)
-    return min(trainer.monitor.metrics.held_out_losses())[0]
+    losses = trainer.monitor.metrics.held_out_losses()
+    (loss, step), base = best_of(losses), dict(map(reversed, losses)).get(0, math.inf)
+    if loss >= base and trainer.monitor.main:
+        print(
+            f"the best held-out loss, {loss:.4f} at step {step}, is not below the base's {base:.4f}: lower"
+            f" learning_rate ({settings.learning_rate:g}), and look at the training pairs"
+        )
+    return loss

@@ -25,6 +25,14 @@ CHANGED = {
     "held_out": "the held-out set changed (the validation file, eval_pairs)",
 }
 """What a checkpoint notes as a checksum, in words."""
+NOT_NOTED = {
+    "use_rslora": False,
+    "use_dora": False,
+    "init_lora_weights": "default",
+    "loraplus_lr_ratio": 1.0,
+    "neftune_noise_alpha": 0.0,
+}
+"""What the checkpoints of versions that did not note it were trained with; anything else counts as unchanged."""
 BEST = "best"
 """Folder of the adapter with the lowest held-out loss so far, beside the checkpoints."""
 BEST_INSIDE = Path("best", "adapter")
@@ -151,12 +159,8 @@ def check_same_run(checkpoint: Path, run: dict, optional: str = "") -> bool:
 
     optional: one that may differ; returns whether it does.
     """
-    before = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
-    differing = {
-        name: value
-        for name, value in run.items()
-        if before.get(name, value) != value  # what earlier versions did not note counts as unchanged
-    }
+    before = NOT_NOTED | json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
+    differing = {name: value for name, value in run.items() if before.get(name, value) != value}
     changed = [
         CHANGED.get(name, f"{name}: {before.get(name)!r} in the checkpoint, {value!r} now")
         for name, value in differing.items()

@@ -3,17 +3,19 @@
 Every part follows from `model_size.ModelSize`, the settings and the kind of machine.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from llm_finetuning import hardware
 from llm_finetuning.files.shards import SHARD_BYTES
 from llm_finetuning.hardware import Machine, as_gib
-from llm_finetuning.settings import Finetuning
+from llm_finetuning.settings import AUTO, Finetuning
 from llm_finetuning.training import attention
 from llm_finetuning.training.model_size import ModelSize
 
+STEP_TOLERANCE = 0.1
+"""How much of tokens_per_step a step may lack, so that it is made of fewer and larger micro-batches."""
 HEADROOM = 0.9
 """Share of the free memory that the plan uses: the rest is fragmentation and what other processes take."""
 MASKED_TOKENS = 2048
@@ -31,7 +33,10 @@ HEAD_TILE = (4096, 32_768)
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What decides a step's memory beside its length; `shards`: ranks that the model is sharded across (FSDP)."""
+    """What decides a step's memory beside its length; the settings' use_4bit is decided (`with_base`) or "auto".
+
+    shards: ranks that the model is sharded across (FSDP); processes: that share a step's tokens.
+    """
 
     settings: Finetuning
     machine: Machine
@@ -39,6 +44,7 @@ class StepMemory:
     dtype: torch.dtype
     attention: str
     shards: int = 1
+    processes: int = 1
 
     def choose_micro_batch(self) -> tuple[bool, int]:
         """(gradient checkpointing, tokens per micro-batch): the fastest that fits.
@@ -47,24 +53,40 @@ class StepMemory:
         checkpointing if at least two of the longest examples fit, else checkpointing. Raises ValueError when nothing
         fits, with the parameter to change.
         """
-        settings = self.settings
+        settings, sizes = self.settings, self._sizes()
         options = {"on": [True], "off": [False], "auto": [False, True]}[settings.gradient_checkpointing]
-        wanted = max(settings.micro_batch_tokens or self._largest(), settings.max_seq_length)
-        smallest = settings.micro_batch_tokens or settings.max_seq_length
         for checkpointing in options:
-            for micro in [wanted // k for k in range(1, 65) if wanted // k >= smallest]:
+            for micro in sizes:
                 enough = sum(self.parts(checkpointing, micro).values()) <= self.machine.free_memory * HEADROOM
-                roomy = checkpointing or len(options) == 1 or micro >= min(wanted, 2 * settings.max_seq_length)
+                roomy = checkpointing or len(options) == 1 or micro >= min(sizes[0], 2 * settings.max_seq_length)
                 if enough and roomy:
                     return checkpointing, micro
-        raise ValueError(self._too_much(self.parts(options[-1], smallest)))
+        raise ValueError(self._too_much(self.parts(options[-1], sizes[-1])))
+
+    def with_base(self) -> "StepMemory":
+        """The same where use_4bit is decided; "auto": 16 bits where the micro-batch and checkpointing stay the same."""
+        if self.settings.use_4bit != AUTO:
+            return self
+        whole, packed = (replace(self, settings=replace(self.settings, use_4bit=bits)) for bits in ("no", "yes"))
+        try:
+            return whole if whole.choose_micro_batch() == packed.choose_micro_batch() else packed
+        except ValueError:
+            return packed
+
+    def _sizes(self) -> list[int]:
+        """Tokens of the micro-batches to try, the largest first: k of them make up a step, or at least nine tenths."""
+        settings = self.settings
+        if settings.micro_batch_tokens:
+            return [max(settings.micro_batch_tokens, settings.max_seq_length)]
+        share, smallest = settings.tokens_per_step / self.processes, settings.max_seq_length
+        sizes = range(max(min(int(share), self._largest()), smallest), smallest, -1)
+        return [m for m in sizes if 0 <= 1 - round(share / m) * m / share <= STEP_TOLERANCE] + [smallest]
 
     def _largest(self) -> int:
         """Tokens of the largest useful micro-batch; a CPU's arithmetic is slow, there is nothing to amortise."""
         if not self.machine.on_gpu:
-            return min(self.settings.tokens_per_step, self.settings.max_seq_length)
-        masked = shares_a_mask(self.settings.packing, self.attention)
-        return min(self.settings.tokens_per_step, MASKED_TOKENS if masked else VARLEN_TOKENS)
+            return self.settings.max_seq_length
+        return MASKED_TOKENS if shares_a_mask(self.settings.packing, self.attention) else VARLEN_TOKENS
 
     def _too_much(self, parts: dict[str, float]) -> str:
         settings, machine = self.settings, self.machine
@@ -72,7 +94,7 @@ class StepMemory:
             f"this run needs about {as_gib(sum(parts.values()))} and {as_gib(machine.free_memory)} are free on"
             f" {machine.name}: {', '.join(f'{k} {as_gib(v)}' for k, v in parts.items())}."
             f" Lower max_seq_length ({settings.max_seq_length}) or lora_r ({settings.lora_r})"
-            + ("" if settings.use_4bit else ", or set use_4bit = True")
+            + ("" if self.four_bit else ", or set use_4bit = 'yes'")
         )
 
     def parts(self, checkpointing: bool, micro: int) -> dict[str, float]:
@@ -100,9 +122,13 @@ class StepMemory:
         return parts
 
     @property
+    def four_bit(self) -> bool:
+        return self.settings.use_4bit != "no"
+
+    @property
     def linear_weights(self) -> float:
         """Bytes of the frozen linear layers: 4 bits a weight and the constants of its block, or whole."""
-        if not self.settings.use_4bit:
+        if not self.four_bit:
             return self.size.linear * self.dtype.itemsize
         # bits a weight for the constants of its block of 64: 32/64, or 8/64 + 32/(64·256) (arXiv 2305.14314, section 3)
         constants = 0.127 if self.settings.bnb_4bit_use_double_quant else 0.5
@@ -137,7 +163,7 @@ class StepMemory:
         size, byte = self.size, self.dtype.itemsize
         tile = min(micro, HEAD_TILE[0]) * min(size.vocabulary, HEAD_TILE[1]) * byte
         head = tile * (1 if self.machine.on_gpu else 8.25) + micro * size.hidden * (4 + 3 * byte)
-        dequantised = 2 * size.largest_linear * byte * self.settings.use_4bit
+        dequantised = 2 * size.largest_linear * byte * self.four_bit
         fused = self.dtype != torch.float16 and self.settings.lora_dropout == 0
         wide = size.parallel_linears if fused else max(2, size.parallel_linears)
         return head, dequantised + wide * micro * size.largest_linear / size.hidden * byte

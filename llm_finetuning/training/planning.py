@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from llm_finetuning import hardware, models
 from llm_finetuning.hardware import Machine, as_gib, readable_seconds
-from llm_finetuning.settings import Finetuning
+from llm_finetuning.settings import AUTO, Finetuning
 from llm_finetuning.training import attention, checkpoints, model_size, preconditions, storage
 from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.memory import StepMemory, shares_a_mask
@@ -53,6 +53,8 @@ class Plan:
     """Bytes at the peak of a step, by what takes them."""
     model_path: Path | None = None
     """The local folder of the base; None in a prediction from a configuration alone."""
+    four_bit: bool = True
+    """Whether the base's linear layers are loaded in 4 bits."""
 
     @property
     def device(self) -> str:
@@ -127,6 +129,7 @@ class Plan:
             ("machine", m.name),
             ("memory, peak matmul throughput", f"{as_gib(m.memory)}, {m.flops / 1e12:.2g} TFLOP/s"),
             ("computes in", f"{str(self.dtype).removeprefix('torch.')}; adapters trained in float32"),
+            ("base", "in 4 bits" if self.four_bit else f"in {str(self.dtype).removeprefix('torch.')}"),
             ("attention", self.attention),
             ("optimizer", self.optimizer),
             ("gradient checkpointing", "on" if self.gradient_checkpointing else "off"),
@@ -154,9 +157,9 @@ class Plan:
 def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
     """Plans a run on this machine, fetches or makes its base, and checks what the stages after this one need.
 
-    A run that is to be continued keeps its micro-batch and its optimizer, whatever is free today. The base is fetched
-    when all that can be known without it is known. Raises what `preconditions`, `models.locate` and `plan` raise, and
-    OSError when a disk has too little room.
+    A run that is to be continued keeps its micro-batch, its optimizer and its base's bits, whatever is free today. The
+    base is fetched when all that can be known without it is known. Raises what `preconditions`, `models.locate` and
+    `plan` raise, and OSError when a disk has too little room.
     """
     preconditions.check_names(settings)
     folders = settings.folders
@@ -164,7 +167,8 @@ def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
     kept = {}
     if before:
         kept["micro_batch_tokens"] = settings.micro_batch_tokens or before["micro_batch_tokens"]
-        kept["optim"] = before["optimizer"] if settings.optim == "auto" else settings.optim
+        kept["optim"] = before["optimizer"] if settings.optim == AUTO else settings.optim
+        kept["use_4bit"] = before["use_4bit"] if settings.use_4bit == AUTO else settings.use_4bit
     made_here = settings.model_name in (models.SAMPLE, models.REHEARSAL)
     path = _base(settings) if made_here else None
     config = models.configuration(str(path or settings.model_name), settings.model_revision)
@@ -173,7 +177,7 @@ def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
     preconditions.check_machine(settings, made)
     storage.check(replace(made, model_path=path))
     path = path or _base(settings)
-    preconditions.check_weights(settings, config, path)
+    preconditions.check_weights(made.settings, config, path)
     return replace(made, settings=settings, model_path=path)
 
 
@@ -192,12 +196,12 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
     size = model_size.measure_size(settings, model_config, dtype, machine.on_gpu)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
-    memory = StepMemory(settings, machine, size, dtype, implementation, shards)
+    memory = StepMemory(settings, machine, size, dtype, implementation, shards, processes).with_base()
     checkpointing, micro = memory.choose_micro_batch()
     accumulation = max(1, round(settings.tokens_per_step / micro / processes))
     epoch_steps = math.ceil(math.ceil(sum(lengths) / micro) / (accumulation * processes))
     return Plan(
-        settings=settings,
+        settings=memory.settings,
         machine=machine,
         size=size,
         dtype=dtype,
@@ -212,6 +216,7 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
         tokens=sum(lengths),
         steps=settings.max_steps if settings.max_steps > 0 else math.ceil(epoch_steps * settings.num_train_epochs),
         memory=memory.parts(checkpointing, micro),
+        four_bit=memory.four_bit,
     )
 
 
@@ -221,7 +226,7 @@ def choose_optimizer(settings: Finetuning, machine: Machine, processes: int, sha
     Raises ValueError for a paged one on several GPUs, where a resumed one kills the process (bitsandbytes#782), and
     for any of bitsandbytes' where the model is sharded: its operators do not take shards.
     """
-    if settings.optim == "auto":
+    if settings.optim == AUTO:
         return "paged_adamw_32bit" if machine.on_gpu and processes == 1 else "adamw_torch"
     if processes > 1 and settings.optim.startswith("paged"):
         raise ValueError(f"optim = {settings.optim!r} cannot be resumed on several GPUs; set optim = 'auto'")

@@ -64,7 +64,7 @@ def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) 
         ) from None
     weights.check_files()
     stored, model = set(weights.names()), model_size.build_on_meta(config, torch.bfloat16)
-    modules = qlora.linear_modules(model) if settings.use_4bit else qlora.adapted_modules(model, settings)
+    modules = qlora.linear_modules(model) if settings.use_4bit == "yes" else qlora.adapted_modules(model, settings)
     names = [f"{name}.weight" for name in modules]
     if missing := [name for name in names if models.stored_name(name, stored, config) is None]:
         raise ValueError(

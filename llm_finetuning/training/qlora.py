@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load_base(settings: Finetuning, plan: "Plan") -> "PreTrainedModel":
-    """Loads the frozen base to the plan's device, in 4 bits where the settings ask for it; its cache is off.
+    """Loads the frozen base to the plan's device, in 4 bits where the plan says so; its cache is off.
 
     On a CPU it also sets the threads that suit the model's size.
     """
@@ -37,7 +37,7 @@ def load_base(settings: Finetuning, plan: "Plan") -> "PreTrainedModel":
         config=config,
         dtype=plan.dtype,
         attn_implementation=plan.attention,
-        quantization_config=quantization(settings, plan) if settings.use_4bit else None,
+        quantization_config=quantization(settings, plan) if plan.four_bit else None,
         device_map={"": plan.device},
         use_safetensors=True,
         trust_remote_code=False,
@@ -109,6 +109,9 @@ def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
         target_modules=targets,
         bias="none",
         task_type="CAUSAL_LM",

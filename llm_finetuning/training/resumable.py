@@ -137,12 +137,14 @@ class Outcome:
         return "; ".join(filter(None, said))
 
 
-def train(trainer: ResumableTrainer) -> Outcome:
+def train(trainer: ResumableTrainer, before: dict | None = None) -> Outcome:
     """Trains to the end, from the newest complete checkpoint if there is one.
 
-    Raises ValueError for a checkpoint of another run, FloatingPointError for a loss that is not finite, and
-    MemoryError when the GPU ran out of memory.
+    before: the scoreboard's column of the base, which stands in for an evaluation before the first step. Raises
+    ValueError for a checkpoint of another run, FloatingPointError for a loss that is not finite, and MemoryError when
+    the GPU ran out of memory.
     """
+    trainer.monitor.before = before
     with trainer.accelerator.main_process_first():  # one moves or fetches checkpoints, the others find them
         start = starting_point(trainer)
     folder = trainer.settings.folders.checkpoints
@@ -200,7 +202,7 @@ def starting_point(trainer: ResumableTrainer) -> Path | None:
         return None
     start = checkpoints.newest(folders.checkpoints, folders.drive / "checkpoints")
     if start:
-        optional = "" if trainer.settings.early_stopping_patience else "held_out"  # which then decides nothing
+        optional = "" if trainer.settings.patience else "held_out"  # which then decides nothing
         trainer.monitor.held_out_changed = checkpoints.check_same_run(start, trainer.identity, optional)
         print(f"going on from {start}")
         if trainer.monitor.held_out_changed:

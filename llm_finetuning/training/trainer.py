@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from llm_finetuning import models
@@ -23,14 +24,18 @@ SAME_RUN = (
     "max_seq_length",
     "train_on",
     "packing",
-    "use_4bit",
     "bnb_4bit_quant_type",
     "bnb_4bit_use_double_quant",
     "lora_r",
     "lora_alpha",
+    "use_rslora",
     "lora_dropout",
+    "use_dora",
+    "init_lora_weights",
     "lora_target_modules",
     "learning_rate",
+    "loraplus_lr_ratio",
+    "neftune_noise_alpha",
     "lr_scheduler_type",
     "weight_decay",
     "max_grad_norm",
@@ -69,6 +74,7 @@ def arguments(settings: Finetuning, plan: Plan, steps: int) -> SFTConfig:
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=warmup_steps(settings, steps),
+        neftune_noise_alpha=noise(settings, plan),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=plan.optimizer,
@@ -112,9 +118,20 @@ class AssistantTrainer(ResumableTrainer, SFTTrainer):
             processing_class=inputs.template.tokenizer,
         )
         qlora.cast_trainable(self.model)
-        if settings.compile_layers:
+        if settings.compile_layers == "yes":
             compile_layers(self.model)
         self.watch()
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The library's, or with a ratio of rates one whose B matrices (DoRA's lengths too) learn faster (LoRA+)."""
+        if self.settings.loraplus_lr_ratio == 1 or self.optimizer is not None:
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        options |= {"loraplus_lr_ratio": self.settings.loraplus_lr_ratio}
+        options |= {"loraplus_weight_decay": self.settings.weight_decay}
+        self.optimizer = create_loraplus_optimizer(model, kind, **options)
+        return self.optimizer
 
     def compute_loss(
         self,
@@ -135,6 +152,15 @@ class AssistantTrainer(ResumableTrainer, SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+
+def noise(settings: Finetuning, plan: Plan) -> float | None:
+    """NEFTune's alpha for the library, which divides it by the root of a sequence's length; None = no noise.
+
+    arXiv 2310.05914 divides by an example's: so that packing does not weaken it, by that of an example of mean length.
+    """
+    examples = plan.micro_batch_tokens * plan.examples / plan.tokens if settings.packing else 1
+    return settings.neftune_noise_alpha * math.sqrt(max(1, examples)) or None
 
 
 def warmup_steps(settings: Finetuning, steps: int) -> int:
@@ -165,6 +191,7 @@ def identity(settings: Finetuning, plan: Plan, inputs: RunInputs, steps: int) ->
         names += ["num_train_epochs", "max_steps"]
     return {
         **{name: getattr(settings, name) for name in names},
+        "use_4bit": plan.four_bit,
         "warmup_steps": warmup_steps(settings, steps),
         "dtype": str(plan.dtype),
         "optimizer": plan.optimizer,
