@@ -7,7 +7,7 @@ themselves would quantise again and lose more than a small adapter adds.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,45 +17,78 @@ from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.settings import Finetuning
 
 BASES = ("dequantized", "original")
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""First weights of an adapter that PEFT takes out of the base: the adapter belongs to what was left of it."""
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The LoRA factors A (r, in) and B (out, r) by the name of the base weight they change, and their scaling."""
+    """The LoRA factors A (r, in) and B (out, r) by the name of the base weight they change, and their scaling.
+
+    lengths: of a DoRA adapter, the trained length (out,) of each row of the merged weight.
+    """
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scaling: float
+    lengths: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def delta(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
         """Returns scaling · B·A in float32, (out, in), multiplied on `device`."""
         a, b = (factor.to(device) for factor in self.factors[name])
         return (self.scaling * b.float()) @ a.float()
 
+    def change(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Returns what is added to `weight` (out, in), in float32.
+
+        scaling · B·A; with DoRA W' = m · (W + scaling · B·A) / |W + scaling · B·A|, row by row (arXiv 2402.09353).
+        """
+        delta = self.delta(name, weight.device)
+        if name not in self.lengths:
+            return delta
+        turned = weight + delta  # float32, as delta is
+        length = self.lengths[name].to(weight.device).float() / turned.norm(dim=1)
+        return length[:, None] * turned - weight
+
     def renamed(self, names: dict[str, str]) -> "Adapter":
         """The same adapter for a base whose tensors have other names."""
-        return Adapter({names[name]: pair for name, pair in self.factors.items()}, self.scaling)
+        factors, lengths = ({names[n]: value for n, value in old.items()} for old in (self.factors, self.lengths))
+        return Adapter(factors, self.scaling, lengths)
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Reads an adapter as PEFT saves it. Raises FileNotFoundError or ValueError for one that is not plain LoRA."""
+    """Reads an adapter as PEFT saves it. Raises FileNotFoundError or ValueError for what is neither LoRA nor DoRA."""
     config_file = folder / "adapter_config.json"
     if not config_file.is_file():
         raise FileNotFoundError(f"{config_file} not found: train first, the notebook writes the adapter there")
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    special = ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern")
+    special = ("fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
     unsupported = [name for name in special if config.get(name)]
+    unsupported += [f"init_lora_weights = {start}" for start in [_start(config)] if start in CHANGE_THE_BASE]
     if config.get("peft_type") != "LORA" or unsupported:
         raise ValueError(
-            f"{config_file}: only plain LoRA can be merged here, found {unsupported or config['peft_type']}"
+            f"{config_file}: only LoRA and DoRA on an unchanged base can be merged here, found"
+            f" {unsupported or config.get('peft_type')}"
         )
-    factors: dict[str, dict[str, torch.Tensor]] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in Weights(folder, "adapter_model.safetensors"):
-        name, _, factor = key.removeprefix("base_model.model.").rpartition(".lora_")
-        factors.setdefault(f"{name}.weight", {})[factor[0]] = tensor
+        name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
+        parts.setdefault(f"{name}.weight", {})[part.partition(".")[0]] = tensor
+    needed = {"A", "B", "magnitude_vector"} if config.get("use_dora") else {"A", "B"}
+    if other := [name for name, found in parts.items() if found.keys() != needed]:
+        raise ValueError(
+            f"{folder}: the adapter of {other[0]} holds {', '.join(sorted(parts[other[0]]))}, and needs"
+            f" {', '.join(sorted(needed))} (use_dora is {bool(config.get('use_dora'))} in {config_file.name})"
+        )
     rank = config["r"]
     scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    return Adapter({name: (pair["A"], pair["B"]) for name, pair in factors.items()}, scaling)
+    lengths = {name: found["magnitude_vector"] for name, found in parts.items() if "magnitude_vector" in found}
+    return Adapter({name: (found["A"], found["B"]) for name, found in parts.items()}, scaling, lengths)
+
+
+def _start(config: dict) -> str:
+    """The kind of the first weights of an adapter: 'pissa_niter_16' → 'pissa'."""
+    return str(config.get("init_lora_weights")).lower().partition("_niter")[0]
 
 
 def quantize_dequantize(weight: torch.Tensor, settings: Finetuning, dtype: torch.dtype) -> torch.Tensor:
@@ -98,7 +131,7 @@ class Merge:
 def write_merged(merge: Merge, folder: Path) -> None:
     """Writes the merged tensors to `folder` in shards of at most 2 GB, with their index.
 
-    W' = round(W + scaling · B·A), see `add_and_round`. At no time is more than one shard in memory.
+    W' = round(W + change), see `Adapter.change` and `add_and_round`. At no time is more than one shard in memory.
     Raises ValueError when the adapter changes a tensor that the base does not have.
     """
     weights, adapter = merge.weights, merge.adapter
@@ -110,7 +143,7 @@ def write_merged(merge: Merge, folder: Path) -> None:
     def merged(name: str) -> torch.Tensor:
         tensor = merge.start(name)
         if name in adapter.factors:
-            tensor = add_and_round(tensor, adapter.delta(name, tensor.device), merge.save_dtype)
+            tensor = add_and_round(tensor, adapter.change(name, tensor), merge.save_dtype)
         tensor = tensor.to(merge.save_dtype).cpu()
         with hardware.kept_apart():  # it stays until its shard is written
             return tensor.clone(memory_format=torch.contiguous_format)

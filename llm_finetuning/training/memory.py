@@ -158,15 +158,18 @@ class StepMemory:
 
         The head: a tile of logits (without Triton TRL folds it in torch, and holds eight and a mask of them), the
         hidden states and their gradient, once in float32. A layer: its largest weight dequantised, twice, and the
-        gradients at its widest place, two with PEFT's own layers in place of `fused_lora`.
+        gradients at its widest place, in float32 with DoRA; two with PEFT's own layers in place of `fused_lora`.
         """
-        size, byte = self.size, self.dtype.itemsize
+        size, byte, dora = self.size, self.dtype.itemsize, self.settings.use_dora
         tile = min(micro, HEAD_TILE[0]) * min(size.vocabulary, HEAD_TILE[1]) * byte
         head = tile * (1 if self.machine.on_gpu else 8.25) + micro * size.hidden * (4 + 3 * byte)
         dequantised = 2 * size.largest_linear * byte * self.four_bit
-        fused = self.dtype != torch.float16 and self.settings.lora_dropout == 0
+        widest = size.largest_linear / size.hidden
+        fused = self.dtype != torch.float16 and self.settings.lora_dropout == 0 and not dora
         wide = size.parallel_linears if fused else max(2, size.parallel_linears)
-        return head, dequantised + wide * micro * size.largest_linear / size.hidden * byte
+        # DoRA makes B·A out of a unit matrix in float32, adds it to the weight, and measures the rows of the sum
+        rows = (4 * widest**2 + (4 + 4 * byte) * size.largest_linear) * dora
+        return head, dequantised + rows + wide * micro * widest * (4 if dora else byte)
 
 
 def verification_memory(settings: Finetuning, size: ModelSize, on_gpu: bool) -> tuple[float, float]:

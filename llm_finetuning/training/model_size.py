@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -97,10 +98,13 @@ def build_on_meta(model_config: PretrainedConfig, dtype: torch.dtype, attention:
 
 
 def adapter_weights(model: torch.nn.Module, settings: Finetuning) -> tuple[int, list[int], int]:
-    """(adapter weights, weights of each linear module, weights of the head). A·B has r·(in + out) weights."""
+    """(adapter weights, weights of each linear module, weights of the head).
+
+    A·B has r·(in + out) weights, DoRA a length for each of out rows more.
+    """
     adapted = qlora.adapted_modules(model, settings).values()
     return (
-        sum(settings.lora_r * (m.in_features + m.out_features) for m in adapted),
+        sum(settings.lora_r * (m.in_features + m.out_features) + settings.use_dora * m.out_features for m in adapted),
         [m.weight.numel() for m in qlora.linear_modules(model).values()],
         model.get_output_embeddings().weight.numel(),
     )
@@ -143,6 +147,15 @@ def fused_dropout(values: torch.Tensor, p: float = 0.5, training: bool = True, i
     return torch.native_dropout(values, p, True)[0] if training and p else values
 
 
+class _Kept:
+    """A tensor as autograd keeps it: gone with the graph that needed it, as DoRA's B·A, whose gradient is cut off."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+    storage = property(lambda self: self.tensor.untyped_storage())
+
+
 def _saved_bytes(
     model_config: PretrainedConfig,
     layers: int,
@@ -157,22 +170,31 @@ def _saved_bytes(
     model = build_on_meta(models.one_kernel_gelu(config), dtype, _register_probe(on_gpu))
     with torch.device("meta"):
         model = qlora.add_adapters(model, settings)
-    qlora.cast_trainable(model, dtype).train()  # else the copies of their weights would count for each token
+    _cast_factors(model, dtype)
+    model.train()
     if dtype == torch.float16:
         _as_under_autocast(model)
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: list[torch.Tensor] = []
+    kept: WeakSet[_Kept] = WeakSet()
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
-        return tensor
+    def keep(tensor: torch.Tensor) -> _Kept:
+        held = _Kept(tensor)
+        kept.add(held)
+        return held
 
     ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
         out = model.get_base_model().base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    sizes = {held.storage._cdata: held.storage.nbytes() for held in kept}
     del out
     return sum(count for storage, count in sizes.items() if storage not in parameters)
+
+
+def _cast_factors(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Casts A and B, the copies of which would else count for each token; DoRA's lengths compute in float32."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_magnitude" not in name:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _as_under_autocast(model: torch.nn.Module) -> None:

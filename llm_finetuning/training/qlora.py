@@ -208,6 +208,11 @@ def save_adapter_weights(model: "PeftModel", whole: dict[str, torch.Tensor], fol
     model.save_pretrained(folder, state_dict=whole, save_embedding_layers=False)
 
 
+def saved_name(name: str) -> str:
+    """The name of a trained parameter → its key in the file that PEFT saves."""
+    return name.replace(".default.", ".").replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+
+
 def set_adapter(model: torch.nn.Module, folder: Path) -> None:
     """Copies the adapter that PEFT saved in `folder` into the model's, which may be sharded.
 
@@ -216,7 +221,7 @@ def set_adapter(model: torch.nn.Module, folder: Path) -> None:
     from peft import load_peft_weights
 
     saved = load_peft_weights(str(folder), device="cpu")
-    keys = {name: name.replace(".default.", ".") for name, p in model.named_parameters() if p.requires_grad}
+    keys = {name: saved_name(name) for name, p in model.named_parameters() if p.requires_grad}
     if missing := [key for key in keys.values() if key not in saved]:
         raise ValueError(f"{folder} lacks {missing[0]}: it is not an adapter of this run")
     set_trained(model, {name: saved[key] for name, key in keys.items()})

@@ -172,7 +172,7 @@ def check_checkpoint(model: PeftModel) -> str:
     with tempfile.TemporaryDirectory() as folder:
         qlora.save_adapter_weights(model, whole, Path(folder))
         back = load_peft_weights(folder, device="cpu")
-    state = {n.replace(".default", ""): p for n, p in whole.items()}
+    state = {qlora.saved_name(n): p for n, p in whole.items()}
     different = [n for n, p in state.items() if n not in back or not torch.equal(back[n], p.cpu())]
     if different or len(back) != len(state):
         raise ValueError(f"the adapter read back differs from the one in memory: {different[:3]}")

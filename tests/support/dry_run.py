@@ -95,7 +95,7 @@ def _addmm_operations(into, left, right, *others, out_shape=None, **more) -> int
 
 
 def without_weights(chosen, plan, config, monkeypatch):
-    """The model with 4-bit layers, TRL's head and adapters, on the meta device."""
+    """The model with 4-bit layers where the plan has them, TRL's head and adapters, on the meta device."""
     if plan.attention == attention.NAME:
         attention.register()
     if plan.machine.on_gpu:
@@ -104,8 +104,9 @@ def without_weights(chosen, plan, config, monkeypatch):
     config = models.one_kernel_gelu(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=plan.dtype, attn_implementation=plan.attention)
-        model = replace_with_bnb_linear(model, ["lm_head"], qlora.quantization(chosen, plan))
-    model.is_loaded_in_4bit = model.is_quantized = True
+        if plan.four_bit:
+            model = replace_with_bnb_linear(model, ["lm_head"], qlora.quantization(chosen, plan))
+    model.is_loaded_in_4bit = model.is_quantized = plan.four_bit
     for module in four_bit_layers(model):
         module.weight.quant_type, module.weight.compress_statistics = "nf4", True
     trl_utils.add_fused_lm_head(model)
