@@ -55,7 +55,7 @@ def test_what_depends_on_another_setting_is_told_with_the_rest(tmp_path):
         "Finetuning settings:",
         "lora_alpha = True: expected int, found bool",
         "use_dora = True: needs lora_dropout = 0, for with dropout every weight is kept in 16 bits too",
-        "init_lora_weights = 'orthogonal': PEFT makes it of 16-bit weights alone; set use_4bit = 'no', or another one",
+        "init_lora_weights = 'orthogonal': needs use_4bit = 'no' and an even lora_r; else set 'default'",
         "num_train_epochs = 0.0: above 0, or set max_steps",
         "tokens_per_step = 512: at least max_seq_length (1024)",
         "micro_batch_tokens = 1: 0 or at least max_seq_length (1024)",

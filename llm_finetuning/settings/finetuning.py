@@ -91,7 +91,7 @@ class Finetuning:
     use_dora: bool = False
     """Train the length of each row of a weight beside its direction (DoRA, arXiv 2402.09353); slower."""
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa"] = "default"
-    """"default" | "gaussian", both on 4 bits too | "orthogonal" | "pissa" (arXiv 2404.02948), on 16 bits alone."""
+    """Of A, with B at 0: "default" | "gaussian"; "orthogonal" (of both, on 16 bits alone)."""
     lora_target_modules: Annotated[str, Must(str.strip, "all-linear")] = "all-linear"
     """"all-linear" or names separated by commas; a name that matches nothing stops the run."""
     max_steps: Annotated[int, Must(lambda value: value == -1 or value > 0, "-1 or above 0")] = -1
@@ -185,12 +185,13 @@ class Finetuning:
 
     @field_validator("init_lora_weights")
     def _can_be_merged(cls, value: str, info: ValidationInfo) -> str:
-        if value in ("orthogonal", "pissa") and info.data.get("use_4bit", "no") != "no":
-            raise ValueError(f"= {value!r}: PEFT makes it of 16-bit weights alone; set use_4bit = 'no', or another one")
-        if value == "pissa" and info.data.get("use_dora"):
-            raise ValueError("= 'pissa': it changes the base, whose rows DoRA measures; set use_dora = False")
-        if value == "orthogonal" and info.data.get("lora_r", 0) % 2:
-            raise ValueError("= 'orthogonal': needs an even lora_r")
+        if value == "pissa":
+            raise ValueError(
+                "= 'pissa': PEFT takes the adapters out of 16-bit weights and leaves a base without them, which is"
+                " neither the one in 4 bits nor the one that is merged into; set 'default' or 'gaussian'"
+            )
+        if value == "orthogonal" and (info.data.get("use_4bit") != "no" or info.data.get("lora_r", 0) % 2):
+            raise ValueError("= 'orthogonal': needs use_4bit = 'no' and an even lora_r; else set 'default'")
         return value
 
     @field_validator("gguf")

@@ -16,10 +16,13 @@ from peft import PeftModel
 from llm_finetuning import hardware, prompts
 from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.prompts import Template
-from llm_finetuning.training import qlora
-from llm_finetuning.training.trainer import AssistantTrainer
+from llm_finetuning.settings import AUTO
+from llm_finetuning.training import callbacks, qlora
+from llm_finetuning.training.trainer import AssistantTrainer, compile_layers
 
 TIMED_BATCHES = 3
+COMPILED_FROM = 600
+"""Seconds of a run from which on it is measured whether compiled layers pay; compiling takes minutes on a GPU."""
 ISOLATION = {torch.float32: 1e-3}
 """Relative difference of the logits of a packed example and the same one alone; 16 bits round to 0.05."""
 
@@ -58,14 +61,19 @@ def check_steps(trainer: AssistantTrainer) -> tuple[list[tuple[str, str]], float
     plan = trainer.plan
     with torch.random.fork_rng(), hardware.PeakMemory(plan.device, plan.machine.free_memory) as peak:
         loss, norm = check_longest(trainer)
-        per_token = seconds_per_token(trainer)
+        per_token, tokens = seconds_per_token(trainer), trainer.steps * min(plan.step_tokens, plan.tokens)
+        compiled = []
+        if trainer.settings.compile_layers == AUTO:
+            per_token, said = compile_if_it_pays(trainer, per_token, tokens / plan.processes)
+            compiled = [("compiled layers", said)]
     trainer.model.zero_grad(set_to_none=True)
     trainer.seen_tokens = 0
-    seconds = per_token * trainer.steps * min(plan.step_tokens, plan.tokens) / plan.processes
+    seconds = per_token * tokens / plan.processes
     mfu, cost = plan.mfu(plan.processes / per_token), plan.cost_of(seconds)
     lines = [
         ("longest batch, forward and backward", f"loss {loss:.3f}, gradient norm {norm:.3f}, finite"),
         ("speed", f"{1 / per_token:,.0f} tokens/s over {TIMED_BATCHES} micro-batches, MFU {mfu:.0%}"),
+        *compiled,
         ("time for the run, from these", f"{readable_seconds(seconds)}; planned {readable_seconds(plan.seconds)}"),
         *([] if cost is None else [("cost of the run, from these", f"{cost:.2f}; planned {plan.cost:.2f}")]),
         ("memory, peak", f"{hardware.as_gib(peak.read())}; planned {hardware.as_gib(plan.peak_memory)}"),
@@ -162,6 +170,30 @@ def seconds_per_token(trainer: AssistantTrainer) -> float:
     for start in range(0, count, size):
         _forward_backward(trainer, list(range(start, min(start + size, count))))
     return (time.perf_counter() - begun) / (trainer.seen_tokens - seen)
+
+
+def compile_if_it_pays(trainer: AssistantTrainer, per_token: float, tokens: float) -> tuple[float, str]:
+    """Compiles the layers where that saves more of the run than it takes; returns (seconds per token, what was found).
+
+    per_token: seconds without; tokens: of the run in this process. Processes decide together.
+    """
+    if not callbacks.largest_of_all(per_token * tokens >= COMPILED_FROM, trainer.plan):
+        return per_token, f"off: not tried for a run of less than {readable_seconds(COMPILED_FROM)}"
+    compile_layers(trainer.model)
+    begun, pays = time.perf_counter(), False
+    try:
+        seconds_per_token(trainer)
+        spent = time.perf_counter() - begun
+        compiled = seconds_per_token(trainer)
+        saved = (per_token - compiled) * tokens
+        pays = saved > spent
+        said = f"{per_token / compiled:.2f} times as fast, compiled in {readable_seconds(spent)}"
+    except Exception as error:  # of the compiler or what it calls: without it the run is the same, and slower
+        said = f"cannot be made here ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+    if callbacks.largest_of_all(not pays, trainer.plan):
+        compile_layers(trainer.model, on=False)
+        return per_token, f"off: {said}"
+    return compiled, f"on: {said}"
 
 
 def check_checkpoint(model: PeftModel) -> str:

@@ -176,12 +176,18 @@ def count_steps(sequences: int, settings: Finetuning, plan: Plan) -> int:
     return math.ceil(-(-batches // (plan.accumulation * plan.processes)) * settings.num_train_epochs)
 
 
-def compile_layers(model: torch.nn.Module) -> None:
-    """Compiles each decoder layer by itself: quick to build, and adapters and 4-bit layers trace whole."""
+def compile_layers(model: torch.nn.Module, on: bool = True) -> None:
+    """Compiles each decoder layer by itself: quick to build, and adapters and 4-bit layers trace whole.
+
+    on: False has them run as they are again.
+    """
     for module in model.get_base_model().modules():
         if isinstance(module, torch.nn.ModuleList):
             for layer in module:
-                layer.compile()
+                if on:
+                    layer.compile()
+                else:
+                    layer._compiled_call_impl = None
 
 
 def identity(settings: Finetuning, plan: Plan, inputs: RunInputs, steps: int) -> dict:
