@@ -169,6 +169,73 @@ def test_step_arithmetic(chosen, phi2):
     assert doubled.seconds == pytest.approx(2 * plan.seconds)
 
 
+@pytest.mark.parametrize(("processes", "step"), [("1", 8192), ("2", 8192), ("4", 8192), ("8", 8192), ("16", 16384)])
+def test_processes_share_a_step(chosen, phi2, monkeypatch, processes, step):
+    """As long as each of them can take the longest example: the run is then that of one process."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    settings = dataclasses.replace(chosen, tokens_per_step=8192)
+    assert planning.plan(settings, A100, phi2, [400] * 1000).step_tokens == step
+
+
+def test_micro_batches_between_the_divisors_are_tried(chosen, phi2):
+    """With a little less memory than a whole step needs, a step is a little shorter, and not of two halves."""
+    memory = StepMemory(
+        chosen, A100, model_size.measure_size(chosen, phi2, torch.bfloat16, True), torch.bfloat16, "varlen"
+    )
+    seen = []
+    for wanted in range(16_384, 2048, -300):
+        needed = sum(memory.parts(False, wanted).values()) / 0.9
+        machine = dataclasses.replace(A100, free_memory=int(needed) + 1)
+        _, micro = dataclasses.replace(memory, machine=machine).choose_micro_batch()
+        count = round(16_384 / micro)
+        seen.append((wanted, micro))
+        assert micro <= wanted and 0.9 * 16_384 <= count * micro <= 16_384
+    assert {15_784, 7984, 5284} <= {micro for wanted, micro in seen}, "not 8,192, 5,461 and 4,096"
+    assert dict(seen)[13_384] == 8192, "two micro-batches all the same: then two halves"
+
+
+@pytest.mark.parametrize(
+    ("gib", "four_bit", "checkpointing"),
+    [(79, False, "auto"), (39, False, "auto"), (9, True, "auto"), (7, True, "on"), (5, True, "auto")],
+)
+def test_16_bits_are_taken_where_they_cost_a_step_nothing(chosen, phi2, gib, four_bit, checkpointing):
+    common = {"tokens_per_step": 8192, "gradient_checkpointing": checkpointing}
+    plans = {}
+    for bits in ("auto", "yes", "no"):
+        settings = dataclasses.replace(chosen, use_4bit=bits, **common)
+        try:
+            plans[bits] = planning.plan(settings, gpu("A100", (8, 0), gib), phi2, [400] * 1000)
+        except ValueError as error:
+            assert bits == "no" and "set use_4bit = 'yes'" in str(error)
+    assert plans["yes"].four_bit and not ("no" in plans and plans["no"].four_bit)
+    assert plans["auto"].four_bit is four_bit
+    assert plans["auto"].micro_batch_tokens == plans["yes"].micro_batch_tokens
+    assert plans["auto"].gradient_checkpointing == plans["yes"].gradient_checkpointing
+    assert plans["auto"].memory == plans["yes" if four_bit else "no"].memory
+    assert dict(plans["auto"].table().itertuples(index=False))["base"] == ("in 4 bits" if four_bit else "in bfloat16")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"use_4bit": "no", "micro_batch_tokens": 4096},
+        *(
+            pytest.param({"use_4bit": "no", "use_dora": True} | more, marks=pytest.mark.more)
+            for more in ({}, {"gradient_checkpointing": "on"}, {"micro_batch_tokens": 2048}, {"lora_r": 8})
+        ),
+    ],
+)
+def test_16_bits_and_dora_are_counted_too(chosen, phi2, monkeypatch, changed):
+    """DoRA's largest moment in a layer is added to that of the whole step, though they may lie apart."""
+    config = copy.deepcopy(phi2)
+    config.num_hidden_layers = 8
+    settings = dataclasses.replace(chosen, **changed)
+    plan = planning.plan(settings, A100, config, [400] * 1000)
+    predicted = plan.peak_memory - plan.memory["process"]
+    share = predicted / dry_run.peak_bytes(settings, plan, config, monkeypatch)
+    assert 0.97 <= share <= (1.1 if settings.use_dora else 1.03)
+
+
 def test_cost_follows_the_rate(chosen, phi2):
     plan = planning.plan(dataclasses.replace(chosen, rate_per_hour=2.0), gpu("A100", (8, 0), 39), phi2, [400] * 1000)
     assert plan.cost == pytest.approx(plan.seconds / 3600 * 2)
