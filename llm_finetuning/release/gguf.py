@@ -8,6 +8,8 @@ tokens and computes the same model. `make gguf` installs what this needs.
 
 import argparse
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,7 +80,7 @@ def export(
             f16.unlink()
         left_out = _write_modelfile(folder, partial, files[types[-1]].name)
         if adapter:
-            convert_adapter(adapter, folder, partial / ADAPTER)
+            left_out += convert_adapter(adapter, folder, partial / ADAPTER)
         exported = Exported(target, [row for row in measured if row["type"] in types], texts, left_out)
         write_text(partial / "README.md", model_card.gguf_section(exported, f"GGUF files of {folder.name}"))
         checksums.write_checksums(partial)
@@ -103,12 +105,24 @@ def convert(folder: Path, target: Path) -> Path:
     return target
 
 
-def convert_adapter(adapter: Path, folder: Path, target: Path) -> Path:
-    """Converts a LoRA adapter, in 16-bit floats, for the GGUF file of its base; `folder`: with the base's config."""
+def convert_adapter(adapter: Path, folder: Path, target: Path) -> list[str]:
+    """Converts a LoRA adapter, in 16-bit floats, for the GGUF file of its base; `folder`: with the base's config.
+
+    Returns what was left out: a DoRA adapter, which llama.cpp does not know. It divides lora_alpha by the rank
+    whatever the adapter says, so rsLoRA's is handed over as the one that gives the same scale.
+    """
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("use_dora"):
+        return [f"{target.name} was left out: llama.cpp knows no DoRA adapters. The merged model holds it"]
+    if config.get("use_rslora"):
+        config["lora_alpha"] *= config["r"] ** 0.5
     script = llama_cpp_tools.converter("convert_lora_to_gguf.py")
     options = ["--base", folder, "--outfile", target, "--outtype", "f16"]
-    llama_cpp_tools.run([script, *options, adapter], f"llama.cpp could not convert the adapter in {adapter}")
-    return target
+    with tempfile.TemporaryDirectory(dir=target.parent) as copy:
+        shutil.copyfile(adapter / "adapter_model.safetensors", Path(copy) / "adapter_model.safetensors")
+        write_text(Path(copy) / "adapter_config.json", json.dumps(config))
+        llama_cpp_tools.run([script, *options, copy], f"llama.cpp could not convert the adapter in {adapter}")
+    return []
 
 
 def quantise(f16: Path, kind: str) -> Path:

@@ -16,6 +16,8 @@ from llm_finetuning.training.model_size import ModelSize
 
 STEP_TOLERANCE = 0.1
 """How much of tokens_per_step a step may lack, so that it is made of fewer and larger micro-batches."""
+STRIDE = 16
+"""Tokens between two sizes of a micro-batch that are tried."""
 HEADROOM = 0.9
 """Share of the free memory that the plan uses: the rest is fragmentation and what other processes take."""
 MASKED_TOKENS = 2048
@@ -79,7 +81,7 @@ class StepMemory:
         if settings.micro_batch_tokens:
             return [max(settings.micro_batch_tokens, settings.max_seq_length)]
         share, smallest = settings.tokens_per_step / self.processes, settings.max_seq_length
-        sizes = range(max(min(int(share), self._largest()), smallest), smallest, -1)
+        sizes = range(max(min(int(share), self._largest()), smallest), smallest, -STRIDE)
         return [m for m in sizes if 0 <= 1 - round(share / m) * m / share <= STEP_TOLERANCE] + [smallest]
 
     def _largest(self) -> int:

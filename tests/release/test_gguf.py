@@ -254,13 +254,35 @@ def test_an_interrupt_leaves_nothing(tmp_path, llama_cpp):
     assert [path.name for path in tmp_path.iterdir() if re.search("out", path.name)] == []
 
 
+@pytest.mark.parametrize(("changed", "alpha"), [({}, 16), ({"use_rslora": True}, 64), ({"use_dora": True}, None)])
+def test_llama_cpp_is_handed_an_adapter_of_the_same_scale(changed, alpha, tmp_path, monkeypatch):
+    """It reads lora_alpha and the tensors, and nothing of what else the configuration says."""
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 16} | changed
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    handed = []
+
+    def run(command, problem):
+        folder = Path(command[-1])
+        handed.append(json.loads((folder / "adapter_config.json").read_text())["lora_alpha"])
+        assert (folder / "adapter_model.safetensors").read_bytes() == b"weights"
+
+    monkeypatch.setattr(gguf.llama_cpp_tools, "run", run)
+    monkeypatch.setattr(gguf.llama_cpp_tools, "converter", lambda name: Path(name))
+    left_out = gguf.convert_adapter(tmp_path, tmp_path, tmp_path / gguf.ADAPTER)
+    assert handed == [alpha] * (alpha is not None)
+    assert [gguf.ADAPTER in line and "DoRA" in line for line in left_out] == [True] * (alpha is None)
+
+
 @pytest.mark.more
-def test_the_adapter_alone_is_converted(tmp_path, llama_cpp):
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_adapter_alone_is_converted(rslora, tmp_path, llama_cpp):
     from peft import LoraConfig, get_peft_model
 
     folder = merged(tmp_path / "merged", "phi", saved(tmp_path / "own", make_tokenizer()))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    peft = get_peft_model(model, LoraConfig(r=8, lora_alpha=64, target_modules="all-linear", init_lora_weights=False))
+    given = {"target_modules": "all-linear", "init_lora_weights": False, "use_rslora": rslora}
+    peft = get_peft_model(model, LoraConfig(r=8, lora_alpha=64, **given))
     peft.save_pretrained(tmp_path / "adapter")
     exported = gguf.export(folder, tmp_path / "gguf", ["f16"], adapter=tmp_path / "adapter")
     ids = list(range(40, 80))

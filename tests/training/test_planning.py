@@ -190,8 +190,9 @@ def test_micro_batches_between_the_divisors_are_tried(chosen, phi2):
         count = round(16_384 / micro)
         seen.append((wanted, micro))
         assert micro <= wanted and 0.9 * 16_384 <= count * micro <= 16_384
-    assert {15_784, 7984, 5284} <= {micro for wanted, micro in seen}, "not 8,192, 5,461 and 4,096"
-    assert dict(seen)[13_384] == 8192, "two micro-batches all the same: then two halves"
+    found = dict(seen)
+    assert all(wanted - found[wanted] < 16 for wanted in (15_784, 7984, 5284)), "not 8,192, 5,461 and 4,096"
+    assert found[13_384] == 8192, "two micro-batches all the same: then two halves"
 
 
 @pytest.mark.parametrize(
