@@ -189,7 +189,7 @@ def compile_if_it_pays(trainer: AssistantTrainer, per_token: float, tokens: floa
         pays = saved > spent
         said = f"{per_token / compiled:.2f} times as fast, compiled in {readable_seconds(spent)}"
     except Exception as error:  # of the compiler or what it calls: without it the run is the same, and slower
-        said = f"cannot be made here ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+        said = f"cannot be made here ({type(error).__name__}: {' '.join(str(error).split()[:20])})"
     if callbacks.largest_of_all(not pays, trainer.plan):
         compile_layers(trainer.model, on=False)
         return per_token, f"off: {said}"
