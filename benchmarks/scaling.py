@@ -129,7 +129,7 @@ def processes(count: int):
 @cache
 def planned(base: str, sheet: Sheet, gpus: int = 1) -> planning.Plan | None:
     """The plan of an epoch, or None where the base does not fit into one of the GPUs."""
-    chosen = notebook_settings(rate_per_hour=sheet.rate * gpus)
+    chosen = notebook_settings(rate_per_hour=sheet.rate * gpus, num_train_epochs=1.0)
     try:
         with processes(gpus):
             return planning.plan(chosen, machine_of(sheet), config_of(base), list(oasst_lengths(chosen.max_seq_length)))

@@ -242,14 +242,13 @@ def restore_best(trainer: "ResumableTrainer") -> float | None:
     Says so where even that one is worse than the base: it is kept all the same, for a base is no result.
     """
     settings, unsaved = trainer.settings, trainer.monitor.unsaved_best
-    best = settings.folders.checkpoints / checkpoints.BEST
-    if not settings.patience or not (unsaved or best.exists()):
+    best, losses = settings.folders.checkpoints / checkpoints.BEST, trainer.monitor.metrics.held_out_losses()
+    if not settings.patience or not (unsaved or best.exists()) or best_of(losses) is None:
         return None
     if unsaved:
         qlora.set_trained(trainer.model, unsaved)
     else:
         qlora.set_adapter(trainer.model, best)
-    losses = trainer.monitor.metrics.held_out_losses()
     (loss, step), base = best_of(losses), dict(map(reversed, losses)).get(0, math.inf)
     if loss >= base and trainer.monitor.main:
         print(

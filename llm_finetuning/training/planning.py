@@ -196,6 +196,8 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
     size = model_size.measure_size(settings, model_config, dtype, machine.on_gpu)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
+    if settings.use_dora and shards > 1:
+        raise ValueError("use_dora = True: DoRA reads whole weights, and this model is sharded; set use_dora = False")
     memory = StepMemory(settings, machine, size, dtype, implementation, shards, processes).with_base()
     checkpointing, micro = memory.choose_micro_batch()
     accumulation = max(1, round(settings.tokens_per_step / micro / processes))

@@ -140,6 +140,8 @@ def test_processes_that_share_a_model_keep_their_part_of_it(chosen, phi2, monkey
     assert shared.peak_memory >= shared.memory["process"] + whole.memory["base weights"], "it is loaded whole"
     assert shared.optimizer == "adamw_torch", "the paged one reads plain tensors"
     assert whole.optimizer == "adamw_torch", "a paged one cannot be resumed on several GPUs"
+    with pytest.raises(ValueError, match="DoRA reads whole weights, and this model is sharded"):
+        planning.plan(dataclasses.replace(chosen, use_dora=True), gpu("L4", (8, 9), 22), phi2, [400])
     for optim, message in {
         "adamw_bnb_8bit": "bitsandbytes cannot update a sharded model; set optim = 'auto'",
         "paged_adamw_8bit": "cannot be resumed on several GPUs; set optim = 'auto'",

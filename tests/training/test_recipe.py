@@ -156,6 +156,16 @@ def test_a_run_that_makes_it_worse_says_so_and_leaves_a_trained_adapter(tiny_bas
     assert any(value.abs().sum() > 0 for key, value in first.items() if "lora_B" in key)
 
 
+def test_an_earlier_version_kept_the_base_as_the_best_adapter_which_is_not_loaded(tmp_path):
+    """Its run was shorter than the first evaluation: the adapter of the last step is the only trained one."""
+    chosen = small_settings(tmp_path, "m", eval_steps=100, early_stopping_patience=2)
+    (chosen.folders.checkpoints / checkpoints.BEST).mkdir(parents=True)
+    metrics = Metrics(chosen.folders.metrics)
+    metrics.write({"step": 0, "held_out_loss": 1.0})
+    monitor = SimpleNamespace(unsaved_best=None, metrics=metrics, main=True)
+    assert callbacks.restore_best(SimpleNamespace(settings=chosen, monitor=monitor)) is None
+
+
 def test_the_base_is_not_measured_twice(tiny_base, tmp_path, monkeypatch):
     small = prepare(small_settings(tmp_path, tiny_base, eval_steps=2, max_steps=2))
     before = scoreboard.before(small.model, small.held_out, small.template, small.settings)["before"]
