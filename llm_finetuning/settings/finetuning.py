@@ -100,6 +100,8 @@ class Finetuning:
     """Passes over the pairs; max_steps > 0 overrides it."""
     learning_rate: Positive = 2e-4
     """Per optimizer step; 2e-4 as in arXiv 2305.14314."""
+    find_learning_rate: bool = False
+    """Train shortly at five rates around learning_rate first, and go on with the one of the lowest held-out loss."""
     loraplus_lr_ratio: Annotated[float, Must(lambda value: 1 <= value < float("inf"), "1 (off) or more")] = 1.0
     """The adapters' B learns at this many times the rate of A (LoRA+, arXiv 2402.12354); 1 = at the same rate."""
     neftune_noise_alpha: NotNegative = 0.0

@@ -28,5 +28,6 @@ class Folders:
     settings = property(lambda self: self.drive / "settings.json")
     scoreboard = property(lambda self: self.drive / "scoreboard.json")
     metrics = property(lambda self: self.work / "metrics.jsonl")
+    rate_search = property(lambda self: self.drive / "rate_search.json")
     evaluation = property(lambda self: self.drive / "evaluation.json")
     evaluated = property(lambda self: self.drive / "evaluated")

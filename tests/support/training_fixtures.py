@@ -30,6 +30,7 @@ SMALL = {
     "num_train_epochs": 2.0,
     "max_steps": -1,
     "learning_rate": 2e-3,
+    "find_learning_rate": False,
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_ratio": 0.1,
     "weight_decay": 0.0,
