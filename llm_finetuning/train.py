@@ -14,7 +14,7 @@ import os
 import torch
 
 from llm_finetuning import settings
-from llm_finetuning.training import selfcheck
+from llm_finetuning.training import rate_search, selfcheck
 from llm_finetuning.training.dataset import read_inputs
 from llm_finetuning.training.planning import plan_run
 from llm_finetuning.training.qlora import add_adapters, load_base
@@ -39,6 +39,8 @@ def main() -> None:
     model = add_adapters(load_base(config, plan), config)
     trainer = AssistantTrainer(model, config, plan, inputs)
     say(selfcheck.run(trainer).table.to_string(index=False))
+    trainer, found = rate_search.find(trainer, AssistantTrainer)
+    say(found or f"learning_rate = {trainer.settings.learning_rate}")
     outcome = train(trainer)
     save_adapter(trainer)
     say(outcome)

@@ -1,8 +1,13 @@
 """Figures of training: the loss as it falls, and before / after / merged side by side."""
 
+from typing import TYPE_CHECKING
+
 from matplotlib.figure import Figure
 
-from llm_finetuning.plotting import BLUE, DPI, GREEN, ORANGE, Plot
+from llm_finetuning.plotting import BLUE, DPI, GREEN, GREY, ORANGE, Plot, new_figure
+
+if TYPE_CHECKING:
+    from llm_finetuning.training.rate_search import RateSearch
 
 
 def loss_curve(entries: list[dict], title: str = "Loss") -> Figure:
@@ -32,4 +37,24 @@ def loss_curve(entries: list[dict], title: str = "Loss") -> Figure:
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+    return figure
+
+
+def loss_by_rate(search: "RateSearch") -> Figure:
+    """Held-out loss over the learning rate with 95% intervals; the best rate, and the given one as a line."""
+    figure, ((axes,),) = new_figure(height=3.0)
+    found = {rate: sample.figure() for rate, sample in search.finite.items()}
+    axes.plot(list(found), [each["value"] for each in found.values()], "o-", color=BLUE, lw=1.2, ms=5)
+    for rate, each in found.items():
+        if each["low"] is not None:
+            axes.plot([rate, rate], [each["low"], each["high"]], color=BLUE, lw=1.2)
+    best = search.best
+    axes.plot([best], [found[best]["value"]], "o", color=ORANGE, ms=9, label=f"best: {best:g}")
+    axes.axvline(search.given, color=GREY, zorder=0, label=f"given: {search.given:g}")
+    axes.set_xscale("log")
+    axes.set_xticks(list(search.losses), [f"{rate:g}" for rate in search.losses])
+    axes.minorticks_off()
+    axes.set(xlabel="learning rate", ylabel="nats per token (lower is better)")
+    axes.set_title(f"Held-out loss after {search.steps} steps, with 95% intervals", fontsize=10)
+    axes.legend(frameon=False)
     return figure

@@ -23,6 +23,10 @@ from llm_finetuning.training.model_size import ModelSize
 
 EFFICIENCY = 0.55
 """Share of the peak matmul throughput that a whole training step is expected to reach."""
+RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""What the search for the learning rate multiplies the given one by."""
+SEARCH_STEPS = 20, 60
+"""Fewest and most optimizer steps of each of its trainings; in between a fifth of the run's."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,22 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Of training, predicted."""
+        return self._seconds_of(self.steps)
+
+    @property
+    def search_steps(self) -> int:
+        """Optimizer steps of each training of the search for the learning rate."""
+        fewest, most = SEARCH_STEPS
+        return min(self.steps, max(fewest, min(most, self.steps // 5)))
+
+    @property
+    def search_seconds(self) -> float:
+        """Of the search for the learning rate, predicted; 0 without one."""
+        return self.settings.find_learning_rate * self._seconds_of(len(RATE_FACTORS) * self.search_steps)
+
+    def _seconds_of(self, steps: int) -> float:
         flops = flops_per_token(self.size, self.attended_length, self.gradient_checkpointing)
-        tokens = self.steps * min(self.step_tokens, self.tokens)
+        tokens = steps * min(self.step_tokens, self.tokens)
         return tokens * flops / (self.machine.flops * EFFICIENCY * self.processes)
 
     @property
@@ -109,7 +127,7 @@ class Plan:
 
     @property
     def cost(self) -> float | None:
-        """Of the planned time, as `cost_of` counts it."""
+        """Of the planned time of training, as `cost_of` counts it."""
         return self.cost_of(self.seconds)
 
     def cost_of(self, seconds: float) -> float | None:
@@ -146,12 +164,19 @@ class Plan:
             *[(f"memory: {part}", as_gib(count)) for part, count in self.memory.items()],
             ("memory: peak, predicted", f"{as_gib(self.peak_memory)} of {as_gib(m.free_memory)} free"),
             ("time, predicted", f"{readable_seconds(self.seconds)}"),
+            *[("search for the rate", self._search())] * self.settings.find_learning_rate,
             ("disk here", f"{as_gib(self.disk_work)} needed"),
             ("disk for results", f"{as_gib(self.disk_drive)} needed"),
         ]
         if self.cost is not None:
             lines.append(("cost, predicted", f"{self.cost:.2f}"))
         return pd.DataFrame(lines, columns=["what", "plan"])
+
+    def _search(self) -> str:
+        """The search for the learning rate in the table: its trainings, their time and cost."""
+        cost = self.cost_of(self.search_seconds)
+        trainings = f"{len(RATE_FACTORS)} × {self.search_steps} steps, {readable_seconds(self.search_seconds)}"
+        return trainings if cost is None else f"{trainings}, cost {cost:.2f}"
 
 
 def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:

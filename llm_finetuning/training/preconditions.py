@@ -46,8 +46,8 @@ def check_examples(settings: Finetuning, config: PretrainedConfig, inputs: RunIn
 
 
 def check_machine(settings: Finetuning, plan: "Plan") -> None:
-    """Raises one ValueError for a training that would take hours without a GPU, or a merge that would not fit."""
-    _raise([_too_slow(settings, plan), *_verification(plan)])
+    """Raises one ValueError for hours of training without a GPU, a merge that would not fit, a search by several."""
+    _raise([_too_slow(settings, plan), _searched_by_several(settings, plan), *_verification(plan)])
 
 
 def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) -> None:
@@ -122,11 +122,21 @@ def _positions(settings: Finetuning, config: PretrainedConfig, inputs: RunInputs
 
 
 def _too_slow(settings: Finetuning, plan: "Plan") -> str | None:
-    if plan.machine.on_gpu or settings.allow_slow or plan.seconds <= SLOW:
+    seconds = plan.seconds + plan.search_seconds
+    if plan.machine.on_gpu or settings.allow_slow or seconds <= SLOW:
         return None
     return (
-        f"there is no GPU here, and the training would take about {readable_seconds(plan.seconds)}: in Colab choose"
+        f"there is no GPU here, and the training would take about {readable_seconds(seconds)}: in Colab choose"
         " Runtime → Change runtime type → A100 GPU and run all cells again; or set allow_slow = True"
+    )
+
+
+def _searched_by_several(settings: Finetuning, plan: "Plan") -> str | None:
+    if not settings.find_learning_rate or plan.processes == 1:
+        return None
+    return (
+        f"find_learning_rate = True: {plan.processes} processes train together, and the search is for one. Run the"
+        " notebook's cells up to the search first, which write the rate to settings.json; or set it to False"
     )
 
 
