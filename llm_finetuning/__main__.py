@@ -1,8 +1,13 @@
-"""The command line: `python -m llm_finetuning run [--profile NAME|FILE] [--notebooks NAME,…] [-p NAME=VALUE]…`."""
+"""The command line.
+
+python -m llm_finetuning run [--profile NAME|FILE] [--output DIR] [--notebooks NAME,…] [-p NAME=VALUE]…
+python -m llm_finetuning search [--profile NAME|FILE] [--output DIR] -p NAME=VALUE,VALUE…
+"""
 
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
         stream.reconfigure(errors="replace")  # where the terminal or pipe takes less than Unicode
     options = _parser().parse_args(arguments)
     output = options.output or Path("outputs") / Path(options.profile).stem
+    return options.command(options, output)
+
+
+def _notebooks(options: argparse.Namespace, output: Path) -> int:
+    """Answers `run`."""
     from llm_finetuning.runner import listing, steps  # after the arguments: a typing mistake is answered at once
 
     try:
@@ -36,6 +46,27 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Nothing was run.\n{error}", file=sys.stderr)
         return 2
     return _run(assigned, output, chosen)
+
+
+def _search(options: argparse.Namespace, output: Path) -> int:
+    """Answers `search`."""
+    from llm_finetuning.runner import search
+
+    try:
+        request = search.request(options.profile, output, options.parameter, options.seeds, options.steps)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"Nothing was run.\n{error}", file=sys.stderr)
+        return 2
+    from llm_finetuning.runner import study  # importing it takes seconds
+
+    try:
+        study.run(request)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stopped:
+        stopping.leave(str(stopped))
+    return 0
 
 
 def _run(assigned: list[dict], output: Path, chosen: "tuple[Step, ...]") -> int:
@@ -72,12 +103,8 @@ class _Assignment(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llm_finetuning")
     parser.add_argument("--version", action="version", version=f"llm_finetuning {__version__}")
-    run = parser.add_subparsers(required=True, metavar="run").add_parser(
-        "run", help="run the notebooks in order", description="Run the notebooks in order."
-    )
-    run.add_argument(
-        "--profile", default="sample", help="sample (the default), rehearsal, or a YAML file of parameters"
-    )
+    commands = parser.add_subparsers(required=True, metavar="run|search")
+    run = _command(commands, "run", "run the notebooks in order", _notebooks)
     run.add_argument(
         "--notebooks",
         default="",
@@ -85,18 +112,50 @@ def _parser() -> argparse.ArgumentParser:
         help="which to run, in their order: generation, training-data, validation-data, finetuning, inference,"
         " evaluation (default: all but the first and the last)",
     )
-    run.add_argument("--output", type=Path, metavar="DIR", help="where everything goes (default: outputs/<profile>)")
-    run.add_argument(
+    run.add_argument("--parameters", action="store_true", help="list all parameters with their values and what they do")
+    search = _command(commands, "search", "compare trainings with several values of some parameters", _search)
+    search.add_argument("--seeds", type=_number(1), default=3, metavar="N", help="seeds of each (default: 3)")
+    search.add_argument(
+        "--steps",
+        type=_number(0),
+        metavar="N",
+        help="optimizer steps of each training; 0 = the whole run (default: a fifth of it, from 20 to 60)",
+    )
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, sentence: str, answer: Callable[[argparse.Namespace, Path], int]
+) -> argparse.ArgumentParser:
+    """A command with what all of them take."""
+    command = commands.add_parser(name, help=sentence, description=f"{sentence[0].upper()}{sentence[1:]}.")
+    command.set_defaults(command=answer)
+    command.add_argument(
+        "--profile", default="sample", help="sample (the default), rehearsal, or a YAML file of parameters"
+    )
+    command.add_argument("--output", type=Path, metavar="DIR", help="where all goes (default: outputs/<profile>)")
+    several = "; of the finetuning notebook's several values, separated by commas" if name == "search" else ""
+    command.add_argument(
         "-p",
         "--parameter",
         nargs="+",
         action=_Assignment,
         default=[],
         metavar="NAME=VALUE",
-        help="set a parameter in every notebook that has it; NAME VALUE does it too; may be repeated",
+        help="set a parameter in every notebook that has it; NAME VALUE does it too; may be repeated" + several,
     )
-    run.add_argument("--parameters", action="store_true", help="list all parameters with their values and what they do")
-    return parser
+    return command
+
+
+def _number(least: int) -> Callable[[str], int]:
+    """Reads a whole number of at least `least`."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: a whole number, at least {least}")
+        return int(text)
+
+    return number
 
 
 if __name__ == "__main__":

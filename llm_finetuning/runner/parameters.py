@@ -108,7 +108,7 @@ def assign(
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     values = profile | {name: parse(text, every[name]) for name, text in typed}
-    values = {name: _absolute(name, value) for name, value in values.items()}
+    values = {name: absolute(name, value) for name, value in values.items()}
     values |= dict.fromkeys(OUTPUT_NAMES, str(output.resolve()))
     return [{name: values[name] for name in cell if name in values} for cell in cells]
 
@@ -120,7 +120,7 @@ def _unknown(name: str, every: dict) -> str:
     return f"{name}: no notebook has this parameter; {cure}"
 
 
-def _absolute(name: str, value: object) -> object:
+def absolute(name: str, value: object) -> object:
     """Makes an existing relative path absolute, because the notebooks may be opened elsewhere later."""
     named = name in PATH_NAMES and isinstance(value, str) and value not in ("", "sample", "rehearsal")
     return str(Path(value).resolve()) if named and Path(value).exists() else value
