@@ -27,7 +27,7 @@ test: .venv/ready ## the tests; one room: ARGS="tests/data"
 	$(TESTS) $(BIN)/$(PYTEST) -m "not more" $(ARGS)
 
 # The slow matrices: kills at random moments, sharded training, other model families, many visitors, every benchmark.
-test-more: .venv/ready .venv/tasks ## the slow tests
+test-more: .venv/ready .venv/tasks .venv/search ## the slow tests
 	$(TESTS) $(BIN)/$(PYTEST) -m more --kills 12 $(ARGS)
 
 check: .venv/ready ## ruff, arrows between the rooms, clean notebooks
@@ -79,6 +79,11 @@ test-colab: .venv/ready .venv-colab/ready ## the tests with Colab's versions
 # lm-evaluation-harness, which the evaluation notebook installs where tasks are set.
 .venv/tasks: .venv/ready llm_finetuning/evaluation/tasks.py
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -c "from llm_finetuning.evaluation import tasks; tasks.install()"
+	@touch $@
+
+# Optuna, for the search command.
+.venv/search: .venv/ready requirements-search.txt
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet -r requirements-search.txt
 	@touch $@
 
 .venv/ready: requirements.txt requirements-run.txt requirements-dev.txt constraints.txt pyproject.toml
