@@ -50,7 +50,7 @@ for module in pkgutil.walk_packages(llm_finetuning.__path__, "llm_finetuning."):
         try:
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
-            if error.name != "llama_cpp":  # scripts that run where llama.cpp is installed
+            if error.name not in ("llama_cpp", "optuna"):  # for what runs where they are installed
                 raise
 
 from llm_finetuning import hardware
