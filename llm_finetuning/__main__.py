@@ -64,8 +64,8 @@ def _search(options: argparse.Namespace, output: Path) -> int:
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as stopped:
-        stopping.leave(str(stopped))
+    except KeyboardInterrupt:  # training has saved a checkpoint
+        stopping.leave()
     return 0
 
 
