@@ -80,13 +80,12 @@ def _search(request: Request, folder: Path) -> list[Row]:
     trainings = _trainings(request)
     losses = rate_search.Losses(folder / "losses.json", {})
     _announce(request, trainings, losses)
-    study = _study(request, trainings, folder)
+    study, texts = _study(request, trainings, folder), _texts(request)
+    space = {name: [str(value) for value in values] for name, values in request.values.items()}
 
     def objective(trial: optuna.Trial) -> float:
-        place = _texts(request).index(
-            {name: trial.suggest_categorical(name, choices) for name, choices in space.items()}
-        )
-        row = Row(_texts(request)[place], {})
+        place = texts.index({name: trial.suggest_categorical(name, choices) for name, choices in space.items()})
+        row = Row(texts[place], {})
         for seed, training in zip(request.seeds, trainings[place], strict=True):
             row.losses[seed] = _loss(training, losses, folder)
             print(f"{row.named}, seed = {seed}: held-out loss {rate_search.shown(row.losses[seed])}", flush=True)
@@ -97,11 +96,12 @@ def _search(request: Request, folder: Path) -> list[Row]:
                 raise optuna.TrialPruned
         return row.pooled(request.seeds).value
 
-    space = {name: [str(value) for value in values] for name, values in request.values.items()}
-    while waiting := [values for values in _texts(request) if values not in _finished(study)]:
+    rows = [_row(request, place, trainings, losses) for place in range(len(texts))]
+    while waiting := [row.values for row in rows if row.values not in _finished(study) or not row.losses]:
         study.enqueue_trial(waiting[0])
         study.optimize(objective, n_trials=1)
-    return [_row(request, place, trainings, losses) for place in range(len(trainings))]
+        rows = [_row(request, place, trainings, losses) for place in range(len(texts))]
+    return rows
 
 
 def _texts(request: Request) -> list[dict[str, str]]:
@@ -178,7 +178,8 @@ def _training(request: Request, settings: Finetuning, inputs: RunInputs) -> Trai
     identity = trainer.identity(settings, replace(plan, settings=settings), inputs, steps)
     name = _digest([own, identity, steps])
     folder = request.output / "search" / name
-    short = rate_search.short_training(settings, folder, **({"max_steps": steps} if steps else {}))
+    whole = {name: getattr(settings, name) for name in ("eval_steps", "early_stopping_patience")}
+    short = rate_search.short_training(settings, folder, **({"max_steps": steps} if steps else whole))
     return Training(short, replace(plan, settings=short, steps=steps or plan.steps), inputs, name)
 
 

@@ -159,7 +159,7 @@ def short_training(settings: Finetuning, folder: Path, **changed: object) -> Fin
     """The settings of a training whose held-out loss alone is wanted: everything in `folder`, one checkpoint kept."""
     own = {"drive_folder": str(folder), "work_folder": str(folder), "quick_trial": False, "find_learning_rate": False}
     watched = {"eval_steps": 0, "early_stopping_patience": 0, "report_to": "none", "save_total_limit": 1}
-    return replace(settings, **own, **watched, resume=True, publish_to="folder", **changed)
+    return replace(settings, **(own | watched | {"resume": True, "publish_to": "folder"} | changed))
 
 
 def measured(trainer: ResumableTrainer, measure: Measure = held_out_losses) -> Sample | None:

@@ -183,7 +183,6 @@ def test_a_killed_search_comes_to_the_same(small):
     assert resumed.returncode == 0, resumed.stderr
     assert "1 were trained before" in resumed.stdout
     first = json.loads((output / "search" / "losses.json").read_text())
-    (output / "search" / "losses.json").unlink()
-    (output / "search" / "study.journal").unlink()
+    (output / "search" / "losses.json").unlink()  # the study alone is no reason to believe that something was trained
     assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode == 0
     assert json.loads((output / "search" / "losses.json").read_text()) == first

@@ -211,3 +211,12 @@ def test_a_search_that_is_killed_goes_on_to_the_same_adapter(tiny_base, tmp_path
     )  # fmt: skip
     first, second = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("killed", "typed"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_recipe_quotes_what_was_measured_on_the_sample(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import learning_rate
+
+    record = json.loads(learning_rate.RESULTS.read_text(encoding="utf-8"))
+    assert learning_rate.table(record) in (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert all(0.5 <= factor <= 2 for factor in learning_rate.factors(record)), "the search's rate over the sweep's"
