@@ -11,7 +11,9 @@ from llm_finetuning.data.duplicates import like_earlier
 from llm_finetuning.data.filters import Filters, speaks
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.pairs import check
+from llm_finetuning.data.reading import Problems
 from llm_finetuning.data.recipes import prompters_of
+from llm_finetuning.data.records import records as records_of
 from llm_finetuning.files.atomic import write_text
 
 UNIT = "preference pair"
@@ -114,6 +116,41 @@ def read(path: Path) -> list[dict]:
         return []
     with path.open(encoding="utf-8") as stream:
         return [json.loads(line) for line in stream]
+
+
+def read_prepared(path: Path, part: str) -> list[dict]:
+    """Returns the records of a file that a data preparation notebook wrote; part: "Training" or "Validation".
+
+    Raises FileNotFoundError where there is none, ValueError with file and line for a record that is none.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        raise FileNotFoundError(
+            f"{path} holds no preference pairs. They come from data in which people ranked several replies to a prompt,"
+            f" or of chosen and rejected responses: set source to such data in the Data Prep notebooks (OASST1 has"
+            f' ranks; replies = "joined" drops none of them), and run the one for {part.lower()} data'
+        )
+    problems = Problems(str(path), cure="Correct the file, or write it again with the data preparation.")
+    found = []
+    for line, record in records_of(path, problems):
+        try:
+            check_record(record)
+        except ValueError as error:
+            problems.add(line, None, str(error))
+        found.append(record)
+    return found
+
+
+def check_record(record: dict) -> None:
+    """Raises ValueError with the reason if a dictionary is not a preference record."""
+    if missing := [side for side in ("chosen", "rejected") if side not in record]:
+        raise ValueError(f"{' and '.join(missing)} missing: a preference pair has prompt, chosen and rejected")
+    for side, pair in zip(("chosen", "rejected"), _sides(record), strict=True):
+        try:
+            check(pair)
+        except ValueError as error:
+            raise ValueError(str(error).replace("response", f"{side} response")) from error
+    if record["chosen"].strip() == record["rejected"].strip():
+        raise ValueError(f"chosen and rejected are the same text ({record['chosen']!r:.60}): that is no preference")
 
 
 def as_pairs(records: Iterable[dict]) -> pd.DataFrame:

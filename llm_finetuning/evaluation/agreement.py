@@ -54,17 +54,23 @@ def sampled(ranked: list[dict], count: int, seed: int) -> list[dict]:
     return pairs.draw(ranked, max(count, FEWEST), seed)
 
 
-def rank_agreement(model: torch.nn.Module, ranked: list[dict], template: Template) -> dict[str, Sample]:
-    """The share of ranked pairs in which the model agrees with people; equal likelihoods count half.
+def rank_agreement(model: torch.nn.Module, ranked: Sequence[dict], template: Template) -> dict[str, Sample]:
+    """The share of ranked pairs in which the model agrees with people (`figures`); empty without ranked pairs."""
+    return figures(losses(model, ranked, template)) if ranked else {}
 
-    ranked: as `ranked_pairs` gives them. `rank_agreement` compares the log-likelihood per token,
-    `rank_agreement_whole` that of the whole response, which favours short ones: `chosen_longer`, the share in which
-    the preferred reply has more tokens, stands beside them. Empty without ranked pairs.
+
+def losses(model: torch.nn.Module, ranked: Sequence[dict], template: Template) -> Sample:
+    """Negative log-likelihood of the responses of ranked pairs (`ranked_pairs`), chosen and rejected in turn."""
+    return likelihood.losses(model, [pair[side] for pair in ranked for side in ("chosen", "rejected")], template)
+
+
+def figures(found: Sample) -> dict[str, Sample]:
+    """The share of ranked pairs in which the model agrees with people, from what `losses` gave.
+
+    `rank_agreement` compares the log-likelihood per token, `rank_agreement_whole` that of the whole response, which
+    favours short ones: `chosen_longer`, the share in which the preferred reply has more tokens, stands beside them.
+    Equal likelihoods count half.
     """
-    if not ranked:
-        return {}
-    sides = ("chosen", "rejected")
-    found = likelihood.losses(model, [pair[side] for pair in ranked for side in sides], template)
     per_token = [value / weight for value, weight in zip(found.values, found.weights, strict=True)]
     return {
         "rank_agreement": _smaller_first(per_token),

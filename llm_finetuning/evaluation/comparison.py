@@ -132,7 +132,6 @@ def _answers(model: torch.nn.Module, template: Template, held_out_pairs: list[di
     asked = [{"pair": pair} for pair in held_out_pairs[: settings.eval_answers]]
     given = scoreboard.answers(model, asked, template, settings.max_new_tokens)
     measured = scoreboard.of_answers(asked, given, settings.judge_exact_match)
-    measured["answer_words"] = Sample([len(answer.text.split()) for answer in given], [1.0] * len(given))
     told = [
         {"prompt": row["pair"]["prompt"], "reference": row["pair"]["response"], "text": answer.text}
         for row, answer in zip(asked, given, strict=True)

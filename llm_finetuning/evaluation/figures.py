@@ -7,10 +7,12 @@ from llm_finetuning.evaluation.report import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from llm_finetuning.evaluation.scoreboard import MEASURES
 from llm_finetuning.plotting import BLUE, DPI, GREEN, ORANGE, Plot
 
+BARS = ("loss", "stop_rate", "repetition_rate", "exact_match", "rank_agreement")
+
 
 def scoreboard_bars(board: dict) -> Figure:
     """Loss, stop rate, repetition rate and, where measured, exact match and agreement with ranks of each column."""
-    measures = [name for name in MEASURES if name != "perplexity" and name in next(iter(board.values()))]
+    measures = [name for name in MEASURES if name in BARS and name in next(iter(board.values()))]
     figure = Plot(figsize=(2.4 * len(measures), 3.0), layout="constrained", dpi=DPI)
     colours = [ORANGE, BLUE, GREEN]
     for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):

@@ -4,8 +4,9 @@ The held-out set is a list of examples (`prompts.encode`) with the pair beside t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 import torch
@@ -23,6 +24,7 @@ from llm_finetuning.settings import Finetuning
 
 GRAMS = 4
 MEASURES = ("loss", "perplexity", "stop_rate", "repetition_rate", "exact_match", "rank_agreement")
+MEASURES += ("margin", "chosen_logp", "rejected_logp", "kl")
 """What the table shows, in this order."""
 
 
@@ -53,13 +55,18 @@ def answers(model: torch.nn.Module, held_out: list[dict], template: Template, ma
 
 
 def measure(
-    model: torch.nn.Module, held_out: list[dict], template: Template, settings: Finetuning, ranked: Sequence[dict] = ()
+    model: torch.nn.Module,
+    held_out: list[dict],
+    template: Template,
+    settings: Finetuning,
+    ranked: Sequence[dict] = (),
+    more: Mapping[str, Sample] = MappingProxyType({}),
 ) -> dict:
     """One column of the scoreboard: each figure as a number, their intervals, and samples of answers.
 
     loss, perplexity; stop_rate, repetition_rate and maybe exact_match where answers are asked for; rank_agreement
-    where there are ranked pairs (`agreement.ranked_pairs`). `intervals` holds {"low", "high", "n"} of each, `own` the
-    answers to the user's own questions, which no figure counts.
+    where there are ranked pairs (`agreement.ranked_pairs`); `more`: figures that were measured elsewhere. `intervals`
+    holds {"low", "high", "n"} of each, `own` the answers to the user's own questions, which no figure counts.
     """
     asked = held_out[: settings.eval_answers]
     own = [{"pair": {"prompt": question, "response": ""}} for question in settings.own_questions]
@@ -67,7 +74,7 @@ def measure(
     given, own_answers = given[: len(asked)], given[len(asked) :]
     loss = likelihood.losses(model, held_out, template)
     measured = {"loss": loss} | of_answers(asked, given, settings.judge_exact_match)
-    measured |= agreement.rank_agreement(model, list(ranked), template)
+    measured |= agreement.rank_agreement(model, list(ranked), template) | more
     scores = {name: sample.value for name, sample in measured.items()}
     return {
         **scores,
@@ -98,6 +105,7 @@ def of_answers(asked: list[dict], given: list[Answer], judge_exact_match: bool) 
     measured = {
         "stop_rate": Sample([float(answer.ended_by == END) for answer in given]),
         "repetition_rate": Sample([repetition(answer.text) for answer in given], [1.0] * len(given)),
+        "answer_words": Sample([len(answer.text.split()) for answer in given], [1.0] * len(given)),
     }
     if judge_exact_match:
         pairs = zip(given, asked, strict=True)
@@ -138,9 +146,14 @@ def published(
     ranked: Sequence[dict] = (),
 ) -> dict:
     """Measures the published folder as read back, its checksums verified first; returns the scoreboard."""
-    checksums.verify_checksums(folder)
-    model = models.load_strict(folder, dtype, device)
+    model = load_published(folder, dtype, device)
     return record(settings.folders.scoreboard, merged=measure(model, held_out, template, settings, ranked))
+
+
+def load_published(folder: Path, dtype: torch.dtype, device: str) -> torch.nn.Module:
+    """The model of a published folder, its checksums verified first."""
+    checksums.verify_checksums(folder)
+    return models.load_strict(folder, dtype, device)
 
 
 def figures(board: dict) -> pd.DataFrame:

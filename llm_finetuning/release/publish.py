@@ -39,13 +39,13 @@ def publish(
         shutil.copyfile(file, folders.adapter / file.name)
     for folder in (merged.folder, folders.adapter):
         figure = folder / "loss.png"
-        save(figures.loss_curve(entries), figure)
+        save(figures.curves(entries), figure)
         model_card.write(folder, facts | {"loss_figure": figure})
         write_json(folder / "settings.json", _shareable(settings))
         checksums.write_checksums(folder)
     published = replace_published(merged.folder, folders.published)
     if folders.work != folders.drive:
-        replace_published(folders.adapter, folders.drive / "adapter")
+        replace_published(folders.adapter, folders.published_adapter)
         write_text(folders.drive / folders.metrics.name, "".join(map(metrics.Metrics.line, entries)))
     if exported:
         copy_folder(exported.folder, llama.folder_beside(published))

@@ -5,17 +5,27 @@ after it calls `from_cell(Finetuning, globals())`. Nothing heavy is imported her
 once.
 """
 
-from llm_finetuning.settings.checks import AUTO, NOT_IN_FORM, SYSTEM_MESSAGE, from_cell, from_file, split_names
+from llm_finetuning.settings.checks import (
+    AUTO,
+    NOT_IN_FORM,
+    SYSTEM_MESSAGE,
+    from_cell,
+    from_file,
+    not_in_form,
+    split_names,
+)
 from llm_finetuning.settings.data_prep import NO_FILTERS, PHI2_FILTERS, DataPrep
 from llm_finetuning.settings.evaluation import Evaluation
 from llm_finetuning.settings.finetuning import GGUF_TYPES, TRIAL_PAIRS, Finetuning, gguf_types
 from llm_finetuning.settings.folders import Folders
 from llm_finetuning.settings.generation import Generation
 from llm_finetuning.settings.inference import Inference, sampling_rules
+from llm_finetuning.settings.preference import LOSSES, PreferenceTuning
 
 __all__ = [
     "AUTO",
     "GGUF_TYPES",
+    "LOSSES",
     "NOT_IN_FORM",
     "NO_FILTERS",
     "PHI2_FILTERS",
@@ -27,9 +37,11 @@ __all__ = [
     "Folders",
     "Generation",
     "Inference",
+    "PreferenceTuning",
     "from_cell",
     "from_file",
     "gguf_types",
+    "not_in_form",
     "sampling_rules",
     "split_names",
 ]

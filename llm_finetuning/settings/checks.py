@@ -63,12 +63,20 @@ NOT_IN_FORM = (
 """Settings without a line in a parameters cell; a line of that name, a profile or `-p` sets them too."""
 
 
+def not_in_form(settings_class: type) -> tuple[str, ...]:
+    """The settings of a notebook without a line in its form: NOT_IN_FORM, and what an earlier notebook decided."""
+    return (*NOT_IN_FORM, *getattr(settings_class, "decided_before", ()))
+
+
 @dataclass_transform(frozen_default=True)
 def validated(settings_class: type[Settings]) -> type[Settings]:
     """Makes a frozen dataclass whose constructor raises one ValueError that lists all problems of its values."""
     config = ConfigDict(strict=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
     made = pydantic.dataclasses.dataclass(frozen=True, config=config)(settings_class)
     validate = made.__init__
+    for base in made.__mro__[1:]:  # pydantic reads the sentences of the class itself alone
+        for name, field in getattr(base, "__pydantic_fields__", {}).items():
+            made.__pydantic_fields__[name].description = made.__pydantic_fields__[name].description or field.description
 
     def __init__(self: Settings, *values: Any, **named: Any) -> None:
         try:
@@ -103,7 +111,8 @@ def from_cell(settings_class: type[Settings], namespace: dict) -> Settings:
     folders of Colab's elsewhere; OSError where they lie on a Drive that is not mounted.
     """
     names = [field.name for field in dataclasses.fields(settings_class)]
-    missing = [name for name in names if name not in namespace and name not in NOT_IN_FORM]
+    optional = not_in_form(settings_class)
+    missing = [name for name in names if name not in namespace and name not in optional]
     if missing:
         raise ValueError("\n".join(f"{name} is missing: the parameters cell has to define it" for name in missing))
     made = settings_class(**{name: namespace[name] for name in names if name in namespace})

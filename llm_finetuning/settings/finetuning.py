@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator
 
@@ -47,6 +47,10 @@ def gguf_types(text: str) -> list[str]:
 @validated
 class Finetuning:
     """Parameters of the finetuning notebook. Lengths are in tokens, rates per optimizer step."""
+
+    patience_on: ClassVar[str] = "held_out_loss"
+    """The figure of an evaluation that early stopping goes by, the smaller the better; in words:"""
+    patience_words: ClassVar[str] = "held-out loss"
 
     drive_folder: Folder = DRIVE_FOLDER
     """Where everything lives, the same in every notebook: data/, checkpoints, the adapter, the finished model."""
@@ -222,6 +226,11 @@ class Finetuning:
     def patience(self) -> int:
         """Evaluations without a better held-out loss after which training stops; 0 where none is measured."""
         return self.early_stopping_patience if self.eval_steps else 0
+
+    @property
+    def unit_tokens(self) -> int:
+        """Tokens of the longest thing that a micro-batch holds whole: a conversation."""
+        return self.max_seq_length
 
     def save(self, path: Path) -> Path:
         """Writes the settings as JSON, atomically; returns its path."""

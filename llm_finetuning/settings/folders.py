@@ -31,3 +31,21 @@ class Folders:
     rate_search = property(lambda self: self.drive / "rate_search.json")
     evaluation = property(lambda self: self.drive / "evaluation.json")
     evaluated = property(lambda self: self.drive / "evaluated")
+    adapter_zip = property(lambda self: self.drive / f"{self.adapter.name}.zip")
+    mirrored = property(lambda self: self.drive / self.checkpoints.name)
+    """Where copies of the checkpoints go."""
+    published_adapter = property(lambda self: self.drive / self.adapter.name)
+
+
+class PreferenceFolders(Folders):
+    """The same layout for preference tuning, which begins where the finetuning ended and leaves that as it is."""
+
+    checkpoints = property(lambda self: self.work / "preference_checkpoints")
+    reference = property(lambda self: self.work / "preference_reference")
+    """Pairs as the trainer takes them, and the reference's log-probabilities of them."""
+    adapter = property(lambda self: self.work / "preference_adapter")
+    merged = property(lambda self: self.work / "preference_merged")
+    published = property(lambda self: self.preferred)
+    settings = property(lambda self: self.drive / "preference_settings.json")
+    scoreboard = property(lambda self: self.drive / "preference_scoreboard.json")
+    metrics = property(lambda self: self.work / "preference_metrics.jsonl")

@@ -28,6 +28,10 @@ MOST_SKIPPED = 16
 """Steps in a row that float16's gradient scaler may leave out: it halves 2^16, its first scale, at each of them."""
 
 
+NOTED = ("grad_norm", "learning_rate", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+"""What metrics.jsonl takes over from a trainer's own record."""
+
+
 class Monitor(TrainerCallback):
     """Logs, evaluates and stops a run; metrics.jsonl, a line an entry, is kept in step with the checkpoints."""
 
@@ -36,7 +40,7 @@ class Monitor(TrainerCallback):
         self.template, self.held_out = trainer.run_inputs.template, trainer.run_inputs.held_out
         self.main = trainer.is_world_process_zero()
         self.metrics = Metrics(self.settings.folders.metrics)
-        self.losses: list[tuple[float, int]] = []  # (held-out loss, step) of the whole run
+        self.losses: list[tuple[float, int]] = []  # (figure that patience goes by, step) of the whole run
         self.terminated = self.listening = self.stopped_early = False
         self.before: dict | None = None
         """The scoreboard's column of the base, where it was measured already: the evaluation at step 0."""
@@ -55,7 +59,7 @@ class Monitor(TrainerCallback):
         if self.main:
             self.metrics.cut_after(state.global_step, self.held_out_changed)
         self.trainer.accelerator.wait_for_everyone()
-        self.losses = self.metrics.held_out_losses()
+        self.losses = self.metrics.evaluations(self.settings.patience_on)
         if state.global_step == 0 and self.settings.eval_steps:
             self.evaluate(state, control)
         begun = state.global_step
@@ -107,7 +111,7 @@ class Monitor(TrainerCallback):
         if not self.main:
             return
         entry = {"step": state.global_step, "epoch": logs.get("epoch"), "loss": logs["loss"], **self._speed()}
-        entry |= {name: logs[name] for name in ("grad_norm", "learning_rate") if name in logs}
+        entry |= {name: logs[name] for name in NOTED if name in logs}
         self.metrics.write(entry)
         self.bar.set_postfix_str(
             f"loss {entry['loss']:.3f}, {entry['tokens_per_second']:,.0f} tokens/s, MFU {entry['mfu']:.0%},"
@@ -153,10 +157,11 @@ class Monitor(TrainerCallback):
         """
         begun = time.perf_counter()
         loss, answers = self._measure(state)
-        self.losses.append((loss, state.global_step))
+        entry = {"step": state.global_step, "held_out_loss": loss, "answers": answers} | self.trainer.figures()
+        self.losses.append((entry[self.settings.patience_on], state.global_step))
         if self.main:
-            self.metrics.write({"step": state.global_step, "held_out_loss": loss, "answers": answers})
-            display.live_figure(figures.loss_curve(self.metrics.read()), "loss")
+            self.metrics.write(entry)
+            display.live_figure(figures.curves(self.metrics.read()), "loss")
         if self.settings.patience and state.global_step:
             self._stop_early(state, control)
         self.watched += time.perf_counter() - begun
@@ -175,8 +180,8 @@ class Monitor(TrainerCallback):
         if best_step == state.global_step:
             self._keep_best(qlora.gather_adapter(self.trainer.model))
         if is_over(self.losses, self.settings):
-            waited = self.settings.patience
-            print(f"no better held-out loss than {best_loss:.4f} at step {best_step} in {waited} evaluations: stopping")
+            what = f"{self.settings.patience_words} than {best_loss:.4f} at step {best_step}"
+            print(f"no better {what} in {self.settings.patience} evaluations: stopping")
             self.stopped_early = control.should_training_stop = control.should_save = True
 
     def _keep_best(self, trained: dict[str, torch.Tensor]) -> None:
@@ -242,17 +247,18 @@ def restore_best(trainer: "ResumableTrainer") -> float | None:
     Says so where even that one is worse than the base: it is kept all the same, for a base is no result.
     """
     settings, unsaved = trainer.settings, trainer.monitor.unsaved_best
-    best, losses = settings.folders.checkpoints / checkpoints.BEST, trainer.monitor.metrics.held_out_losses()
+    losses = trainer.monitor.metrics.evaluations(settings.patience_on)
+    best = settings.folders.checkpoints / checkpoints.BEST
     if not settings.patience or not (unsaved or best.exists()) or best_of(losses) is None:
         return None
     if unsaved:
         qlora.set_trained(trainer.model, unsaved)
     else:
         qlora.set_adapter(trainer.model, best)
-    (loss, step), base = best_of(losses), dict(map(reversed, losses)).get(0, math.inf)
-    if loss >= base and trainer.monitor.main:
+    (loss, step), start = best_of(losses), dict(map(reversed, losses)).get(0, math.inf)
+    if loss >= start and trainer.monitor.main:
         print(
-            f"the best held-out loss, {loss:.4f} at step {step}, is not below the base's {base:.4f}: lower"
-            f" learning_rate ({settings.learning_rate:g}), and look at the training pairs"
+            f"the best {settings.patience_words}, {loss:.4f} at step {step}, is not below the {start:.4f} before"
+            f" training: lower learning_rate ({settings.learning_rate:g}), and look at the training pairs"
         )
     return loss

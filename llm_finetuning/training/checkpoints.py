@@ -22,6 +22,7 @@ CHANGED = {
     "tokenizer": "the tokenizer changed",
     "chat_template": "the chat template or its system message changed",
     "rows_sha256": "the training pairs changed, or what they are encoded to",
+    "adapter": "the adapter that the run starts from changed",
     "held_out": "the held-out set changed (the validation file, eval_pairs)",
 }
 """What a checkpoint notes as a checksum, in words."""

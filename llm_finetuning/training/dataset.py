@@ -6,6 +6,7 @@ tokens another one begins with is trained on as part of that one, and each histo
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ from llm_finetuning.data import pairs, preferences
 from llm_finetuning.evaluation import agreement, scoreboard
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import TRIAL_PAIRS, Finetuning
+
+if TYPE_CHECKING:
+    from llm_finetuning.training.planning import Plan
 
 COMMON_LENGTHS = (512, 1024, 2048)
 
@@ -138,6 +142,10 @@ class RunInputs:
     """Examples with the pair beside them: {"input_ids", "labels", "pair"} (`scoreboard.held_out_set`)."""
     ranked: list[dict] = field(default_factory=list)
     """Held-out replies that people ranked (`agreement.drawn`)."""
+
+    def planned(self, plan: "Plan") -> "Plan":
+        """The plan as it suits these inputs: packed examples fill what was planned."""
+        return plan
 
 
 def read_inputs(settings: Finetuning) -> RunInputs:

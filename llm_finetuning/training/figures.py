@@ -2,12 +2,46 @@
 
 from typing import TYPE_CHECKING
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llm_finetuning.plotting import BLUE, DPI, GREEN, GREY, ORANGE, Plot, new_figure
 
 if TYPE_CHECKING:
     from llm_finetuning.training.rate_search import RateSearch
+
+
+def curves(entries: list[dict]) -> Figure:
+    """The figure of a run: of its pairs where there are such, else of its loss."""
+    return preference_curves(entries) if any("accuracy" in entry for entry in entries) else loss_curve(entries)
+
+
+def preference_curves(entries: list[dict]) -> Figure:
+    """Preference tuning by step: accuracy, log-likelihoods apart, and how far it went from the finetuned model."""
+    figure = Plot(figsize=(8, 6), layout="constrained", dpi=DPI)
+    accuracy, apart, loss, kl = figure.subplots(2, 2, sharex=True).ravel()
+    trained = [entry for entry in entries if "rewards/accuracies" in entry]
+    held_out = [entry for entry in entries if "accuracy" in entry]
+
+    def draw(axes: Axes, drawn: list[dict], name: str, label: str, colour: str, style: str = "o-") -> None:
+        axes.plot([e["step"] for e in drawn], [e[name] for e in drawn], style, color=colour, lw=1.4, ms=4, label=label)
+
+    draw(accuracy, trained, "rewards/accuracies", "training, against the reference", BLUE, "-")
+    draw(accuracy, held_out, "accuracy", "held-out pairs", ORANGE)
+    draw(apart, held_out, "chosen_logp", "chosen", GREEN)
+    draw(apart, held_out, "rejected_logp", "rejected", ORANGE)
+    draw(loss, held_out, "held_out_loss", "held-out responses", ORANGE)
+    draw(kl, held_out, "kl", "from the finetuned model", BLUE)
+    accuracy.set(title="Accuracy (higher is better)", ylim=(0, 1.05))
+    apart.set(title="Log-likelihood, nats per token")
+    loss.set(title="Held-out loss, nats per token (lower is better)", xlabel="optimizer step", ylim=(0, None))
+    kl.set(title="KL divergence, nats per token", xlabel="optimizer step", ylim=(0, None))
+    for axes in (accuracy, apart, loss, kl):
+        axes.title.set_fontsize(9)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure
 
 
 def loss_curve(entries: list[dict], title: str = "Loss") -> Figure:

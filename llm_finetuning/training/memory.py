@@ -60,7 +60,7 @@ class StepMemory:
         for checkpointing in options:
             for micro in sizes:
                 enough = sum(self.parts(checkpointing, micro).values()) <= self.machine.free_memory * HEADROOM
-                roomy = checkpointing or len(options) == 1 or micro >= min(sizes[0], 2 * settings.max_seq_length)
+                roomy = checkpointing or len(options) == 1 or micro >= min(sizes[0], 2 * settings.unit_tokens)
                 if enough and roomy:
                     return checkpointing, micro
         raise ValueError(self._too_much(self.parts(options[-1], sizes[-1])))
@@ -79,15 +79,15 @@ class StepMemory:
         """Tokens of the micro-batches to try, the largest first: k of them make up a step, or at least nine tenths."""
         settings = self.settings
         if settings.micro_batch_tokens:
-            return [max(settings.micro_batch_tokens, settings.max_seq_length)]
-        share, smallest = settings.tokens_per_step / self.processes, settings.max_seq_length
+            return [max(settings.micro_batch_tokens, settings.unit_tokens)]
+        share, smallest = settings.tokens_per_step / self.processes, settings.unit_tokens
         sizes = range(max(min(int(share), self._largest()), smallest), smallest, -STRIDE)
         return [m for m in sizes if 0 <= 1 - round(share / m) * m / share <= STEP_TOLERANCE] + [smallest]
 
     def _largest(self) -> int:
         """Tokens of the largest useful micro-batch; a CPU's arithmetic is slow, there is nothing to amortise."""
         if not self.machine.on_gpu:
-            return self.settings.max_seq_length
+            return self.settings.unit_tokens
         return MASKED_TOKENS if shares_a_mask(self.settings.packing, self.attention) else VARLEN_TOKENS
 
     def _too_much(self, parts: dict[str, float]) -> str:

@@ -51,9 +51,9 @@ class Metrics:
         lines = text.splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")] + self.waiting
 
-    def held_out_losses(self) -> list[tuple[float, int]]:
-        """(held-out loss, step) of every evaluation."""
-        return [(entry["held_out_loss"], entry["step"]) for entry in self.read() if "held_out_loss" in entry]
+    def evaluations(self, figure: str = "held_out_loss") -> list[tuple[float, int]]:
+        """(figure, step) of every evaluation."""
+        return [(entry[figure], entry["step"]) for entry in self.read() if figure in entry]
 
     def cut_after(self, step: int, held_out_changed: bool = False) -> None:
         """Forgets what came after the checkpoint that a run goes on from; all of it for a fresh start.

@@ -188,7 +188,7 @@ def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
     """
     preconditions.check_names(settings)
     folders = settings.folders
-    before = checkpoints.newest_run(folders.checkpoints, folders.drive / "checkpoints") if settings.resume else None
+    before = checkpoints.newest_run(folders.checkpoints, folders.mirrored) if settings.resume else None
     kept = {}
     if before:
         kept["micro_batch_tokens"] = settings.micro_batch_tokens or before["micro_batch_tokens"]
@@ -198,7 +198,7 @@ def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
     path = _base(settings) if made_here else None
     config = models.configuration(str(path or settings.model_name), settings.model_revision)
     preconditions.check_examples(settings, config, inputs)
-    made = plan(replace(settings, **kept), hardware.detect(settings.dtype), config, inputs.data.lengths)
+    made = inputs.planned(plan(replace(settings, **kept), hardware.detect(settings.dtype), config, inputs.data.lengths))
     preconditions.check_machine(settings, made)
     storage.check(replace(made, model_path=path))
     path = path or _base(settings)

@@ -1,6 +1,8 @@
 """The frozen base in 4 bits, and the LoRA adapters on it, which alone are trained."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,9 +102,6 @@ def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
     matches no module.
     """
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
-
-    from llm_finetuning.training.fused_lora import fuse
 
     targets = target_names(model, settings.lora_target_modules)
     config = LoraConfig(
@@ -117,13 +116,21 @@ def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)
-    adapted = get_peft_model(model, config)
-    for layer in adapted.modules():
+    return use_master_weights(get_peft_model(model, config))
+
+
+def use_master_weights(model: "PeftModel") -> "PeftModel":
+    """Has every adapter of the model compute in the dtype of its input, and in one operation with its base."""
+    from peft.tuners.lora import LoraLayer
+
+    from llm_finetuning.training.fused_lora import fuse
+
+    for layer in model.modules():
         if isinstance(layer, LoraLayer):
             layer.cast_input_dtype_enabled = False  # PEFT would cast the input to the weight's dtype instead
             for linear in (*layer.lora_A.values(), *layer.lora_B.values()):
                 linear.__class__ = MasterWeightLinear
-    return adapted if model.dtype == torch.float16 else fuse(adapted)  # float16 trains under autocast
+    return model if model.dtype == torch.float16 else fuse(model)  # float16 trains under autocast
 
 
 def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -237,6 +244,17 @@ def set_trained(model: torch.nn.Module, whole: dict[str, torch.Tensor]) -> None:
             if isinstance(parameter, DTensor):
                 value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
             parameter.data.copy_(value)
+
+
+@contextmanager
+def holding(model: torch.nn.Module, whole: dict[str, torch.Tensor]) -> Iterator[torch.nn.Module]:
+    """Runs the block with the trained parameters `whole`; those before come back to the bit."""
+    before = {name: tensor.clone() for name, tensor in gather_adapter(model).items()}
+    set_trained(model, whole)
+    try:
+        yield model
+    finally:
+        set_trained(model, before)
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

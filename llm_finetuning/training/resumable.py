@@ -44,11 +44,28 @@ class ResumableTrainer(Trainer):
         """Puts our progress in place of the library's, and starts the copies of checkpoints to Drive."""
         folders = self.settings.folders
         keep = self.settings.save_total_limit
-        self.mirror = checkpoints.Mirror(folders.checkpoints, folders.drive / "checkpoints", keep)
+        self.mirror = checkpoints.Mirror(folders.checkpoints, folders.mirrored, keep)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.monitor = callbacks.Monitor(self)
         self.add_callback(self.monitor)
+
+    def note(self, inputs: dict) -> None:
+        """Counts a micro-batch, and keeps it for what an error says of it."""
+        self.newest_inputs = inputs
+        self.seen_tokens += inputs["input_ids"].numel()
+
+    def forget(self) -> None:
+        """Forgets what was counted before the training."""
+        self.seen_tokens = 0
+
+    def row_tokens(self, row: dict) -> int:
+        """Tokens of a row of the training set in a micro-batch."""
+        return len(row["input_ids"])
+
+    def figures(self) -> dict:
+        """What an evaluation measures beside the held-out loss, as numbers by name."""
+        return {}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter; where the model is sharded it alone is gathered, not the frozen base."""
@@ -126,13 +143,17 @@ class Outcome:
     ended_by: str
     """ "finished", "early stopping", or "finished before": there was nothing left to train."""
     best_loss: float | None
-    """Held-out loss of the adapter that is loaded now, where early stopping kept the best one."""
+    """Of the adapter that is loaded now, where early stopping kept the best one: its held-out loss, or what `of_best`
+    says."""
     mirror_problem: str | None
     """Why the newest checkpoint is not on Drive."""
+    of_best: str = "held-out loss"
 
     def __str__(self) -> str:
         begun = f"went on from {self.resumed_from}" if self.resumed_from else "started afresh"
-        best = f"kept the adapter with the best held-out loss, {self.best_loss:.4f}" if self.best_loss else None
+        best = (
+            None if self.best_loss is None else f"kept the adapter with the best {self.of_best}, {self.best_loss:.4f}"
+        )
         said = [f"{begun}, now at step {self.step} of {self.of}", best, self.mirror_problem]
         return "; ".join(filter(None, said))
 
@@ -164,7 +185,8 @@ def train(trainer: ResumableTrainer, before: dict | None = None) -> Outcome:
         trainer.mirror.wait()
     best = callbacks.restore_best(trainer)
     state, resumed_from = trainer.state, start.name if start else None
-    return Outcome(resumed_from, state.global_step, state.max_steps, ended_by, best, trainer.mirror.problem)
+    words = trainer.settings.patience_words
+    return Outcome(resumed_from, state.global_step, state.max_steps, ended_by, best, trainer.mirror.problem, words)
 
 
 def _train_from(trainer: ResumableTrainer, start: Path | None) -> str:
@@ -196,11 +218,11 @@ def starting_point(trainer: ResumableTrainer) -> Path | None:
     """The checkpoint to resume from: the newest complete one, here or on Drive, of this very run."""
     folders = trainer.settings.folders
     if not trainer.settings.resume:
-        for folder in (folders.checkpoints, folders.drive / "checkpoints"):  # without a Drive both are one folder
+        for folder in (folders.checkpoints, folders.mirrored):  # without a Drive both are one folder
             if aside := checkpoints.set_aside(folder):
                 print(f"resume = False: earlier checkpoints are in {aside}")
         return None
-    start = checkpoints.newest(folders.checkpoints, folders.drive / "checkpoints")
+    start = checkpoints.newest(folders.checkpoints, folders.mirrored)
     if start:
         optional = "" if trainer.settings.patience else "held_out"  # which then decides nothing
         trainer.monitor.held_out_changed = checkpoints.check_same_run(start, trainer.identity, optional)
@@ -212,7 +234,7 @@ def starting_point(trainer: ResumableTrainer) -> Path | None:
 
 def ended_early(start: Path, settings: Finetuning) -> bool:
     """Whether early stopping had ended the run at the checkpoint `start`: its best adapter is all that is needed."""
-    losses = Metrics(settings.folders.metrics).held_out_losses()
+    losses = Metrics(settings.folders.metrics).evaluations(settings.patience_on)
     so_far = [(loss, at) for loss, at in losses if at <= checkpoints.step_of(start)]
     return (start / checkpoints.BEST_INSIDE).exists() and callbacks.is_over(so_far, settings)
 

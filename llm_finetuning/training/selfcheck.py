@@ -18,7 +18,8 @@ from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import AUTO
 from llm_finetuning.training import callbacks, qlora
-from llm_finetuning.training.trainer import AssistantTrainer, compile_layers
+from llm_finetuning.training.resumable import ResumableTrainer
+from llm_finetuning.training.trainer import compile_layers
 
 TIMED_BATCHES = 3
 COMPILED_FROM = 600
@@ -36,7 +37,7 @@ class Checks:
     memory: int
 
 
-def run(trainer: AssistantTrainer) -> Checks:
+def run(trainer: ResumableTrainer) -> Checks:
     """Runs every check. Raises ValueError with what is wrong; FloatingPointError for a loss that is not finite.
 
     A model that is to be sharded is still whole here and may not leave room for a step: then none is tried, and the
@@ -56,7 +57,7 @@ def run(trainer: AssistantTrainer) -> Checks:
     return Checks(pd.DataFrame(found, columns=["check", "found"]), seconds, memory)
 
 
-def check_steps(trainer: AssistantTrainer) -> tuple[list[tuple[str, str]], float, int]:
+def check_steps(trainer: ResumableTrainer) -> tuple[list[tuple[str, str]], float, int]:
     """(lines of the table, predicted seconds of the run, peak bytes) from steps that leave no trace."""
     plan = trainer.plan
     with torch.random.fork_rng(), hardware.PeakMemory(plan.device, plan.machine.free_memory) as peak:
@@ -67,7 +68,7 @@ def check_steps(trainer: AssistantTrainer) -> tuple[list[tuple[str, str]], float
             per_token, said = compile_if_it_pays(trainer, per_token, tokens / plan.processes)
             compiled = [("compiled layers", said)]
     trainer.model.zero_grad(set_to_none=True)
-    trainer.seen_tokens = 0
+    trainer.forget()
     seconds = per_token * tokens / plan.processes
     mfu, cost = plan.mfu(plan.processes / per_token), plan.cost_of(seconds)
     lines = [
@@ -82,7 +83,7 @@ def check_steps(trainer: AssistantTrainer) -> tuple[list[tuple[str, str]], float
 
 
 @torch.no_grad()
-def check_packing(trainer: AssistantTrainer) -> str:
+def check_packing(trainer: ResumableTrainer) -> str:
     """An example that is packed behind another one gets the logits that it gets alone; raises ValueError otherwise.
 
     Recurrent and convolutional layers, and masks that do not know of packing, carry one example into the next.
@@ -130,11 +131,11 @@ def check_adapters(model: PeftModel) -> str:
     return f"on {table.adapted.sum()} of {table['of'].sum()} modules, nothing else is trained"
 
 
-def check_longest(trainer: AssistantTrainer) -> tuple[float, float]:
+def check_longest(trainer: ResumableTrainer) -> tuple[float, float]:
     """(loss, gradient norm) of the micro-batch with the most tokens; raises FloatingPointError unless finite."""
     data = trainer.train_dataset
-    longest = max(range(len(data)), key=lambda i: len(data[i]["input_ids"]))
-    loss = _forward_backward(trainer, [longest])
+    by_length = sorted(range(len(data)), key=lambda i: -trainer.row_tokens(data[i]))
+    loss = _forward_backward(trainer, by_length[: trainer.args.per_device_train_batch_size])
     norms = [p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]
     norm = float(torch.stack(norms).float().norm())
     if not math.isfinite(loss) or not math.isfinite(norm):
@@ -145,7 +146,7 @@ def check_longest(trainer: AssistantTrainer) -> tuple[float, float]:
     return loss, norm
 
 
-def _forward_backward(trainer: AssistantTrainer, indices: list[int]) -> float:
+def _forward_backward(trainer: ResumableTrainer, indices: list[int]) -> float:
     if trainer.args.gradient_checkpointing:
         trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     trainer.model.train()
@@ -156,13 +157,13 @@ def _forward_backward(trainer: AssistantTrainer, indices: list[int]) -> float:
     return loss.item()
 
 
-def _batch(trainer: AssistantTrainer, examples: list[dict]) -> dict:
+def _batch(trainer: ResumableTrainer, examples: list[dict]) -> dict:
     """The examples collated as in training, on the device."""
     batch = trainer.data_collator(examples)
     return {name: v.to(trainer.args.device) if torch.is_tensor(v) else v for name, v in batch.items()}
 
 
-def seconds_per_token(trainer: AssistantTrainer) -> float:
+def seconds_per_token(trainer: ResumableTrainer) -> float:
     """Forward and backward over a few micro-batches from the start of the data, per token."""
     count = min(TIMED_BATCHES * trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
     size = trainer.args.per_device_train_batch_size
@@ -172,7 +173,7 @@ def seconds_per_token(trainer: AssistantTrainer) -> float:
     return (time.perf_counter() - begun) / (trainer.seen_tokens - seen)
 
 
-def compile_if_it_pays(trainer: AssistantTrainer, per_token: float, tokens: float) -> tuple[float, str]:
+def compile_if_it_pays(trainer: ResumableTrainer, per_token: float, tokens: float) -> tuple[float, str]:
     """Compiles the layers where that saves more of the run than it takes; returns (seconds per token, what was found).
 
     per_token: seconds without; tokens: of the run in this process. Processes decide together.

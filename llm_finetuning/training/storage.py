@@ -52,18 +52,18 @@ def result_needs(plan: "Plan") -> list[Need]:
     """
     folders, size = plan.settings.folders, plan.size
     needs = [
-        Need(folders.drive, "the adapter's zip", 0, 4 * size.adapter, "adapter.zip"),
+        Need(folders.drive, "the adapter's zip", 0, 4 * size.adapter, folders.adapter_zip.name),
         Need(folders.drive, "the published model", 0, 2 * size.total, f".{folders.published.name}.*"),
     ]
     if folders.drive != folders.work:
-        adapter = Need(folders.drive, "the published adapter", 0, 4 * size.adapter, ".adapter.*")
+        adapter = Need(folders.drive, "the published adapter", 0, 4 * size.adapter, f".{folders.adapter.name}.*")
         needs = [_checkpoints(plan, folders.drive), adapter, *needs]
     return needs
 
 
 def _checkpoints(plan: "Plan", place: Path) -> Need:
     count = plan.checkpoint_bytes * (plan.settings.save_total_limit + 1)
-    return Need(place, "checkpoints", count, count, "checkpoints")
+    return Need(place, "checkpoints", count, count, plan.settings.folders.checkpoints.name)
 
 
 def check(plan: "Plan") -> None:

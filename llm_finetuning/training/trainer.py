@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from llm_finetuning import models
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import qlora
+from llm_finetuning.training.arguments import count_steps, on_one_gpu, shared_arguments, warmup_steps
 from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.planning import Plan
 from llm_finetuning.training.resumable import ResumableTrainer
@@ -62,45 +63,15 @@ def batch_size(settings: Finetuning, plan: Plan) -> int:
 
 def arguments(settings: Finetuning, plan: Plan, steps: int) -> SFTConfig:
     """The trainer's configuration; derived from the settings and the plan, nothing else."""
-    config = SFTConfig(
-        output_dir=str(settings.folders.checkpoints),
-        max_length=None,
-        packing=settings.packing,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        per_device_train_batch_size=batch_size(settings, plan),
-        gradient_accumulation_steps=plan.accumulation,
-        num_train_epochs=settings.num_train_epochs,
-        max_steps=settings.max_steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=warmup_steps(settings, steps),
-        neftune_noise_alpha=noise(settings, plan),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim=plan.optimizer,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        bf16=False,
-        fp16=plan.dtype == torch.float16,
-        use_cpu=not plan.machine.on_gpu,
-        ddp_backend="gloo" if plan.processes > 1 and not plan.machine.on_gpu else None,
-        ddp_find_unused_parameters=False,
-        gradient_checkpointing=plan.gradient_checkpointing,
-        logging_strategy="steps",
-        logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=None,
-        eval_strategy="no",
-        report_to=[] if settings.report_to == "none" else [settings.report_to],
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=plan.machine.on_gpu,
-        remove_unused_columns=False,
+    return on_one_gpu(
+        SFTConfig(
+            max_length=None,
+            packing=settings.packing,
+            neftune_noise_alpha=noise(settings, plan),
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **shared_arguments(settings, plan, steps, batch_size(settings, plan)),
+        )
     )
-    config._n_gpu = min(1, config.n_gpu)  # one process trains on one GPU; others that it sees are left alone
-    return config
 
 
 class AssistantTrainer(ResumableTrainer, SFTTrainer):
@@ -109,7 +80,7 @@ class AssistantTrainer(ResumableTrainer, SFTTrainer):
     def __init__(self, model: PeftModel, settings: Finetuning, plan: Plan, inputs: RunInputs):
         packed = pack(inputs.data.examples, settings, plan)
         self.settings, self.plan, self.run_inputs = settings, plan, inputs
-        self.steps = count_steps(len(packed), settings, plan)
+        self.steps = count_steps(-(-len(packed) // batch_size(settings, plan)), settings, plan)
         self.identity = identity(settings, plan, inputs, self.steps)
         super().__init__(
             model=model,
@@ -144,8 +115,7 @@ class AssistantTrainer(ResumableTrainer, SFTTrainer):
 
         Equal to SFTTrainer's own; its entropy and accuracy, three reads from the GPU a step, are left out.
         """
-        self.newest_inputs = inputs
-        self.seen_tokens += inputs["input_ids"].numel()
+        self.note(inputs)
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         tokens = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
         loss = -outputs.log_probs.sum() / torch.as_tensor(tokens).clamp(min=1)
@@ -161,19 +131,6 @@ def noise(settings: Finetuning, plan: Plan) -> float | None:
     """
     examples = plan.micro_batch_tokens * plan.examples / plan.tokens if settings.packing else 1
     return settings.neftune_noise_alpha * math.sqrt(max(1, examples)) or None
-
-
-def warmup_steps(settings: Finetuning, steps: int) -> int:
-    """Optimizer steps of the run over which the learning rate rises; "constant" knows no warm-up."""
-    return 0 if settings.lr_scheduler_type == "constant" else round(settings.warmup_ratio * steps)
-
-
-def count_steps(sequences: int, settings: Finetuning, plan: Plan) -> int:
-    """Optimizer steps of the whole run: sequences of one epoch over batch and accumulation, rounded up."""
-    if settings.max_steps > 0:
-        return settings.max_steps
-    batches = -(-sequences // batch_size(settings, plan))
-    return math.ceil(-(-batches // (plan.accumulation * plan.processes)) * settings.num_train_epochs)
 
 
 def compile_layers(model: torch.nn.Module, on: bool = True) -> None:
@@ -203,15 +160,15 @@ def identity(settings: Finetuning, plan: Plan, inputs: RunInputs, steps: int) ->
         "optimizer": plan.optimizer,
         "micro_batch_tokens": plan.micro_batch_tokens,
         "base": models.fingerprint(plan.model_path) if plan.model_path else None,
-        "tokenizer": _digest([json.dumps(tokenizer.get_vocab(), sort_keys=True)]),
-        "chat_template": _digest([tokenizer.chat_template]),
+        "tokenizer": digest([json.dumps(tokenizer.get_vocab(), sort_keys=True)]),
+        "chat_template": digest([tokenizer.chat_template]),
         "rows": len(inputs.data.examples),
-        "rows_sha256": _digest(json.dumps([row["input_ids"], row["labels"]]) for row in inputs.data.examples),
-        "held_out": _digest(json.dumps(example["input_ids"]) for example in inputs.held_out),
+        "rows_sha256": digest(json.dumps([row["input_ids"], row["labels"]]) for row in inputs.data.examples),
+        "held_out": digest(json.dumps(example["input_ids"]) for example in inputs.held_out),
     }
 
 
-def _digest(texts: Iterable[str]) -> str:
+def digest(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode())

@@ -225,7 +225,7 @@ def test_another_held_out_set_is_said_and_changes_nothing_where_it_decides_nothi
     outcome = training.train(twice.trainer)
     assert (outcome.resumed_from, outcome.step) == ("checkpoint-2", 4)
     assert "the held-out set changed" in capsys.readouterr().out
-    assert [step for _, step in twice.trainer.monitor.metrics.held_out_losses()] == [3, 4]
+    assert [step for _, step in twice.trainer.monitor.metrics.evaluations()] == [3, 4]
     assert not (chosen.folders.checkpoints / "best").exists(), "the other set had chosen it"
     ours, theirs = (run.trainer.model.state_dict() for run in (twice, once))
     assert all(ours[name].equal(theirs[name]) for name in theirs if "lora_" in name)

@@ -1,0 +1,122 @@
+"""What preference tuning changes, measured on held-out pairs of a chosen and a rejected response."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+
+import pandas as pd
+import torch
+
+from llm_finetuning.evaluation import agreement, intervals, mode, scoreboard
+from llm_finetuning.evaluation.intervals import Sample
+from llm_finetuning.prompts import IGNORE_INDEX, Template
+from llm_finetuning.settings import PreferenceTuning
+
+COMPARED = 32
+"""Held-out responses on which a model is compared with its reference token by token."""
+WATCHED = ("accuracy", "margin", "chosen_logp", "rejected_logp", "kl")
+"""What an evaluation notes of the pairs."""
+COMPARABLE = ("accuracy", "margin", "chosen_logp", "rejected_logp")
+
+
+def likelihoods(model: torch.nn.Module, ranked: Sequence[dict], template: Template) -> dict[str, Sample]:
+    """Figures of ranked pairs (`agreement.ranked_pairs`), from one forward pass over both responses.
+
+    accuracy: share in which the chosen response has the higher log-likelihood per token, which is the scoreboard's
+    rank_agreement. margin: that of the chosen less that of the rejected response, nats per token. chosen_logp,
+    rejected_logp: mean log-likelihood of a token.
+    """
+    found = agreement.losses(model, ranked, template)
+    per_token = [value / weight for value, weight in zip(found.values, found.weights, strict=True)]
+    ranks = agreement.figures(found)
+    return ranks | {
+        "accuracy": ranks["rank_agreement"],
+        "margin": Sample([b - a for a, b in zip(per_token[::2], per_token[1::2], strict=True)], [1.0] * len(ranked)),
+        "chosen_logp": Sample([-value for value in found.values[::2]], found.weights[::2]),
+        "rejected_logp": Sample([-value for value in found.values[1::2]], found.weights[1::2]),
+    }
+
+
+def divergence(
+    model: torch.nn.Module, as_reference: Callable[[], AbstractContextManager], examples: list[dict]
+) -> Sample:
+    """KL divergence of the model from its reference at each token of given responses, in nats per token.
+
+    as_reference: a block in which the model is its reference. Of the whole next-token distributions, after the prompt
+    and the response so far.
+    """
+    summed, counts = [], []
+    with mode.evaluating(model):
+        for example in examples:
+            ours = _distributions(model, example)
+            with as_reference():
+                theirs = _distributions(model, example)
+            summed.append(float((ours.exp() * (ours - theirs)).sum(-1).double().sum()))
+            counts.append(len(ours))
+    return Sample(summed, counts)
+
+
+def _distributions(model: torch.nn.Module, example: dict) -> torch.Tensor:
+    """Log-probabilities (T, V) in float32 at the tokens of an example that are in the loss."""
+    device = next(model.parameters()).device
+    logits = model(input_ids=torch.tensor([example["input_ids"]], device=device), use_cache=False).logits[0, :-1]
+    in_loss = torch.tensor(example["labels"][1:], device=device) != IGNORE_INDEX
+    return logits[in_loss].float().log_softmax(-1)
+
+
+def column(
+    name: str,
+    model: torch.nn.Module,
+    held_out: list[dict],
+    template: Template,
+    settings: PreferenceTuning,
+    ranked: Sequence[dict],
+    kl: Sample | None = None,
+) -> dict:
+    """Measures a column of preference_scoreboard.json, `before`, `after` or `merged`; returns the scoreboard.
+
+    The scoreboard's figures, and those of `likelihoods`; `units` holds what was found on each pair.
+    """
+    found = likelihoods(model, ranked, template)
+    units = {figure: asdict(found[figure]) for figure in COMPARABLE}
+    more = found if kl is None else found | {"kl": kl}
+    measured = scoreboard.measure(model, held_out, template, settings, more=more) | {"units": units}
+    return scoreboard.record(settings.folders.scoreboard, **{name: measured})
+
+
+def changes(board: dict) -> pd.DataFrame:
+    """What changed on the same pairs since `before`: each difference with its 95% interval, by a paired bootstrap."""
+    rows = {}
+    for name in COMPARABLE:
+        first = Sample(**board["before"]["units"][name])
+        rows[name] = {
+            column: intervals.shown(intervals.difference(first, Sample(**scores["units"][name])))
+            for column, scores in board.items()
+            if column != "before"
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def warnings(board: dict) -> list[str]:
+    """What of the change is likely not wanted, in sentences."""
+    before, now = board["before"], board["after"]
+    fell = before["chosen_logp"] - now["chosen_logp"]
+    said = [
+        (
+            fell > 0,
+            f"The chosen responses have become less probable too, by {fell:.3f} nats a token: the margin grew because"
+            " the rejected ones fell further. A smaller learning rate, a larger beta or loss = 'sigmoid + sft' holds"
+            " them.",
+        ),
+        (
+            now["loss"] > 1.25 * before["loss"],
+            f"The held-out loss rose from {before['loss']:.3f} to {now['loss']:.3f}: some of what the finetuning taught"
+            " is lost. Lower the learning rate, or raise beta.",
+        ),
+        (
+            now["answer_words"] > 1.25 * before["answer_words"],
+            f"Answers have grown from {before['answer_words']:.0f} to {now['answer_words']:.0f} words on average:"
+            " ld_alpha below 1 or loss = 'sigmoid_norm' counts length less.",
+        ),
+    ]
+    return [sentence for holds, sentence in said if holds]

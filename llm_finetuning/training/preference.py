@@ -1,0 +1,146 @@
+"""The trainer of the preference tuning notebook: TRL's DPOTrainer on encoded pairs, from a finetuned adapter."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from datasets import Dataset, load_from_disk
+from peft import PeftModel
+from torch.utils.data import Sampler
+from trl import DPOConfig, DPOTrainer
+
+from llm_finetuning.evaluation import preference
+from llm_finetuning.files import checksums, drive
+from llm_finetuning.files.atomic import building
+from llm_finetuning.settings import LOSSES, PreferenceTuning
+from llm_finetuning.training import qlora
+from llm_finetuning.training.arguments import count_steps, on_one_gpu, shared_arguments
+from llm_finetuning.training.preference_data import ByLength, PreferenceData, PreferenceInputs
+from llm_finetuning.training.preference_plan import PreferencePlan
+from llm_finetuning.training.resumable import ResumableTrainer
+from llm_finetuning.training.trainer import digest, identity
+
+SAME_RUN = ("loss", "beta", "sft_weight", "label_smoothing", "ld_alpha", "pairs_per_step")
+"""Settings that two runs must share for one to resume the checkpoints of the other, beside those of the finetuning."""
+
+
+def arguments(settings: PreferenceTuning, plan: PreferencePlan, steps: int) -> DPOConfig:
+    """The trainer's configuration; derived from the settings and the plan, nothing else."""
+    terms = LOSSES[settings.loss]
+    return on_one_gpu(
+        DPOConfig(
+            max_length=None,
+            loss_type=terms,
+            loss_weights=[settings.sft_weight if term == "sft" else 1.0 for term in terms],
+            beta=settings.beta,
+            label_smoothing=settings.label_smoothing if settings.loss == "robust" else 0.0,
+            ld_alpha=settings.ld_alpha if settings.ld_alpha < 1 else None,
+            precompute_ref_log_probs=True,
+            **shared_arguments(settings, plan, steps, plan.pairs),
+        )
+    )
+
+
+def stored_pairs(data: PreferenceData, folder: Path) -> Dataset:
+    """The pairs as DPOTrainer takes them, in a file below `folder`: beside it the reference's log-probabilities lie.
+
+    Pairs of earlier runs go.
+    """
+    rows = list(data.rows())
+    place = folder / hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    if not place.is_dir():
+        drive.remove(folder, ignore_errors=True)
+        with building(place) as partial:
+            Dataset.from_list(rows).save_to_disk(str(partial))
+    return load_from_disk(str(place))
+
+
+class PreferenceTrainer(ResumableTrainer, DPOTrainer):
+    """DPOTrainer whose reference is the finetuned adapter that it starts from, with checkpoints written atomically.
+
+    run_inputs: `PreferenceInputs`. The reference's log-probabilities are computed once, before the training, and kept
+    on the disk; from then on the model holds one adapter alone.
+    """
+
+    def __init__(self, model: PeftModel, settings: PreferenceTuning, plan: PreferencePlan, inputs: PreferenceInputs):
+        self.settings, self.plan, self.run_inputs = settings, plan, inputs
+        self.steps = count_steps(-(-len(inputs.data.pairs) // plan.pairs), settings, plan)
+        self.identity = run_identity(settings, plan, inputs, self.steps)
+        self.reference = {name: tensor.clone() for name, tensor in qlora.gather_adapter(model).items()}
+        super().__init__(
+            model=model,
+            args=arguments(settings, plan, self.steps),
+            train_dataset=stored_pairs(inputs.data, settings.folders.reference),
+            processing_class=inputs.template.tokenizer,
+        )
+        self.watch()
+
+    def _prepare_dataset(self, dataset: Dataset, *others: object) -> Dataset:
+        """The rows as they are: they are encoded already."""
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Has the reference compute as the finetuned model does, and frees it when its log-probabilities are known.
+
+        TRL has rounded the adapter that is trained to bfloat16 by now: it gets its float32 values back.
+        """
+        qlora.set_trained(qlora.cast_trainable(qlora.use_master_weights(self.model)), self.reference)
+        found = super()._precompute_ref_logps(dataset, name, batch_size)
+        self.model.delete_adapter("ref")
+        return found
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return ByLength(self.run_inputs.data.padded, self.plan.pairs, self.settings.seed)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple:
+        """TRL's loss of a micro-batch of pairs."""
+        self.note(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def row_tokens(self, row: dict) -> int:
+        """Tokens of a pair in a batch of its own."""
+        return 2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
+
+    def forget(self) -> None:
+        """Forgets what was counted before the training, TRL's averages too."""
+        super().forget()
+        self._metrics["train"].clear()
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        """Adds what TRL counted of the pairs since the entry before: rewards, margins, log-likelihoods."""
+        means = {name: sum(values) / len(values) for name, values in self._metrics["train"].items() if values}
+        self._metrics["train"].clear()
+        super().log(logs | means, start_time)
+
+    def figures(self) -> dict:
+        """Accuracy, margin, log-likelihoods and the divergence from the reference on held-out pairs."""
+        ranked, template = self.run_inputs.ranked, self.run_inputs.template
+        found = preference.likelihoods(self.model, ranked, template) | {"kl": self.divergence()}
+        values = {name: found[name].value for name in preference.WATCHED}
+        return values | {"disagreement": 1 - values["accuracy"]}
+
+    def divergence(self) -> preference.Sample:
+        """The divergence from the reference on held-out responses (`preference.divergence`)."""
+        examples = [pair["chosen"] for pair in self.run_inputs.ranked[: preference.COMPARED]]
+        return preference.divergence(self.model, lambda: qlora.holding(self.model, self.reference), examples)
+
+
+def run_identity(settings: PreferenceTuning, plan: PreferencePlan, inputs: PreferenceInputs, steps: int) -> dict:
+    """What two runs must share for one to resume the other's checkpoints; written to run.json in each of them."""
+    shared = identity(settings, plan, inputs, steps)
+    measured = (json.dumps(pair[side]["input_ids"]) for pair in inputs.ranked for side in ("chosen", "rejected"))
+    return (
+        shared
+        | {name: getattr(settings, name) for name in SAME_RUN}
+        | {
+            "held_out": digest([shared["held_out"], *measured]),
+            "adapter": checksums.hash_together(sorted(Path(settings.adapter_folder).glob("*.safetensors"))),
+        }
+    )

@@ -1,0 +1,105 @@
+"""Where preference tuning starts: the adapter that the finetuning trained, on the base that it was trained on."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_finetuning import models
+from llm_finetuning.files import checksums
+from llm_finetuning.files.atomic import read_json
+from llm_finetuning.prompts import Template
+from llm_finetuning.settings import PreferenceTuning
+from llm_finetuning.settings.folders import Folders
+from llm_finetuning.training import checkpoints, qlora
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from llm_finetuning.training.planning import Plan
+
+
+def from_adapter(settings: PreferenceTuning) -> PreferenceTuning:
+    """The settings with what the finetuned adapter decides: its folder, ranks, modules and quantisation.
+
+    Raises FileNotFoundError where there is no adapter, ValueError for one that is damaged or no plain LoRA, or that
+    belongs to another base.
+    """
+    folder = adapter_folder(settings)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{folder} is a {config.get('peft_type')} adapter; LoRA is what can be trained on here")
+    if (folder / checksums.NAME).is_file():
+        checksums.verify_checksums(folder)
+    trained = read_json(folder / "settings.json")
+    decided = {name: trained[name] for name in settings.decided_before if name in trained and name != "packing"}
+    targets = config["target_modules"]
+    decided |= {
+        "lora_r": config["r"],
+        "lora_alpha": config["lora_alpha"],
+        "lora_target_modules": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
+        "lora_dropout": 0.0,  # both models of a comparison are the same but for what is learned
+    }
+    _check_base(settings, folder, trained.get("model_name") or config.get("base_model_name_or_path"))
+    return dataclasses.replace(settings, adapter_folder=str(folder), **decided)
+
+
+def adapter_folder(settings: PreferenceTuning) -> Path:
+    """The folder of the adapter to start from. Raises FileNotFoundError with what cures it."""
+    finetuned = Folders(settings.folders.drive, settings.folders.work)
+    named = Path(settings.adapter_folder)
+    places = [named] if settings.adapter_folder else [finetuned.adapter, finetuned.published_adapter]
+    for place in places:
+        if (place / "adapter_config.json").is_file():
+            return place
+    raise FileNotFoundError(
+        f"{places[-1]} holds no adapter (adapter_config.json): run the finetuning notebook first, with the same"
+        " drive_folder, or set adapter_folder to the adapter to start from"
+    )
+
+
+def _check_base(settings: PreferenceTuning, folder: Path, trained_on: str | None) -> None:
+    """Raises ValueError unless the adapter was trained on `model_name`; a folder is told by its weights."""
+    here, run = Path(settings.model_name), read_json(folder / checkpoints.RUN_FILE)
+    same_weights = here.is_dir() and run.get("base") and models.fingerprint(here) == run["base"]
+    if trained_on and trained_on != settings.model_name and not same_weights:
+        raise ValueError(
+            f"{folder} is an adapter of {trained_on}, and model_name = {settings.model_name!r}: set model_name to the"
+            " base that it was trained on, or adapter_folder to another adapter"
+        )
+
+
+def check_template(settings: PreferenceTuning, template: Template) -> None:
+    """Raises ValueError unless the adapter was trained with this tokenizer and chat template."""
+    folder = Path(settings.adapter_folder)
+    if not (folder / "tokenizer_config.json").is_file():
+        return
+    before, now = models.read_tokenizer(str(folder)), template.tokenizer
+    if before.get_vocab() != now.get_vocab():
+        raise ValueError(f"{folder} was trained with another tokenizer than that of {settings.model_name}: {_CURE}")
+    if before.chat_template != now.chat_template:
+        system = read_json(folder / "settings.json").get("system_message", settings.system_message)
+        differs = f" (system_message = {system!r})" if system != settings.system_message else ""
+        raise ValueError(
+            f"{folder} was trained with another chat template or system message{differs}: set system_message and"
+            " chat_template as in the finetuning notebook, or adapter_folder to another adapter"
+        )
+
+
+_CURE = "set model_name to its base, or adapter_folder to another adapter"
+
+
+def load(settings: PreferenceTuning, plan: "Plan") -> "PeftModel":
+    """Loads the base and puts the finetuned adapter on it, to be trained further.
+
+    Raises ValueError for an adapter of another base, before the base is loaded.
+    """
+    run = read_json(Path(settings.adapter_folder) / checkpoints.RUN_FILE)
+    if run.get("base") and run["base"] != models.fingerprint(plan.model_path):
+        raise ValueError(
+            f"{settings.adapter_folder} was trained on other weights than those of {settings.model_name} in"
+            f" {plan.model_path}: {_CURE}"
+        )
+    model = qlora.add_adapters(qlora.load_base(settings, plan), settings)
+    qlora.set_adapter(model, Path(settings.adapter_folder))
+    return model
