@@ -109,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         "--notebooks",
         default="",
         metavar="NAME,…",
-        help="which to run, in their order: generation, training-data, validation-data, finetuning, inference,"
-        " evaluation (default: all but the first and the last)",
+        help="which to run, in their order: generation, training-data, validation-data, finetuning, preference,"
+        " inference, evaluation (default: all but generation, preference and evaluation)",
     )
     run.add_argument("--parameters", action="store_true", help="list all parameters with their values and what they do")
     search = _command(commands, "search", "compare trainings with several values of some parameters", _search)

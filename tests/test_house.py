@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from llm_finetuning.runner import parameters, steps
-from llm_finetuning.settings import NOT_IN_FORM
+from llm_finetuning.settings import NOT_IN_FORM, not_in_form
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "mkthoma/llm_finetuning"
@@ -82,10 +82,9 @@ def test_about_ten_parameters_stand_before_the_heading_more(path):
 def test_the_parameters_cell_shows_the_defaults_and_sentences_of_the_settings(step):
     cell = parameters.defaults(step.notebook)
     del cell["repository"]  # for the set-up cell alone
-    fields = step.settings_class.__pydantic_fields__
-    assert cell == {
-        name: value for name, value in dataclasses.asdict(step.settings_class()).items() if name not in NOT_IN_FORM
-    }
+    fields, hidden = step.settings_class.__pydantic_fields__, not_in_form(step.settings_class)
+    values = dataclasses.asdict(step.settings_class())
+    assert cell == {name: value for name, value in values.items() if name not in hidden}
     for line, sentence in form(code_cells(step.notebook)[0].source):
         name = line.partition(" = ")[0]
         assert name == "repository" or sentence == " ".join(fields[name].description.split()), name

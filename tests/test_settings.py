@@ -32,7 +32,9 @@ def test_wrong_types_are_named_with_what_was_found(tmp_path):
         small_settings(tmp_path, "m", lora_r="64")
 
 
-@pytest.mark.parametrize("settings_class", [settings.DataPrep, settings.Finetuning, settings.Inference])
+@pytest.mark.parametrize(
+    "settings_class", [settings.DataPrep, settings.Finetuning, settings.PreferenceTuning, settings.Inference]
+)
 def test_every_setting_says_what_it_is(settings_class):
     fields = settings_class.__pydantic_fields__
     assert [name for name, field in fields.items() if not field.description] == []

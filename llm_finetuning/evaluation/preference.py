@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -82,6 +83,19 @@ def column(
     more = found if kl is None else found | {"kl": kl}
     measured = scoreboard.measure(model, held_out, template, settings, more=more) | {"units": units}
     return scoreboard.record(settings.folders.scoreboard, **{name: measured})
+
+
+def published(
+    folder: Path,
+    held_out: list[dict],
+    template: Template,
+    settings: PreferenceTuning,
+    ranked: Sequence[dict],
+    dtype: torch.dtype,
+    device: str,
+) -> dict:
+    """Measures the published folder as read back, its checksums verified first; returns the scoreboard."""
+    return column("merged", scoreboard.load_published(folder, dtype, device), held_out, template, settings, ranked)
 
 
 def changes(board: dict) -> pd.DataFrame:

@@ -27,7 +27,7 @@ LANGUAGES_SHOWN = 5
 SECRET = re.compile(r"(^|_)(token|secret|password|api_key)$")
 ABSOLUTE = re.compile(r"^(/|~|[A-Za-z]:[\\/])")
 PATH_IN_TEXT = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[\\/](?:[\w.@ -]+[\\/])+(?=[\w.-])")
-SCORES = ("loss", "perplexity", "stop_rate", "exact_match", "repetition_rate")
+SCORES = ("loss", "perplexity", "stop_rate", "exact_match", "repetition_rate", "rank_agreement", "margin")
 
 
 def write(folder: str | Path, facts: dict) -> Path:
@@ -45,6 +45,7 @@ def write(folder: str | Path, facts: dict) -> Path:
         seconds, cost          of training; cost in the currency of `rate_per_hour`
         peak_memory_bytes: int
         versions               {package: version}
+        preference             {name: value} of preference tuning: its loss, its pairs, the adapter it started from
         gguf                   `gguf.Exported`: the GGUF files made from this folder
         loss_figure: path      a PNG, copied into `folder` as loss.png unless it is that file
     """
@@ -123,7 +124,7 @@ def _counts(pairs_file: Path, report: dict) -> dict:
 
 def _front_matter(facts: dict, adapter: bool) -> str:
     """YAML as the Hub wants it, without the keys whose value is unknown or not on the Hub."""
-    data, tags = facts.get("data", {}), ["phi", "qlora", "sft", "conversational"]
+    data, tags = facts.get("data", {}), ["phi", "qlora", "dpo" if facts.get("preference") else "sft", "conversational"]
     return ModelCardData(
         license=LICENCES.get(facts["base"]),
         language=sorted({code.split("-")[0] for code in data.get("languages", [])}) or None,

@@ -10,8 +10,10 @@ import zipfile
 from pathlib import Path
 
 from llm_finetuning import hardware
+from llm_finetuning.data import preferences
 from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.atomic import write_json, write_text, writing
+from llm_finetuning.files.checksums import hash_file
 from llm_finetuning.files.copying import copy_folder
 from llm_finetuning.inference import llama
 from llm_finetuning.models import SAMPLE, commit_of
@@ -20,7 +22,7 @@ from llm_finetuning.release import gguf, hub, model_card
 from llm_finetuning.release.replace import replace_published
 from llm_finetuning.release.safety import PICKLES, check_no_tokens
 from llm_finetuning.release.verify import Merged
-from llm_finetuning.settings import Finetuning
+from llm_finetuning.settings import Finetuning, PreferenceTuning
 from llm_finetuning.training import figures, metrics
 from llm_finetuning.training.planning import Plan
 
@@ -74,6 +76,7 @@ def _facts(merged: Merged, plan: Plan, board: dict, entries: list[dict]) -> dict
         "tiny": settings.model_name == SAMPLE,
         "data": model_card.data_facts(settings.folders.train_file, settings.folders.val_file),
         "settings": _shareable(settings),
+        "preference": _preference(settings) if isinstance(settings, PreferenceTuning) else {},
         "scoreboard": board,
         "merge": {"base": merged.base, **dict(zip(merged.checks.check, merged.checks.found, strict=True))},
         "machine": {"processor": plan.machine.name, "memory": hardware.as_gib(plan.machine.memory)},
@@ -81,6 +84,16 @@ def _facts(merged: Merged, plan: Plan, board: dict, entries: list[dict]) -> dict
         "peak_memory_bytes": max((entry["memory_bytes"] for entry in trained), default=0),
         "cost": seconds / 3600 * rate if rate else None,
         "versions": hardware.versions(),
+    }
+
+
+def _preference(settings: PreferenceTuning) -> dict:
+    """What a model card tells of the pairs that people preferred one response of, and where the tuning started."""
+    files = {"train": settings.folders.train_preferences, "val": settings.folders.val_preferences}
+    return {"start": Path(settings.adapter_folder).name, "loss": settings.loss, "beta": settings.beta} | {
+        f"{split}: {what}": value
+        for split, path in files.items()
+        for what, value in (("preference pairs", len(preferences.read(path))), ("SHA-256", hash_file(path)))
     }
 
 

@@ -32,7 +32,7 @@ def text(profile: str, steps: tuple[Step, ...] = STEPS) -> str:
 def _sentence(name: str, step: Step) -> str:
     if name in parameters.OUTPUT_NAMES:
         return OUTPUT
-    field = step.settings_class.__pydantic_fields__.get(name)
+    field = step.settings_class.__pydantic_fields__.get(name.removeprefix(step.prefix))
     return field.description if field else IN_COLAB
 
 

@@ -20,7 +20,7 @@ PROFILES = ROOT / "profiles"
 OUTPUT_NAMES = ("drive_folder", "work_folder")
 """Parameters that the runner sets itself, to the output folder."""
 PATH_NAMES = ("source", "model_name", "model_folder", "tokenizer_folder", "chat_template", "prompts_file")
-PATH_NAMES += ("documents", "generator_folder")
+PATH_NAMES += ("documents", "generator_folder", "adapter_folder")
 """Parameters that may name a file or folder; a relative one counts from where the command was typed."""
 
 

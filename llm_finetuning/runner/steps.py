@@ -11,7 +11,8 @@ from llm_finetuning.runner import parameters
 from llm_finetuning.runner.parameters import ROOT
 
 TRAIN, VAL = "data/finetuning_data_train.jsonl", "data/finetuning_data_val.jsonl"
-MODEL = "finetuned_phi2/SHA256SUMS"
+PREFERENCES = ("data/preferences_train.jsonl", "data/preferences_val.jsonl")
+MODEL, PREFERRED = "finetuned_phi2/SHA256SUMS", "preferred_phi2/SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,22 @@ class Step:
     settings_class: type | None = None
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    prefix: str = ""
+    own: tuple[str, ...] = ()
+    """Parameters that other notebooks have too, and that mean something else here: profiles and `-p` name them with
+    the prefix."""
 
     def defaults(self) -> dict[str, object]:
         """Returns the notebook's parameters with their values: those of its cell, then settings not in the form."""
         cell = parameters.defaults(self.notebook)
-        others = [name for name in settings.NOT_IN_FORM if hasattr(self.settings_class, name)]
-        return cell | {name: getattr(self.settings_class, name) for name in others}
+        decided = getattr(self.settings_class, "decided_before", ())
+        others = [n for n in settings.NOT_IN_FORM if hasattr(self.settings_class, n) and n not in decided]
+        values = cell | {name: getattr(self.settings_class, name) for name in others}
+        return {self.prefix * (name in self.own) + name: value for name, value in values.items()}
+
+    def unprefixed(self, values: dict[str, object]) -> dict[str, object]:
+        """Returns parameters by the names that the notebook's cell has."""
+        return {name.removeprefix(self.prefix): value for name, value in values.items()}
 
 
 NAMED = {
@@ -44,11 +55,22 @@ NAMED = {
         reads=(TRAIN, VAL),
         writes=("adapter", MODEL, "scoreboard.json"),
     ),
+    "preference": Step(
+        ROOT / "Finetuning/Phi-2 Preference Tuning.ipynb",
+        settings.PreferenceTuning,
+        reads=(*PREFERENCES, VAL, "adapter/*.safetensors"),
+        writes=("preference_adapter", PREFERRED, "preference_scoreboard.json"),
+        prefix="preference.",
+        own=(
+            *("learning_rate", "lr_scheduler_type", "warmup_ratio", "max_grad_norm", "num_train_epochs", "max_steps"),
+            *("micro_batch_tokens", "save_steps", "eval_steps", "early_stopping_patience", "hub_repository"),
+        ),
+    ),
     "inference": Step(ROOT / "Inference/Phi-2 Inference.ipynb", settings.Inference, reads=(VAL, MODEL)),
     "evaluation": Step(
         ROOT / "Inference/Phi-2 Evaluation.ipynb",
         settings.Evaluation,
-        reads=(VAL, "data/preferences_val.jsonl", MODEL),
+        reads=(VAL, "data/preferences_val.jsonl", MODEL, PREFERRED),
         writes=("evaluation.json",),
     ),
 }
@@ -77,7 +99,8 @@ def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tup
     cells = [step.defaults() for step in steps]
     others = [step.defaults() for step in NAMED.values() if step not in steps]
     assigned = parameters.assign(cells, parameters.read_profile(profile), typed, output, others)
-    problems = []
+    problems = [problem for step in steps for problem in _meant_for(step, cells, typed)]
+    cells, assigned = ([s.unprefixed(v) for s, v in zip(steps, each, strict=True)] for each in (cells, assigned))
     for step, cell, values in zip(steps, cells, assigned, strict=True):
         try:
             if step.settings_class:
@@ -88,6 +111,16 @@ def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tup
         raise ValueError("\n".join(dict.fromkeys(problems)))
     _make_writable(output)
     return assigned
+
+
+def _meant_for(step: Step, cells: list[dict], typed: list[tuple[str, str]]) -> list[str]:
+    """Returns the errors for parameters that were typed without their prefix, and that no notebook of the run takes."""
+    everywhere = {name for cell in cells for name in cell}
+    return [
+        f"{name}: in this notebook it is {step.prefix}{name}"
+        for name, _ in typed
+        if name in step.own and name not in everywhere
+    ]
 
 
 def _make_writable(output: Path) -> None:

@@ -19,6 +19,8 @@ def show(output: Path) -> None:
     """Prints what a run left in `output`: the scoreboard, what its model answers, and where the notebooks lie."""
     if (output / "scoreboard.json").is_file():
         _show_model(output)
+    if (output / "preference_scoreboard.json").is_file():
+        _show_figures(output / "preference_scoreboard.json")
     print("\nThe notebooks as they ran:")
     for step in NAMED.values():
         page = output / "notebooks" / f"{step.notebook.stem}.html"
@@ -29,11 +31,15 @@ def show(output: Path) -> None:
 
 def _show_model(output: Path) -> None:
     logging.disable_progress_bar()
-    table = scoreboard.figures(scoreboard.read(output / "scoreboard.json"))
-    print(f"\n{table.to_string(float_format='{:.4g}'.format, na_rep='–')}\n")
+    _show_figures(output / "scoreboard.json")
     turns = tables.dialogue(Chat.load(output / "finetuned_phi2"), user_turns(output), SHORT)
     for turn in turns.itertuples():
         print(f"user: {turn.user}\nassistant: {turn.assistant}")
+
+
+def _show_figures(path: Path) -> None:
+    table = scoreboard.figures(scoreboard.read(path))
+    print(f"\n{path.stem}\n{table.to_string(float_format='{:.4g}'.format, na_rep='–')}\n")
 
 
 def user_turns(output: Path) -> list[str]:

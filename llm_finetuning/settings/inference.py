@@ -21,7 +21,7 @@ class Inference:
     drive_folder: Annotated[str, Must(str.strip, "name the folder with the results")] = DRIVE_FOLDER
     """Where everything lives, the same in every notebook: data/, checkpoints, the adapter, the finished model."""
     model_folder: str = ""
-    """The published folder; "" = finetuned_phi2 in drive_folder."""
+    """The published folder: finetuned_phi2 ("") or preferred_phi2 in drive_folder, or a path."""
     model_name: str = "microsoft/phi-2"
     """The base to compare with: hub id, local folder, "sample" or "rehearsal"; "" = no comparison."""
     tokenizer_folder: str = ""
@@ -53,9 +53,12 @@ class Inference:
     chat_box: bool = True
     """Show a box to chat in at the end of the notebook."""
 
-    folder = property(
-        lambda self: Path(self.model_folder) if self.model_folder else Path(self.drive_folder) / "finetuned_phi2"
-    )
+    @property
+    def folder(self) -> Path:
+        """The published folder: one of drive_folder by its name, or any other by its path."""
+        beside = Path(self.drive_folder) / (self.model_folder or "finetuned_phi2")
+        return beside if beside.is_dir() or not self.model_folder else Path(self.model_folder)
+
     prompts = property(
         lambda self: Path(self.prompts_file) if self.prompts_file else Path(self.drive_folder) / "prompts.jsonl"
     )

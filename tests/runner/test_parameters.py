@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_finetuning.runner import parameters
+from llm_finetuning.runner import listing, parameters, steps
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,24 @@ def test_a_relative_path_is_made_absolute_and_a_hub_id_is_not(tmp_path, monkeypa
     }
     (values,) = parameters.assign([cell], {"model_name": "sample"}, [], tmp_path)
     assert values == {"model_name": "sample"}
+
+
+def test_what_means_something_else_to_preference_tuning_is_named_so(tmp_path):
+    """A learning rate of the finetuning would destroy what preference tuning begins with."""
+    both = steps.named("finetuning,preference")
+    typed = [("learning_rate", "1e-3"), ("preference.learning_rate", "1e-6"), ("beta", "0.3"), ("seed", "3")]
+    finetuning, preference = steps.prepare("sample", tmp_path, typed, both)
+    assert (finetuning["learning_rate"], preference["learning_rate"]) == (1e-3, 1e-6)
+    assert (finetuning["seed"], preference["seed"], preference["beta"]) == (3, 3, 0.3)
+    assert not {name for name in preference if name.startswith("preference.")} and "lora_r" not in preference
+    alone = steps.named("preference")
+    with pytest.raises(ValueError, match=r"^learning_rate: in this notebook it is preference\.learning_rate$"):
+        steps.prepare("sample", tmp_path, [("learning_rate", "1e-3")], alone)
+    with pytest.raises(ValueError, match=r"^preference\.beta: no notebook has this parameter"):
+        steps.prepare("sample", tmp_path, [("preference.beta", "1")], alone)
+
+
+def test_the_list_of_parameters_names_them_as_they_are_given():
+    told = listing.text("sample", steps.named("finetuning,preference"))
+    assert "preference.learning_rate = 5e-06 (sample: 0.0002)  [2]\n" in told
+    assert "learning_rate = 0.0002 (sample: 0.003)  [1]\n" in told

@@ -9,6 +9,7 @@ import torch
 from training_fixtures import SMALL, Run, prepare, small_pairs, small_settings
 
 from llm_finetuning import models, settings
+from llm_finetuning.training import qlora
 
 CHANGED = {"max_seq_length": 96, "micro_batch_tokens": 192, "dtype": "float32", "learning_rate": 1e-3}
 CHANGED |= {"pairs_per_step": 4, "num_train_epochs": 1.0, "eval_steps": 0, "lr_scheduler_type": "constant"}
@@ -84,4 +85,4 @@ def plain_model(base: Path, adapter: Path) -> torch.nn.Module:
     four_bit = models.four_bit(torch.float32, "nf4", True, None)
     loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=four_bit,
                                                   attn_implementation="eager")  # fmt: skip
-    return PeftModel.from_pretrained(loaded, adapter)
+    return PeftModel.from_pretrained(qlora.prepare_cpu_kernels(loaded), adapter)

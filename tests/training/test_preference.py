@@ -1,13 +1,27 @@
 """Preference tuning: what the reference is, what the loss is, and that nothing is lost when the process dies."""
 
+import hashlib
 import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from preference_fixtures import plain_model, preference_settings, prepare_preference
+from safetensors.torch import load_file, save_file
 
-from llm_finetuning.training import qlora, selfcheck
+from llm_finetuning.files import checksums
+from llm_finetuning.training import checkpoints, qlora, selfcheck
+from llm_finetuning.training.metrics import Metrics
+from llm_finetuning.training.preference import PreferenceTrainer
+from llm_finetuning.training.resumable import save_adapter, train
 
+SUPPORT = Path(__file__).parents[1] / "support"
 SIDES = ("chosen", "rejected")
 
 
@@ -63,7 +77,7 @@ def test_responses_are_whole_and_end(run):
             assert text == pair["record"][side].strip()
 
 
-BETA = 0.1
+BETA = 0.5
 
 
 def plain_loss(name: str, ours: list, reference: list, smoothing: float, alpha: float) -> torch.Tensor:
@@ -84,9 +98,10 @@ def plain_loss(name: str, ours: list, reference: list, smoothing: float, alpha: 
 
 LOSSES = [("sigmoid", 1.0), ("sigmoid + sft", 1.0), ("robust", 1.0), ("sigmoid_norm", 1.0), ("ipo", 1.0)]
 LOSSES += [("sigmoid", 0.3)]
+MORE = [pytest.param(*loss, marks=pytest.mark.more) for loss in LOSSES[2:5]]
 
 
-@pytest.mark.parametrize(("name", "alpha"), LOSSES)
+@pytest.mark.parametrize(("name", "alpha"), [*LOSSES[:2], LOSSES[5], *MORE])
 def test_loss_and_gradients_of_three_pairs_equal_a_plain_implementation(name, alpha, finetuned, tiny_base, tmp_path):
     chosen = preference_settings(tmp_path, tiny_base, adapter_folder=str(finetuned / "adapter"), loss=name,
                                  ld_alpha=alpha, label_smoothing=0.2, sft_weight=0.5, beta=BETA)  # fmt: skip
@@ -97,7 +112,7 @@ def test_loss_and_gradients_of_three_pairs_equal_a_plain_implementation(name, al
         reference = [[plain_logps(run.model, pair[side]) for side in SIDES] for pair in pairs]
     generator = torch.Generator().manual_seed(5)
     before = qlora.gather_adapter(run.model)
-    with qlora.holding(run.model, {n: p + 0.01 * torch.randn(p.shape, generator=generator) for n, p in before.items()}):
+    with qlora.holding(run.model, {n: p + 0.05 * torch.randn(p.shape, generator=generator) for n, p in before.items()}):
         ours = [[plain_logps(run.model, pair[side]) for side in SIDES] for pair in pairs]
         expected = sum(plain_loss(name, *both, 0.2, alpha) for both in zip(ours, reference, strict=True)) / 3
         if name == "sigmoid + sft":
@@ -125,3 +140,113 @@ def test_selfcheck_measures_and_leaves_no_trace(run):
     assert checks.seconds > 0 and checks.memory > 0
     assert all(p.grad is None for p in run.model.parameters())
     assert run.trainer.seen_tokens == 0 and not run.trainer._metrics["train"]
+
+
+@pytest.fixture
+def folder(finetuned, tmp_path) -> Path:
+    """A copy of a finished finetuning, to tune further in."""
+    shutil.copytree(finetuned, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def tuned(folder: Path, base: Path, **changed):
+    """A small run that was tuned to its end, its adapter saved; and what the tuning said."""
+    run = prepare_preference(preference_settings(folder, base, **changed))
+    outcome = train(run.trainer)
+    save_adapter(run.trainer)
+    return run, outcome
+
+
+def test_a_run_learns_the_preference_and_leaves_the_finetuning_as_it_was(folder, tiny_base):
+    before = {path: path.read_bytes() for path in (folder / "adapter").iterdir()}
+    run, outcome = tuned(folder, tiny_base, num_train_epochs=4.0, eval_steps=4)
+    entries = Metrics(run.settings.folders.metrics).read()
+    evaluated = [entry for entry in entries if "accuracy" in entry]
+    assert evaluated[0]["kl"] == pytest.approx(0, abs=1e-5) and evaluated[-1]["kl"] > 1e-4
+    assert evaluated[-1]["margin"] > evaluated[0]["margin"]
+    steps = [entry for entry in entries if "loss" in entry]
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-3) and steps[-1]["loss"] < 0.6
+    assert {"rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"} <= set(steps[-1])
+    assert {path: path.read_bytes() for path in (folder / "adapter").iterdir()} == before
+    saved = folder / "preference_adapter"
+    assert checksums.verify_checksums(saved) and not (saved / "ref").exists()
+    for checkpoint in checkpoints.complete(folder / "preference_checkpoints"):
+        assert not (checkpoint / "ref").exists()
+    loaded = plain_model(tiny_base, saved).train(False)
+    example = run.data.pairs[0]["chosen"]
+    with torch.no_grad():
+        assert torch.allclose(plain_logps(loaded, example), plain_logps(run.model, example), atol=1e-4)
+    first = digest(saved)
+    again, second = tuned(folder, tiny_base, num_train_epochs=4.0, eval_steps=4)
+    assert (outcome.ended_by, second.ended_by) == ("finished", "finished before")
+    assert digest(saved) == first
+    assert again.trainer.seen_tokens == 0
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_the_reference_is_computed_once(folder, tiny_base, monkeypatch):
+    first = prepare_preference(preference_settings(folder, tiny_base)).trainer.train_dataset[:]
+    monkeypatch.setattr(PreferenceTrainer, "compute_ref_log_probs", lambda *_: pytest.fail("computed again"))
+    assert prepare_preference(preference_settings(folder, tiny_base)).trainer.train_dataset[:] == first
+    assert not list((folder / "adapter").glob("*.arrow")) and list((folder / "preference_reference").rglob("*.arrow"))
+
+
+def test_patience_goes_by_the_accuracy_on_held_out_pairs(folder, tiny_base):
+    changed = {"learning_rate": 0.3, "num_train_epochs": 20.0, "eval_steps": 1, "early_stopping_patience": 2}
+    run, outcome = tuned(folder, tiny_base, **changed)
+    evaluated = [entry for entry in Metrics(run.settings.folders.metrics).read() if "accuracy" in entry]
+    assert outcome.ended_by == "early stopping" and outcome.step < outcome.of
+    assert outcome.best_loss == 1 - max(entry["accuracy"] for entry in evaluated)
+    assert run.trainer.figures()["accuracy"] == pytest.approx(1 - outcome.best_loss)
+
+
+@pytest.mark.parametrize("changed", [{"beta": 0.3}, {"loss": "ipo"}, {"pairs_per_step": 6}])
+def test_a_run_of_other_settings_does_not_go_on(changed, folder, tiny_base):
+    tuned(folder, tiny_base, max_steps=2)
+    with pytest.raises(ValueError, match=f"{next(iter(changed))}: .* in the checkpoint, .* now"):
+        tuned(folder, tiny_base, max_steps=3, **changed)
+
+
+def test_another_finetuned_adapter_does_not_go_on_with_the_old_run(folder, tiny_base):
+    tuned(folder, tiny_base, max_steps=2)
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    save_file(
+        {name: tensor * 1.5 for name, tensor in weights.items()}, folder / "adapter" / "adapter_model.safetensors"
+    )
+    (folder / "adapter" / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="the adapter that the run starts from changed"):
+        tuned(folder, tiny_base, max_steps=3)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param("many", marks=pytest.mark.more)])
+def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(kills, finetuned, tiny_base, tmp_path, request):
+    """SIGKILL at random moments, saving and the reference's pass included."""
+    kills = request.config.getoption("--kills") if kills == "many" else kills
+    chance = random.Random(5)
+
+    def command(name: str) -> list[str]:
+        if not (tmp_path / name).exists():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "data").symlink_to(finetuned / "data")
+        script = SUPPORT / "prefer_small.py"
+        return [sys.executable, str(script), *map(str, (tmp_path / name, tiny_base, finetuned / "adapter", 3 * kills))]
+
+    whole = subprocess.run(command("whole"), capture_output=True, cwd=SUPPORT.parents[1])
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    for number in range(kills):
+        process = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   cwd=SUPPORT.parents[1])  # fmt: skip
+        waited_for = b"Computing reference" if number % 3 == 1 else b"READY"
+        said = b""
+        while waited_for not in said and (read := process.stdout.read1()):
+            said += read
+        time.sleep(chance.uniform(0.0, 2.0))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "preference_adapter").exists()
+    finished = subprocess.run(command("killed"), capture_output=True, text=True, cwd=SUPPORT.parents[1])
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert digest(tmp_path / "killed" / "preference_adapter") == digest(tmp_path / "whole" / "preference_adapter")
