@@ -142,7 +142,7 @@ def read_prepared(path: Path, part: str) -> list[dict]:
 
 def check_record(record: dict) -> None:
     """Raises ValueError with the reason if a dictionary is not a preference record."""
-    if missing := [side for side in ("chosen", "rejected") if side not in record]:
+    if missing := [name for name in ("prompt", "chosen", "rejected") if record.get(name) is None]:
         raise ValueError(f"{' and '.join(missing)} missing: a preference pair has prompt, chosen and rejected")
     for side, pair in zip(("chosen", "rejected"), _sides(record), strict=True):
         try:

@@ -76,13 +76,19 @@ def column(
 ) -> dict:
     """Measures a column of preference_scoreboard.json, `before`, `after` or `merged`; returns the scoreboard.
 
-    The scoreboard's figures, and those of `likelihoods`; `units` holds what was found on each pair.
+    The scoreboard's figures, and those of `likelihoods`; `units` holds what was found on each pair, `change` what
+    became of it since `before`, which begins a new scoreboard.
     """
-    found = likelihoods(model, ranked, template)
-    units = {figure: asdict(found[figure]) for figure in COMPARABLE}
+    found, path = likelihoods(model, ranked, template), settings.folders.scoreboard
     more = found if kl is None else found | {"kl": kl}
-    measured = scoreboard.measure(model, held_out, template, settings, more=more) | {"units": units}
-    return scoreboard.record(settings.folders.scoreboard, **{name: measured})
+    measured = scoreboard.measure(model, held_out, template, settings, more=more)
+    measured["units"] = {figure: asdict(found[figure]) for figure in COMPARABLE}
+    if name == "before":
+        path.unlink(missing_ok=True)
+    else:
+        units = scoreboard.read(path)["before"]["units"]
+        measured["change"] = {n: intervals.difference(Sample(**units[n]), found[n]) for n in COMPARABLE}
+    return scoreboard.record(path, **{name: measured})
 
 
 def published(
@@ -100,15 +106,10 @@ def published(
 
 def changes(board: dict) -> pd.DataFrame:
     """What changed on the same pairs since `before`: each difference with its 95% interval, by a paired bootstrap."""
-    rows = {}
-    for name in COMPARABLE:
-        first = Sample(**board["before"]["units"][name])
-        rows[name] = {
-            column: intervals.shown(intervals.difference(first, Sample(**scores["units"][name])))
-            for column, scores in board.items()
-            if column != "before"
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    found = {column: scores["change"] for column, scores in board.items() if column != "before"}
+    return pd.DataFrame(
+        {column: {name: intervals.shown(f) for name, f in each.items()} for column, each in found.items()}
+    )
 
 
 def warnings(board: dict) -> list[str]:

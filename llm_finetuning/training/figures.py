@@ -32,10 +32,13 @@ def preference_curves(entries: list[dict]) -> Figure:
     draw(apart, held_out, "rejected_logp", "rejected", ORANGE)
     draw(loss, held_out, "held_out_loss", "held-out responses", ORANGE)
     draw(kl, held_out, "kl", "from the finetuned model", BLUE)
-    accuracy.set(title="Accuracy (higher is better)", ylim=(0, 1.05))
+    accuracy.set(title="Accuracy (higher is better)")
     apart.set(title="Log-likelihood, nats per token")
-    loss.set(title="Held-out loss, nats per token (lower is better)", xlabel="optimizer step", ylim=(0, None))
-    kl.set(title="KL divergence, nats per token", xlabel="optimizer step", ylim=(0, None))
+    loss.set(title="Held-out loss, nats per token (lower is better)", xlabel="optimizer step")
+    kl.set(title="KL divergence, nats per token", xlabel="optimizer step")
+    accuracy.set_ylim(0, 1.05)
+    for axes, name in ((loss, "held_out_loss"), (kl, "kl")):
+        axes.set_ylim(0, 1.2 * max((entry[name] for entry in held_out), default=1) or 1)
     for axes in (accuracy, apart, loss, kl):
         axes.title.set_fontsize(9)
         axes.legend(frameon=False, fontsize=8)

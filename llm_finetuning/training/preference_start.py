@@ -89,7 +89,7 @@ def check_template(settings: PreferenceTuning, template: Template) -> None:
 _CURE = "set model_name to its base, or adapter_folder to another adapter"
 
 
-def load(settings: PreferenceTuning, plan: "Plan") -> "PeftModel":
+def load_base_with_adapter(settings: PreferenceTuning, plan: "Plan") -> "PeftModel":
     """Loads the base and puts the finetuned adapter on it, to be trained further.
 
     Raises ValueError for an adapter of another base, before the base is loaded.

@@ -74,7 +74,7 @@ def prepare_preference(chosen, inputs=None) -> Run:
     inputs = inputs or read_inputs(chosen)
     preference_start.check_template(chosen, inputs.template)
     plan = plan_run(chosen, inputs)
-    return Run(PreferenceTrainer(preference_start.load(chosen, plan), chosen, plan, inputs))
+    return Run(PreferenceTrainer(preference_start.load_base_with_adapter(chosen, plan), chosen, plan, inputs))
 
 
 def plain_model(base: Path, adapter: Path) -> torch.nn.Module:

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from preference_fixtures import plain_model, preference_settings, prepare_preference
+from preference_fixtures import plain_model, preference_settings, prepare_preference, small_preferences, write_lines
 from safetensors.torch import load_file, save_file
+from training_fixtures import small_pairs
 
 from llm_finetuning.files import checksums
 from llm_finetuning.training import checkpoints, qlora, selfcheck
@@ -57,6 +59,20 @@ def test_the_reference_is_the_finetuned_model_to_1e_4(run, finetuned, tiny_base)
 def test_the_loss_begins_at_ln_2(run):
     batch = run.trainer.data_collator([run.trainer.train_dataset[i] for i in range(4)])
     assert run.trainer.compute_loss(run.model, batch).item() == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_in_16_bits_the_adapter_starts_as_it_was_saved(finetuned, tiny_base, tmp_path):
+    """As on a GPU, with activation checkpointing: nothing of the float32 adapter is rounded on the way."""
+    (tmp_path / "data").symlink_to(finetuned / "data")
+    changed = {"dtype": "bfloat16", "gradient_checkpointing": "on", "adapter_folder": str(finetuned / "adapter")}
+    run = prepare_preference(preference_settings(tmp_path, tiny_base, **changed))
+    saved = load_file(finetuned / "adapter" / "adapter_model.safetensors")
+    for name, tensor in qlora.gather_adapter(run.model).items():
+        assert torch.equal(tensor, saved[name.replace(".default.", ".")]), name
+    batch = run.trainer.data_collator([run.trainer.train_dataset[i] for i in range(4)])
+    loss = run.trainer.compute_loss(run.model, batch)
+    assert loss.item() == pytest.approx(math.log(2), abs=0.02)
+    assert gradients_of(run.model, loss).abs().sum() > 0
 
 
 def test_one_adapter_is_left_and_trained_in_float32(run):
@@ -219,6 +235,32 @@ def test_another_finetuned_adapter_does_not_go_on_with_the_old_run(folder, tiny_
     (folder / "adapter" / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match="the adapter that the run starts from changed"):
         tuned(folder, tiny_base, max_steps=3)
+
+
+@pytest.mark.more
+def test_swapped_pairs_teach_the_contrary_and_shuffled_ones_nothing(finetuned, tiny_base, tmp_path):
+    """Accuracy on held-out pairs as they are, after training on pairs as they are, exchanged, and half exchanged."""
+
+    def accuracy(name: str, exchanged: Callable[[int], bool]) -> tuple[float, float]:
+        chosen = preference_settings(tmp_path / name, tiny_base, adapter_folder=str(finetuned / "adapter"),
+                                     num_train_epochs=6.0, eval_pairs=60)  # fmt: skip
+        write_lines(chosen.folders.val_file, small_pairs(110)[100:])
+        write_lines(chosen.folders.val_preferences, small_preferences(40, 50))
+        records = [swapped(r) if exchanged(n) else r for n, r in enumerate(small_preferences(40))]
+        write_lines(chosen.folders.train_preferences, records)
+        run = prepare_preference(chosen)
+        before = run.trainer.figures()["accuracy"]
+        train(run.trainer)
+        return before, run.trainer.figures()["accuracy"]
+
+    start, learned = accuracy("as they are", lambda number: False)
+    assert 0.1 < start < 0.9 and learned > start
+    assert accuracy("exchanged", lambda number: True)[1] < start
+    assert accuracy("half exchanged", lambda number: number % 2 == 1)[1] == pytest.approx(start, abs=0.2)
+
+
+def swapped(record: dict) -> dict:
+    return record | {"chosen": record["rejected"], "rejected": record["chosen"]}
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param("many", marks=pytest.mark.more)])

@@ -34,7 +34,7 @@ BROKEN = {
     "a pair": ({"prompt": "p", "response": "yes"}, "line 2: chosen and rejected missing"),
     "a number": (GOOD | {"chosen": 3}, "line 2: chosen response is 3, expected a text"),
     "nothing said": (GOOD | {"rejected": ""}, "line 2: the rejected response is empty"),
-    "no prompt": ({"chosen": "yes", "rejected": "no"}, "line 2: prompt is missing"),
+    "no prompt": ({"chosen": "yes", "rejected": "no"}, "line 2: prompt missing"),
     "a list": ([1, 2], "line 2"),
     "turns of nobody": (GOOD | {"history": [{"role": "bot", "content": "x"}]}, "line 2: turn 1 of history"),
 }
@@ -165,14 +165,14 @@ def test_what_a_user_types_stays_text(tiny_base):
 
 
 def test_pairs_of_like_length_stand_in_one_batch():
-    lengths = [10, 400, 12, 390, 11, 410, 13, 395] * 8
+    lengths = [10, 400, 12, 390, 11, 410, 13, 395] * 40
     orders = [list(ByLength(lengths, 4, 7)) for _ in range(2)]
-    assert orders[0] == orders[1] and sorted(orders[0]) == list(range(64)), "seed and epoch alone decide"
+    assert orders[0] == orders[1] and sorted(orders[0]) == list(range(320)), "seed and epoch alone decide"
     other = ByLength(lengths, 4, 7)
     other.set_epoch(1)
     assert list(other) != orders[0]
-    batches = [[lengths[i] for i in orders[0][start : start + 4]] for start in range(0, 64, 4)]
-    assert sum(max(batch) - min(batch) < 30 for batch in batches) >= 14
+    batches = [[lengths[i] for i in orders[0][start : start + 4]] for start in range(0, 320, 4)]
+    assert sum(max(batch) - min(batch) < 30 for batch in batches) >= 72
 
 
 def test_the_padding_that_the_plan_prints_is_that_of_the_batches(folder, tiny_base, monkeypatch):
