@@ -31,8 +31,8 @@ class Step:
     def defaults(self) -> dict[str, object]:
         """Returns the notebook's parameters with their values: those of its cell, then settings not in the form."""
         cell = parameters.defaults(self.notebook)
-        decided = getattr(self.settings_class, "decided_before", ())
-        others = [n for n in settings.NOT_IN_FORM if hasattr(self.settings_class, n) and n not in decided]
+        unset = getattr(self.settings_class, "without_line", ())
+        others = [n for n in settings.NOT_IN_FORM if hasattr(self.settings_class, n) and n not in unset]
         values = cell | {name: getattr(self.settings_class, name) for name in others}
         return {self.prefix * (name in self.own) + name: value for name, value in values.items()}
 

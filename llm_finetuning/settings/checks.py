@@ -64,8 +64,8 @@ NOT_IN_FORM = (
 
 
 def not_in_form(settings_class: type) -> tuple[str, ...]:
-    """The settings of a notebook without a line in its form: NOT_IN_FORM, and what an earlier notebook decided."""
-    return (*NOT_IN_FORM, *getattr(settings_class, "decided_before", ()))
+    """The settings of a notebook without a line in its form: NOT_IN_FORM, and its own `without_line`."""
+    return (*NOT_IN_FORM, *getattr(settings_class, "without_line", ()))
 
 
 @dataclass_transform(frozen_default=True)

@@ -23,11 +23,12 @@ LOSSES = {
 class PreferenceTuning(Finetuning):
     """Parameters of the preference tuning notebook. Lengths are in tokens, rates per optimizer step."""
 
-    decided_before: ClassVar[tuple[str, ...]] = (
+    without_line: ClassVar[tuple[str, ...]] = (
         *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
         *("use_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"),
         *("train_on", "packing", "tokens_per_step", "compile_layers"),
     )
+    """Settings of the finetuning that its adapter decides (`preference_start`), or that pairs do not use."""
     patience_on: ClassVar[str] = "disagreement"
     patience_words: ClassVar[str] = "share of held-out pairs in which the rejected response is the more probable one"
 

@@ -67,7 +67,7 @@ class PreferenceTrainer(ResumableTrainer, DPOTrainer):
         self.settings, self.plan, self.run_inputs = settings, plan, inputs
         self.steps = count_steps(-(-len(inputs.data.pairs) // plan.pairs), settings, plan)
         self.identity = run_identity(settings, plan, inputs, self.steps)
-        self.reference = {name: tensor.clone() for name, tensor in qlora.gather_adapter(model).items()}
+        self.reference = {n: tensor.to("cpu", copy=True) for n, tensor in qlora.gather_adapter(model).items()}
         super().__init__(
             model=model,
             args=arguments(settings, plan, self.steps),

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from llm_finetuning.training.planning import Plan
 
+SPECIAL = ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
+"""What makes of an adapter another function than that of plain LoRA."""
+QUANTISATION = ("use_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+_CURE = "set model_name to its base, or adapter_folder to another adapter"
+
 
 def from_adapter(settings: PreferenceTuning) -> PreferenceTuning:
     """The settings with what the finetuned adapter decides: its folder, ranks, modules and quantisation.
@@ -27,14 +32,17 @@ def from_adapter(settings: PreferenceTuning) -> PreferenceTuning:
     """
     folder = adapter_folder(settings)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{folder} is a {config.get('peft_type')} adapter; LoRA is what can be trained on here")
+    special = [name for name in SPECIAL if config.get(name)]
+    if config.get("peft_type") != "LORA" or special:
+        found = ", ".join(special) or f"peft_type {config.get('peft_type')}"
+        raise ValueError(
+            f"{folder / 'adapter_config.json'} has {found}: plain LoRA is what can be trained further here"
+        )
     if (folder / checksums.NAME).is_file():
         checksums.verify_checksums(folder)
     trained = read_json(folder / "settings.json")
-    decided = {name: trained[name] for name in settings.decided_before if name in trained and name != "packing"}
     targets = config["target_modules"]
-    decided |= {
+    decided = {name: trained[name] for name in QUANTISATION if name in trained} | {
         "lora_r": config["r"],
         "lora_alpha": config["lora_alpha"],
         "lora_target_modules": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
@@ -84,9 +92,6 @@ def check_template(settings: PreferenceTuning, template: Template) -> None:
             f"{folder} was trained with another chat template or system message{differs}: set system_message and"
             " chat_template as in the finetuning notebook, or adapter_folder to another adapter"
         )
-
-
-_CURE = "set model_name to its base, or adapter_folder to another adapter"
 
 
 def load_base_with_adapter(settings: PreferenceTuning, plan: "Plan") -> "PeftModel":

@@ -18,7 +18,7 @@ CHANGED |= {"pairs_per_step": 4, "num_train_epochs": 1.0, "eval_steps": 0, "lr_s
 def preference_settings(folder: Path, base: Path | str, **changed):
     """Preference settings that keep everything in `folder`, where the finetuned adapter lies."""
     names = {field.name for field in dataclasses.fields(settings.PreferenceTuning)}
-    names -= {*settings.PreferenceTuning.decided_before}
+    names -= {*settings.PreferenceTuning.without_line}
     values = {name: value for name, value in SMALL.items() if name in names} | CHANGED
     places = {"drive_folder": str(folder), "work_folder": str(folder), "model_name": str(base)}
     return settings.PreferenceTuning(**values | places | changed)

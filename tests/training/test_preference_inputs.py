@@ -136,7 +136,14 @@ def test_an_adapter_of_another_template_is_refused(changed, folder, tiny_base, t
     refused(folder, tiny_base, ValueError, "another chat template or system message.*as in the finetuning", **changed)
 
 
-@pytest.mark.parametrize(("content", "error"), [({"peft_type": "IA3"}, "is a IA3 adapter; LoRA"), (None, "is damaged")])
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ({"peft_type": "IA3"}, "has peft_type IA3"),
+        ({"peft_type": "LORA", "use_dora": True}, "has use_dora"),
+        (None, "is damaged"),
+    ],
+)
 def test_a_damaged_or_foreign_adapter_is_refused(content, error, folder, tiny_base):
     file = folder / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(content or json.loads(file.read_text()) | {"r": 8}))
