@@ -125,9 +125,9 @@ def read_prepared(path: Path, part: str) -> list[dict]:
     """
     if not path.is_file() or path.stat().st_size == 0:
         raise FileNotFoundError(
-            f"{path} holds no preference pairs: they come of data in which people ranked several replies to a prompt, such"
-            " as OASST1, or of chosen and rejected responses. Set source to such data in the Data Prep notebooks, and"
-            f" run the one for {part.lower()} data"
+            f"{path} holds no preference pairs: they come of data in which people ranked several replies to a prompt"
+            " (OASST1), or of chosen and rejected responses. Set source to such data in the Data Prep notebooks,"
+            f" and run the one for {part.lower()} data"
         )
     problems = Problems(str(path), cure="Correct the file, or write it again with the data preparation.")
     found = []
