@@ -86,3 +86,30 @@ def test_folders_are_laid_out_as_documented(tmp_path):
     assert folders.published == tmp_path / "finetuned_phi2"
     assert folders.train_file == tmp_path / "data" / "finetuning_data_train.jsonl"
     assert dataclasses.is_dataclass(folders)
+
+
+def test_inference_takes_a_published_model_by_its_name_or_its_path(tmp_path):
+    (tmp_path / "preferred_phi2").mkdir()
+    for given, found in (("", "finetuned_phi2"), ("preferred_phi2", "preferred_phi2")):
+        assert settings.Inference(drive_folder=str(tmp_path), model_folder=given).folder == tmp_path / found
+    elsewhere = tmp_path / "elsewhere" / "model"
+    assert settings.Inference(drive_folder=str(tmp_path), model_folder=str(elsewhere)).folder == elsewhere
+
+
+def test_preference_tuning_leaves_the_folders_of_the_finetuning_alone(tmp_path):
+    places = {"drive_folder": str(tmp_path / "drive"), "work_folder": str(tmp_path / "work")}
+    names = ("checkpoints", "mirrored", "adapter", "published_adapter", "adapter_zip", "merged", "published")
+    names += ("settings", "scoreboard", "metrics")
+    ours, theirs = (s(**places).folders for s in (settings.PreferenceTuning, settings.Finetuning))
+    assert not {getattr(ours, name) for name in names} & {getattr(theirs, name) for name in names}
+    assert (ours.train_preferences, ours.base) == (theirs.train_preferences, theirs.base)
+
+
+def test_a_micro_batch_holds_both_responses_of_the_longest_pair():
+    with pytest.raises(ValueError) as error:
+        settings.PreferenceTuning(max_seq_length=512, micro_batch_tokens=600, label_smoothing=0.5, loss="dpo")
+    assert str(error.value).splitlines()[1:] == [
+        "micro_batch_tokens = 600: 0 or at least twice max_seq_length (1024), a pair's two responses",
+        "loss = 'dpo': one of sigmoid, sigmoid + sft, robust, sigmoid_norm, ipo",
+        "label_smoothing = 0.5: from 0 to below 0.5",
+    ]

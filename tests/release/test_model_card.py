@@ -252,3 +252,13 @@ def test_pairs_of_ones_own_have_no_report(tmp_path):
     facts = model_card.data_facts(tmp_path / "train.jsonl", tmp_path / "val.jsonl")
     assert facts["train"]["pairs"] == 1 and "source" not in facts
     assert "| val: pairs | 1 |" in written(tmp_path, {"base": "microsoft/phi-2", "data": facts})
+
+
+def test_the_card_of_a_preferred_model_tells_of_its_pairs(facts, tmp_path):
+    facts["preference"] = {"loss": "sigmoid", "train: preference pairs": 1234}
+    facts["scoreboard"]["after"] |= {"rank_agreement": 0.75, "margin": 0.4}
+    text = model_card.write(tmp_path, facts).read_text(encoding="utf-8")
+    assert "| Preference tuning, train: preference pairs | 1,234 |" in text
+    assert "dpo" in ModelCard(text).data.tags and "sft" not in ModelCard(text).data.tags
+    assert re.search(r"\| after \|.* 0\.75 \| 0\.4 \|", text)
+    assert "Preference" not in model_card.write(tmp_path, facts | {"preference": {}}).read_text(encoding="utf-8")

@@ -114,5 +114,5 @@ def test_what_means_something_else_to_preference_tuning_is_named_so(tmp_path):
 
 def test_the_list_of_parameters_names_them_as_they_are_given():
     told = listing.text("sample", steps.named("finetuning,preference"))
-    assert "preference.learning_rate = 5e-06 (sample: 0.0002)  [2]\n" in told
+    assert "preference.learning_rate = 5e-06 (sample: 0.0005)  [2]\n" in told
     assert "learning_rate = 0.0002 (sample: 0.003)  [1]\n" in told
