@@ -11,6 +11,7 @@ import pytest
 from colab_fixtures import STUB
 
 from llm_finetuning import models
+from llm_finetuning.files import checksums
 from llm_finetuning.runner import notebooks, parameters
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,29 @@ def test_the_same_command_again_runs_no_notebook(finished):
     assert again.returncode == 0
     assert again.stdout.count("not run again") == len(notebooks.STEPS)
     assert _talk(again.stdout) == _talk(first.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.more
+def test_preference_tuning_goes_on_from_a_finished_folder(finished, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished[0], output)
+    own = {f"preference.{name}": value for name, value in (("max_steps", 4), ("save_steps", 2), ("eval_steps", 2))}
+    words = [word for name, value in own.items() for word in ("-p", f"{name}={value}")]
+    words += ["-p", "eval_pairs=8", "-p", "eval_answers=4", "-p", "max_new_tokens=16", "--notebooks", "preference"]
+    finetuned = (output / "finetuned_phi2" / "SHA256SUMS").read_bytes()
+    done = headless.run(output, "sample", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("preferred_phi2", "preference_adapter"):
+        checksums.verify_checksums(output / name)
+    board = json.loads((output / "preference_scoreboard.json").read_text(encoding="utf-8"))
+    assert list(board) == ["before", "after", "merged"]
+    for scores in board.values():
+        assert {"loss", "stop_rate", "accuracy", "margin"} <= set(scores)
+    assert board["merged"]["accuracy"] == pytest.approx(board["after"]["accuracy"], abs=0.03)
+    assert (output / "finetuned_phi2" / "SHA256SUMS").read_bytes() == finetuned
+    again = headless.run(output, "sample", *words)
+    assert again.returncode == 0 and again.stdout.count("not run again") == 1
 
 
 def _talk(stdout: str) -> list[str]:
