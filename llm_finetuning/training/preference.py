@@ -1,6 +1,5 @@
 """The trainer of the preference tuning notebook: TRL's DPOTrainer on encoded pairs, from a finetuned adapter."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -42,13 +41,14 @@ def arguments(settings: PreferenceTuning, plan: PreferencePlan, steps: int) -> D
     )
 
 
-def stored_pairs(data: PreferenceData, folder: Path) -> Dataset:
+def stored_pairs(data: PreferenceData, ld_alpha: float, folder: Path) -> Dataset:
     """The pairs as DPOTrainer takes them, in a file below `folder`: beside it the reference's log-probabilities lie.
 
-    Pairs of earlier runs go.
+    Pairs of earlier runs go, and those of another `ld_alpha`: log-probabilities are weighted by it, and TRL tells them
+    apart by pairs and weights alone.
     """
     rows = list(data.rows())
-    place = folder / hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    place = folder / digest([json.dumps(rows), str(ld_alpha)])[:16]
     if not place.is_dir():
         drive.remove(folder, ignore_errors=True)
         with building(place) as partial:
@@ -71,7 +71,7 @@ class PreferenceTrainer(ResumableTrainer, DPOTrainer):
         super().__init__(
             model=model,
             args=arguments(settings, plan, self.steps),
-            train_dataset=stored_pairs(inputs.data, settings.folders.reference),
+            train_dataset=stored_pairs(inputs.data, settings.ld_alpha, settings.folders.reference),
             processing_class=inputs.template.tokenizer,
         )
         self.watch()

@@ -101,9 +101,10 @@ class ByLength(Sampler):
 
 def padded_tokens(data: PreferenceData, batch: int, seed: int) -> int:
     """Tokens of an epoch in batches of `batch` pairs, padding included."""
-    order = list(ByLength(data.padded, batch, seed))
-    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    return sum(len(indices) * max(data.padded[i] for i in indices) for indices in batches)
+    lengths = data.padded
+    ordered = [lengths[i] for i in ByLength(lengths, batch, seed)]
+    batches = [ordered[start : start + batch] for start in range(0, len(ordered), batch)]
+    return sum(len(together) * max(together) for together in batches)
 
 
 def read_inputs(settings: PreferenceTuning) -> PreferenceInputs:

@@ -210,6 +210,16 @@ def test_the_reference_is_computed_once(folder, tiny_base, monkeypatch):
     assert not list((folder / "adapter").glob("*.arrow")) and list((folder / "preference_reference").rglob("*.arrow"))
 
 
+def test_another_weight_of_length_has_a_reference_of_its_own(folder, tiny_base):
+    """TRL's cache goes by pairs and weights alone."""
+    plain, weighted = (
+        prepare_preference(preference_settings(folder, tiny_base, ld_alpha=alpha)).trainer for alpha in (1.0, 0.2)
+    )
+    assert plain.train_dataset["ref_chosen_logps"] != weighted.train_dataset["ref_chosen_logps"]
+    batch = weighted.data_collator([weighted.train_dataset[i] for i in range(4)])
+    assert weighted.compute_loss(weighted.model, batch).item() == pytest.approx(math.log(2), abs=1e-5)
+
+
 def test_patience_goes_by_the_accuracy_on_held_out_pairs(folder, tiny_base):
     changed = {"learning_rate": 0.3, "num_train_epochs": 20.0, "eval_steps": 1, "early_stopping_patience": 2}
     run, outcome = tuned(folder, tiny_base, **changed)
