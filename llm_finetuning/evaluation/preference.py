@@ -17,6 +17,8 @@ COMPARED = 32
 """Held-out responses on which a model is compared with its reference token by token."""
 WATCHED = ("accuracy", "margin", "chosen_logp", "rejected_logp", "kl")
 """What an evaluation notes of the pairs."""
+GREW = 1.25
+"""From which factor on a held-out loss or the length of answers is said to have grown."""
 COMPARABLE = ("accuracy", "margin", "chosen_logp", "rejected_logp")
 
 
@@ -115,23 +117,20 @@ def changes(board: dict) -> pd.DataFrame:
 def warnings(board: dict) -> list[str]:
     """What of the change is likely not wanted, in sentences."""
     before, now = board["before"], board["after"]
-    fell = before["chosen_logp"] - now["chosen_logp"]
-    said = [
-        (
-            fell > 0,
-            f"The chosen responses have become less probable too, by {fell:.3f} nats a token: the margin grew because"
-            " the rejected ones fell further. A smaller learning rate, a larger beta or loss = 'sigmoid + sft' holds"
-            " them.",
-        ),
-        (
-            now["loss"] > 1.25 * before["loss"],
+    said = []
+    if (fell := before["chosen_logp"] - now["chosen_logp"]) > 0:
+        said.append(
+            f"The chosen responses have become less probable too, by {fell:.3f} nats a token: the margin grew for"
+            " the rejected ones fell further. A smaller learning rate, a larger beta or loss = 'sigmoid + sft' holds them."
+        )
+    if now["loss"] > GREW * before["loss"]:
+        said.append(
             f"The held-out loss rose from {before['loss']:.3f} to {now['loss']:.3f}: some of what the finetuning taught"
-            " is lost. Lower the learning rate, or raise beta.",
-        ),
-        (
-            now["answer_words"] > 1.25 * before["answer_words"],
-            f"Answers have grown from {before['answer_words']:.0f} to {now['answer_words']:.0f} words on average:"
-            " ld_alpha below 1 or loss = 'sigmoid_norm' counts length less.",
-        ),
-    ]
-    return [sentence for holds, sentence in said if holds]
+            " is lost. Lower the learning rate, or raise beta."
+        )
+    if (words := now.get("answer_words", 0)) > GREW * before.get("answer_words", words):
+        said.append(
+            f"Answers have grown from {before['answer_words']:.0f} to {words:.0f} words on average: ld_alpha below 1 or"
+            " loss = 'sigmoid_norm' counts length less."
+        )
+    return said

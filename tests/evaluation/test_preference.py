@@ -104,3 +104,8 @@ def test_a_column_tells_what_changed_on_the_same_pairs(model, ranked, template, 
 def test_what_fell_or_grew_that_should_not_is_said(changed, number):
     figures = {"chosen_logp": -0.5, "loss": 1.0, "answer_words": 10.0}
     assert len(preference.warnings({"before": figures, "after": figures | changed})) == number
+
+
+def test_nothing_is_said_of_answers_that_were_not_asked_for():
+    figures = {"chosen_logp": -0.5, "loss": 1.0}
+    assert preference.warnings({"before": figures, "after": figures}) == []
