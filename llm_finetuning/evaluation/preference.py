@@ -120,8 +120,8 @@ def warnings(board: dict) -> list[str]:
     said = []
     if (fell := before["chosen_logp"] - now["chosen_logp"]) > 0:
         said.append(
-            f"The chosen responses have become less probable, by {fell:.3f} nats a token: a smaller learning rate, a larger"
-            " beta or loss = 'sigmoid + sft' holds them."
+            f"The chosen responses have become less probable, by {fell:.3f} nats a token: a smaller learning rate, a"
+            " larger beta or loss = 'sigmoid + sft' holds them."
         )
     if now["loss"] > GREW * before["loss"]:
         said.append(
