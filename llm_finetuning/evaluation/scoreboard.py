@@ -24,7 +24,7 @@ from llm_finetuning.settings import Finetuning
 
 GRAMS = 4
 MEASURES = ("loss", "perplexity", "stop_rate", "repetition_rate", "exact_match", "rank_agreement")
-MEASURES += ("margin", "chosen_logp", "rejected_logp", "kl")
+MEASURES += ("margin", "chosen_logp", "rejected_logp", "kl", "answer_words")
 """What the table shows, in this order."""
 
 

@@ -20,7 +20,7 @@ def show(output: Path) -> None:
     if (output / "scoreboard.json").is_file():
         _show_model(output)
     if (output / "preference_scoreboard.json").is_file():
-        _show_figures(output / "preference_scoreboard.json")
+        _show_figures(output / "preference_scoreboard.json", "Preference tuning\n")
     print("\nThe notebooks as they ran:")
     for step in NAMED.values():
         page = output / "notebooks" / f"{step.notebook.stem}.html"
@@ -37,9 +37,9 @@ def _show_model(output: Path) -> None:
         print(f"user: {turn.user}\nassistant: {turn.assistant}")
 
 
-def _show_figures(path: Path) -> None:
+def _show_figures(path: Path, title: str = "") -> None:
     table = scoreboard.figures(scoreboard.read(path))
-    print(f"\n{path.stem}\n{table.to_string(float_format='{:.4g}'.format, na_rep='–')}\n")
+    print(f"\n{title}{table.to_string(float_format='{:.4g}'.format, na_rep='–')}\n")
 
 
 def user_turns(output: Path) -> list[str]:
