@@ -288,17 +288,24 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(kills, finetuned, tin
 
     whole = subprocess.run(command("whole"), capture_output=True, cwd=SUPPORT.parents[1])
     assert whole.returncode == 0, whole.stderr[-2000:]
+    metrics = Metrics(tmp_path / "killed" / "preference_metrics.jsonl")
     for number in range(kills):
+        before = last_step(metrics)
         process = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    cwd=SUPPORT.parents[1])  # fmt: skip
-        waited_for = b"Computing reference" if number % 3 == 1 else b"READY"
-        said = b""
-        while waited_for not in said and (read := process.stdout.read1()):
+        in_reference, said = kills > 1 and number == 0, b""
+        while (b"Computing reference" if in_reference else b"READY") not in said and (read := process.stdout.read1()):
             said += read
-        time.sleep(chance.uniform(0.0, 2.0))
+        while not in_reference and process.poll() is None and last_step(metrics) <= before:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0.0, 0.5))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "preference_adapter").exists()
     finished = subprocess.run(command("killed"), capture_output=True, text=True, cwd=SUPPORT.parents[1])
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert digest(tmp_path / "killed" / "preference_adapter") == digest(tmp_path / "whole" / "preference_adapter")
+
+
+def last_step(metrics: Metrics) -> int:
+    return max((entry["step"] for entry in metrics.read()), default=0)
