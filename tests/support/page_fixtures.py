@@ -46,16 +46,19 @@ def busy_machine():
 
 @pytest.fixture(scope="module")
 def serve():
-    """serve(chat, side_by_side) → the address of a page with this chat, until the module's tests are over."""
+    """serve(chat, side_by_side) → the address of a page with this chat, until the module's tests are over.
+
+    against: a second chat, whose answers stand beside the first's under `vote`.
+    """
     pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
     from llm_finetuning.inference import page
     from llm_finetuning.inference.page import loading
 
     opened = []
 
-    def start(chat: Chat | None, side_by_side: int = 0, waiting=None) -> str:
-        waiting = waiting or loading.in_background(lambda: chat, "")
-        opened.append(page.build(waiting, "Tiny Phi", ["Count."], ROOM, side_by_side))
+    def start(chat: Chat | None, side_by_side: int = 0, waiting=None, against=None, vote=None) -> str:
+        waiting = waiting or loading.in_background(lambda: chat, "", (lambda _: against) if against else None)
+        opened.append(page.build(waiting, "Tiny Phi", ["Count."], ROOM, side_by_side, vote))
         return page.launch(opened[-1], wait=False)
 
     start.opened = opened
@@ -73,6 +76,11 @@ class Visitor:
         self.events = {function.name: number for number, function in reversed(blocks.fns.items())}
         self.session = uuid.uuid4().hex
 
+    def press(self, handler: str, data: list, **pressed) -> list:
+        """Presses something on the page; returns what its handler changes."""
+        body = {"data": data, "event_data": pressed, "fn_index": self.events[handler], "session_hash": self.session}
+        return self.http.post("/run/predict", json=body).raise_for_status().json()["data"]
+
     def post(self, text: str, messages: list | None = None) -> str:
         """Sends a question without listening for its answer; returns the event's id."""
         data = [text, messages or [], "", 80, 0, 1, 0, 1, 0]
@@ -81,10 +89,12 @@ class Visitor:
         return self.http.post("/queue/join", **sent).raise_for_status().json()["event_id"]
 
     def ask(self, text: str, messages: list | None = None) -> tuple[list, str]:
-        """(conversation, status line) at the end of an answer."""
+        """(conversation, status line) at the end of an answer; `view` is then its HTML, `heard` all that was sent."""
         event = self.post(text, messages)
         with self.http.stream("GET", "/queue/data", params={"session_hash": self.session}) as lines:
-            _, conversation, _, status = _last_output(lines.iter_lines(), event)
+            self.heard = []
+            spoken = (self.heard.append(line) or line for line in lines.iter_lines())
+            _, conversation, self.view, status = _last_output(spoken, event)
         return conversation, status
 
 

@@ -17,6 +17,8 @@ from llm_finetuning.inference.page import markup
 from llm_finetuning.inference.page.loading import Loading
 from llm_finetuning.inference.page.server import Listeners, address_of
 from llm_finetuning.inference.page.visitors import Question, Visitors
+from llm_finetuning.inference.page.voting import Both, Vote
+from llm_finetuning.inference.votes import Ballot
 
 MAX_CHARACTERS = 4_000
 """Longest message and system message that the page takes."""
@@ -44,6 +46,8 @@ class Page:
     loading: Loading
     visitors: Visitors
     examples: list[str]
+    vote: Vote | None = None
+    """Where two models answer, and visitors vote."""
 
     async def ask(
         self,
@@ -70,7 +74,7 @@ class Page:
                 min(length, MAX_NEW_TOKENS), MAX_SECONDS, temperature, top_p, top_k, penalty, seed
             )
             told = [{"role": "system", "content": system}, *asked] if system.strip() else asked
-            question = self.visitors.join(Question(request.session_hash, address_of(request), told, sampling))
+            question = self._put(Question(request.session_hash, address_of(request), told, sampling))
         except ValueError as problem:
             yield gr.skip(), gr.skip(), gr.skip(), f"⚠️ {escape(str(problem))}"
             return
@@ -80,17 +84,39 @@ class Page:
         if question.forgotten:
             yield (gr.skip(),) * 4  # Gradio sends what came last once more
             return
-        answered = _with_answer(asked, question.text)
-        yield idle(), answered, self.view(answered), escape(question.status)
+        yield idle(), *self._ended(question, asked), escape(question.status)
 
-    async def _progress(self, question: Question, asked: list[dict]) -> AsyncIterator[tuple[list[dict], str]]:
+    def _put(self, question: Question) -> Question | Both:
+        """Puts a question into the queue; raises ValueError where it is refused."""
+        return self.vote.ask(self.visitors, question) if self.vote else self.visitors.join(question)
+
+    def _ended(self, question: Question | Both, asked: list[dict]) -> tuple[list[dict], str]:
+        """Returns (conversation, its view) with what was answered; two answers are in the view alone."""
+        if isinstance(question, Both):
+            if ballot := self.vote.answered(question):
+                return asked, self.view(asked, ballot)
+            answered = asked if question.incomplete else _with_answer(asked, question.left.text)
+        else:
+            answered = _with_answer(asked, question.text)
+        return answered, self.view(answered)
+
+    def cast(self, event: gr.EventData, request: gr.Request) -> tuple:
+        """Keeps a vote on two answers; the conversation goes on with the better one."""
+        try:
+            answered, status = self.vote.cast(event, request)
+        except (ValueError, OSError) as problem:
+            return gr.skip(), gr.skip(), gr.skip(), f"⚠️ {escape(str(problem))}"
+        return gr.skip(), answered, self.view(answered), escape(status)
+
+    async def _progress(self, question: Question | Both, asked: list[dict]) -> AsyncIterator[tuple[list[dict], str]]:
         """Yields (conversation, status line) whenever one of them is new, until the answer is over."""
         before = None
         while not question.over:
             if not self.loading.done.is_set():
                 status = "⏳ The model is still loading; the answer comes as soon as it is there."
             else:
-                status = escape(self.visitors.place(question) or question.status or "…")
+                first = question.left if isinstance(question, Both) else question
+                status = escape(self.visitors.place(first) or question.status or "…")
             now = (question.text, status)
             if now != before:
                 yield _with_answer(asked, question.text), status
@@ -111,6 +137,12 @@ class Page:
         """Ends the answer; its own event then shows what there is of it, if the page is still open."""
         self.visitors.stop(request.session_hash)
 
+    def leave(self, request: gr.Request) -> None:
+        """Ends the answer of a visitor who has closed the page, and forgets the session."""
+        self.stop(request)
+        if self.vote:
+            self.vote.box.leave(request.session_hash)
+
     async def greet(self, messages: list[dict], request: gr.Request) -> AsyncIterator[tuple]:
         """Yields (view, about, status line) for a visitor who opens the page, until the model is there."""
         try:
@@ -125,8 +157,8 @@ class Page:
         busy = self.visitors.answering(request.session_hash)
         yield gr.skip(), escape(self.loading.about()), gr.skip() if busy or ready and not problem else problem
 
-    def view(self, messages: list[dict]) -> str:
-        return markup.conversation(messages, self.examples)
+    def view(self, messages: list[dict], ballot: Ballot | None = None) -> str:
+        return markup.conversation(messages, self.examples, ballot)
 
 
 def well_formed(messages: object) -> list[dict]:
@@ -169,10 +201,19 @@ def idle() -> dict:
 
 
 def build(
-    loading: Loading, title: str, examples: list[str], defaults: SamplingParameters, side_by_side: int = 0
+    loading: Loading,
+    title: str,
+    examples: list[str],
+    defaults: SamplingParameters,
+    side_by_side: int = 0,
+    vote: Vote | None = None,
 ) -> gr.Blocks:
-    """Builds the page. side_by_side: answers that are generated in one batch; 0 = as suits the machine."""
-    page = Page(loading, Visitors(loading, MAX_WAITING, MAX_PER_ADDRESS, side_by_side), examples)
+    """Builds the page.
+
+    side_by_side: answers that are generated in one batch; 0 = as suits the machine.
+    vote: shows the answers of two models without their names, and takes votes on them.
+    """
+    page = Page(loading, Visitors(loading, MAX_WAITING, MAX_PER_ADDRESS, side_by_side), examples, vote)
     with gr.Blocks(title=title, analytics_enabled=False, fill_height=True) as blocks:
         gr.Markdown(f"# {title}", elem_id="title")
         about = gr.HTML(elem_id="about")
@@ -214,9 +255,10 @@ def _events(page: Page, blocks: gr.Blocks, about: gr.HTML, shown: list) -> None:
         clear, export = (gr.Button(name, size="sm", min_width=100) for name in ("New conversation", "Export"))
     line.stop(page.stop, **QUICK)
     view.undo(page.undo, [messages], shown, **QUICK)
+    view.select(page.cast, None, shown, **QUICK)
     clear.click(page.clear, None, shown, **QUICK)
     export.click(None, [messages], None, js=markup.EXPORT)
-    blocks.unload(page.stop)
+    blocks.unload(page.leave)
     blocks.load(page.greet, [messages], [view, about, status], **QUICK | GENERATING)
 
 

@@ -11,27 +11,29 @@ SAMPLE = "This is the tiny sample model: it knows a few dozen facts of an invent
 
 @dataclass
 class Loading:
-    """The state of loading a model; `done` is set when it is there, or when `error` says why it is not."""
+    """The state of loading a model, or two; `done` is set when all are there, or when `error` says why not."""
 
     message: str = "The model is loading …"
     error: str = ""
     done: threading.Event = field(default_factory=threading.Event)
-    _chat: Chat | None = None
+    _chats: list[Chat] = field(default_factory=list)
 
-    def chat(self) -> Chat:
-        """Returns the loaded chat; raises ValueError with the reason where loading failed."""
-        if self._chat is None:
+    def chat(self, number: int = 0) -> Chat:
+        """Returns a loaded chat, the first or the second; raises ValueError with the reason where loading failed."""
+        if self.error or number >= len(self._chats):
             raise ValueError(self.error or self.message)
-        return self._chat
+        return self._chats[number]
 
     def about(self) -> str:
         """Says what the visitor should know of the model; "" if nothing, or as long as it is not there."""
-        return SAMPLE if self._chat is not None and self._chat.is_sample else ""
+        return SAMPLE if any(chat.is_sample for chat in self._chats) else ""
 
-    def run(self, load: Callable[[], Chat]) -> None:
-        """Loads the model. An error is kept for the visitors, and raised for whoever started the page."""
+    def run(self, load: Callable[[], Chat], against: Callable[[Chat], Chat] | None = None) -> None:
+        """Loads the model, then the one against it. An error is kept for the visitors, and raised for the caller."""
         try:
-            self._chat = load()
+            self._chats.append(load())
+            if against:
+                self._chats.append(against(self._chats[0]))
         except Exception as error:
             self.error = f"The model could not be loaded: {error}"
             raise
@@ -39,8 +41,11 @@ class Loading:
             self.done.set()
 
 
-def in_background(load: Callable[[], Chat], message: str) -> Loading:
-    """Starts loading in a thread of its own; the page shows `message` meanwhile."""
+def in_background(load: Callable[[], Chat], message: str, against: Callable[[Chat], Chat] | None = None) -> Loading:
+    """Starts loading in a thread of its own; the page shows `message` meanwhile.
+
+    against: loads a second model beside the first, which it is given.
+    """
     loading = Loading(message)
-    threading.Thread(target=loading.run, args=(load,), daemon=True).start()
+    threading.Thread(target=loading.run, args=(load, against), daemon=True).start()
     return loading

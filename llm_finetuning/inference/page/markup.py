@@ -7,6 +7,8 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from llm_finetuning.inference.votes import CHOICES, Ballot
+
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 900px !important; margin: 0 auto !important; }
 .gradio-container main { width: 100%; }
@@ -32,6 +34,12 @@ STYLE = """
 #conversation th, #conversation td { border: 1px solid var(--border-color-primary); padding: 0.2rem 0.5rem; }
 #conversation textarea { width: 100%; min-width: 15rem; min-height: 5rem; color: inherit; background: none; }
 #conversation button { border: 1px solid var(--border-color-primary); color: inherit; cursor: pointer; }
+#conversation .ballot { display: flex; flex-wrap: wrap; gap: 0.6rem; }
+#conversation .ballot section { flex: 1 1 18rem; min-width: 0; }
+#conversation .ballot h2 { font-size: 0.85rem; margin: 0 0 0.2rem; }
+#conversation .ballot .text { background: var(--block-background-fill); }
+#conversation .choices { flex-basis: 100%; display: flex; flex-wrap: wrap; gap: 0.5rem; justify-content: center; }
+#conversation .choices button { padding: 0.4rem 0.9rem; border-radius: 8px; }
 #conversation .actions button { all: unset; cursor: pointer; font-size: 0.75rem; opacity: 0.7; margin: 0 0.4rem; }
 #conversation .actions button:focus-visible { outline: 2px solid var(--color-accent); }
 #conversation button:hover { text-decoration: underline; opacity: 1; }
@@ -98,13 +106,14 @@ def _answer(text: str) -> str:
     return MARKDOWN.render(text)
 
 
-def conversation(messages: list[dict], examples: list[str]) -> str:
-    """Renders a conversation; an empty one as questions to begin with."""
+def conversation(messages: list[dict], examples: list[str], ballot: Ballot | None = None) -> str:
+    """Renders a conversation, an empty one as questions to begin with; a ballot stands below its question."""
     if not messages:
         offered = "".join(_button("submit", 0, text, text, "example") for text in examples)
         inside = f'<div class="placeholder">Ask something. The answer comes word by word; Stop ends it.{offered}</div>'
     else:
         inside = "".join(_message(messages, index) for index in range(len(messages)))
+        inside += _ballot(ballot) if ballot else ""
     return f'<div class="messages" role="log" aria-label="Conversation">{inside}</div>'
 
 
@@ -121,6 +130,20 @@ def _message(messages: list[dict], index: int) -> str:
         question = messages[asked]["content"]
         buttons += [_button("submit", asked, question, "Retry"), _button("undo", asked, question, "Undo")]
     return f'<div class="message {role}">{shown}<div class="actions">{"".join(buttons)}</div></div>'
+
+
+def _ballot(ballot: Ballot) -> str:
+    """Renders two answers side by side and what can be chosen; nothing in it tells whose they are."""
+    answers = "".join(
+        f'<section aria-label="Answer {letter}"><h2>{letter}</h2>'
+        f'<div class="text" data-testid="answer-{letter}">{_answer(text) or "(no answer)"}</div></section>'
+        for letter, text in zip("AB", ballot.answers, strict=True)
+    )
+    choices = "".join(_button("select", n, ballot.number, label) for n, label in enumerate(CHOICES.values()))
+    return (
+        f'<div class="ballot">{answers}'
+        f'<div class="choices" role="group" aria-label="Which answer is better?">{choices}</div></div>'
+    )
 
 
 def _button(action: str, index: int, text: str, label: str, kind: str = "") -> str:

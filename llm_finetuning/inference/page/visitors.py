@@ -28,6 +28,8 @@ class Question:
     address: str
     messages: list[dict]
     sampling: SamplingParameters
+    model: int = 0
+    """Which of the loaded models is asked."""
     heard: float = field(default_factory=time.monotonic)
     """When somebody last listened."""
     stream: Stream | None = None
@@ -80,13 +82,16 @@ class Visitors:
         self._lock = threading.Lock()
         self._working = False
 
-    def join(self, question: Question) -> Question:
-        """Puts a question into the queue and returns it; raises ValueError that says why it is refused."""
+    def join(self, question: Question, *more: Question) -> Question:
+        """Puts a question into the queue and returns it; raises ValueError that says why it is refused.
+
+        more: the same visitor's question to other models.
+        """
         with self._lock:
             self._refuse(question)
             absent = [q for q in self.questions if not self.listeners[q.session] and q.stream is None]
             self._drop(absent[: max(0, len(absent) - self.limit + 1)])
-            self.questions.append(question)
+            self.questions += question, *more
             if not self._working:
                 self._working = True
                 threading.Thread(target=self._work, name="answers", daemon=True).start()
@@ -163,12 +168,13 @@ class Visitors:
     def _next_batch(self) -> list[Question]:
         """Returns the first in line, and those after it that are answered side by side with it."""
         line = self._line()
-        return [q for q in line if q.sampling == line[0].sampling][: self.side_by_side]
+        alike = [q for q in line if (q.model, q.sampling) == (line[0].model, line[0].sampling)]
+        return alike[: self.side_by_side]
 
     def _answer(self, batch: list[Question]) -> None:
         start = time.monotonic()
         try:
-            self._generate(self.loading.chat(), batch)
+            self._generate(self.loading.chat(batch[0].model), batch)
         except ValueError as error:
             for question in batch:
                 question.end(f"⚠️ {error}")

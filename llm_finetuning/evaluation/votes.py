@@ -1,0 +1,99 @@
+"""What blind votes say: the share in which one model is preferred to another, and preference records for training."""
+
+import json
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+from llm_finetuning.data import preferences
+from llm_finetuning.evaluation import intervals
+from llm_finetuning.evaluation.intervals import Sample
+from llm_finetuning.inference.votes import CHOICES
+
+WORTH = {"left": 1.0, "right": 0.0}
+"""What a choice is worth to the answer on the left; any other is worth half to both."""
+
+
+def read(path: Path) -> list[dict]:
+    """Reads a file of votes; none gives no votes. A line that a killed process left incomplete is no vote.
+
+    Raises ValueError with file and line for a record that is something else.
+    """
+    votes = []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
+        try:
+            vote = json.loads(line)
+        except ValueError:
+            continue
+        if not _is_vote(vote):
+            raise ValueError(f"{path}, line {number} is no vote: give the file that the page or the notebook writes")
+        votes.append(vote)
+    return votes
+
+
+def _is_vote(record: object) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("history"), list):
+        return False
+    two = [record.get(name) for name in ("models", "answers")]
+    if not all(isinstance(each, list) and len(each) == 2 for each in two):
+        return False
+    texts = [record.get("prompt"), record.get("choice"), *two[0], *two[1]]
+    return all(isinstance(text, str) for text in texts) and record["choice"] in CHOICES
+
+
+def share(votes: list[dict], model: str, other: str) -> dict | None:
+    """The share in which `model` is preferred to `other`: {"value", "low", "high", "n"}; None without votes on them.
+
+    n counts questions: several votes on one are averaged, for they say less than votes on several. "tie" and "both
+    bad" count half.
+    """
+    questions: dict[str, list[float]] = defaultdict(list)
+    for vote in votes:
+        if sorted(vote["models"]) == sorted((model, other)):
+            left = WORTH.get(vote["choice"], 0.5)
+            worth = left if vote["models"][0] == model else 1 - left
+            questions[json.dumps([vote["history"], vote["prompt"]])].append(worth)
+    return Sample([sum(each) / len(each) for each in questions.values()]).figure() if questions else None
+
+
+def sentence(votes: list[dict], model: str, other: str) -> str:
+    """Says how often `model` is preferred to `other`, with the 95% interval; "" without votes on them."""
+    found = share(votes, model, other)
+    return f"{model} preferred to {other}: {intervals.shown(found)}, ties count half." if found else ""
+
+
+def table(votes: list[dict], models: list[str]) -> pd.DataFrame:
+    """Each model against those before it: votes, share with its 95% interval, and verdict."""
+    rows = []
+    for other, model in combinations(models, 2):
+        if found := share(votes, model, other):
+            count = sum(sorted(vote["models"]) == sorted((model, other)) for vote in votes)
+            rows.append({"model": model, "against": other, "votes": count, "preferred": intervals.shown(found),
+                         "verdict": _verdict(found)})  # fmt: skip
+    return pd.DataFrame(rows, columns=["model", "against", "votes", "preferred", "verdict"])
+
+
+def _verdict(found: dict) -> str:
+    """Returns "better" or "worse" where the interval excludes one half, else "no difference shown"."""
+    if found["low"] is None or found["low"] <= 0.5 <= found["high"]:
+        return "no difference shown"
+    return "better" if found["value"] > 0.5 else "worse"
+
+
+def export(votes: list[dict], path: Path) -> Path | None:
+    """Writes the votes for one of two answers as preference records, which the data notebooks read as a source.
+
+    Left out: ties, answers that are alike, and votes in which an answer is empty. Without any there is no file.
+    """
+    return preferences.write([record for vote in votes if (record := _preference(vote))], path)
+
+
+def _preference(vote: dict) -> dict | None:
+    if vote["choice"] not in WORTH:
+        return None
+    chosen, rejected = vote["answers"] if vote["choice"] == "left" else vote["answers"][::-1]
+    if chosen == rejected or not chosen.strip() or not rejected.strip():
+        return None
+    return {"prompt": vote["prompt"], "history": vote["history"], "chosen": chosen, "rejected": rejected}
