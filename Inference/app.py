@@ -1,4 +1,7 @@
-"""The chat page: `python "Inference/app.py" --model FOLDER`, or a Hugging Face Space (variable MODEL)."""
+"""The chat page: `python "Inference/app.py" --model FOLDER`, or a Hugging Face Space (variable MODEL).
+
+With `--against OTHER` both models answer, without their names and in random order, and visitors vote.
+"""
 
 import argparse
 import os
@@ -8,10 +11,15 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
+from llm_finetuning import models
+from llm_finetuning.evaluation import votes
+from llm_finetuning.files import checksums
 from llm_finetuning.inference import page
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
 from llm_finetuning.inference.page import loading
+from llm_finetuning.inference.page.voting import Vote
+from llm_finetuning.inference.votes import BallotBox
 
 EXAMPLES = [
     "What should I think about before adopting a dog?",
@@ -23,6 +31,8 @@ EXAMPLES = [
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=os.environ.get("MODEL"), help="published folder, or repository on the Hub")
+    parser.add_argument("--against", default=os.environ.get("AGAINST"), help="another one, or the base, to vote on")
+    parser.add_argument("--votes", type=Path, default=os.environ.get("VOTES", "votes.jsonl"), help="file of the votes")
     parser.add_argument("--host", default="0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
     parser.add_argument("--backend", default=os.environ.get("BACKEND", "auto"), help="auto, nf4, bfloat16, …")
@@ -31,23 +41,45 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if not given.model:
         parser.error("no model: --model FOLDER, or the variable MODEL (user/name of a model on the Hub)")
+    if given.against and names(given)[0] == names(given)[1]:
+        parser.error(f"--against is the model itself: {given.against}")
     return given
 
 
-def load(model: str, backend: str) -> Chat:
-    """Loads a published folder, which a Space downloads from the Hub first."""
+def names(given: argparse.Namespace) -> list[str]:
+    """The last parts of both models' names, or where these are the same, all of them."""
+    short = [Path(name).resolve().name for name in (given.model, given.against)]
+    return short if short[0] != short[1] else [given.model, given.against]
+
+
+def downloaded(model: str) -> str:
+    """A published folder, which a Space downloads from the Hub first."""
     if not Path(model).is_dir() and "SPACE_ID" in os.environ:
         from huggingface_hub import snapshot_download
 
         model = snapshot_download(model)
-    return Chat.load(model, backend)
+    return model
+
+
+def load_against(model: str, chat: Chat, backend: str) -> Chat:
+    """Another published folder, or a base without a chat template, which is asked as the first model is."""
+    folder = Path(downloaded(model))
+    if (folder / checksums.NAME).is_file():
+        return Chat.load(folder, backend)
+    return chat.base(models.locate(str(folder), Path("base")), backend)
 
 
 def main() -> None:
     given = arguments()
-    name = Path(given.model).name
-    waiting = loading.in_background(lambda: load(given.model, given.backend), f"Loading {name} …")
-    blocks = page.build(waiting, given.title, given.example or EXAMPLES, SamplingParameters(max_new_tokens=512))
+    load, against, vote = lambda: Chat.load(downloaded(given.model), given.backend), None, None
+    if given.against:
+        both = names(given)
+        vote = Vote(both, BallotBox(given.votes), lambda: votes.sentence(votes.read(given.votes), *both))
+        against = lambda chat: load_against(given.against, chat, given.backend)  # noqa: E731
+    name = " and ".join(vote.models if vote else [Path(given.model).name])
+    waiting = loading.in_background(load, f"Loading {name} …", against)
+    sampling = SamplingParameters(max_new_tokens=512)
+    blocks = page.build(waiting, given.title, given.example or EXAMPLES, sampling, vote=vote)
     print(f"http://{given.host}:{given.port}", flush=True)
     page.launch(blocks, given.host, given.port)
 
