@@ -66,7 +66,10 @@ def load_against(model: str, chat: Chat, backend: str) -> Chat:
     folder = Path(downloaded(model))
     if (folder / checksums.NAME).is_file():
         return Chat.load(folder, backend)
-    return chat.base(models.locate(str(folder), Path("base")), backend)
+    base = models.locate(str(folder), Path("base"))
+    if not models.tokenizer(str(base)).get_vocab().items() <= chat.template.tokenizer.get_vocab().items():
+        raise ValueError(f"--against {model} has other tokens, and no folder that was published: its prompt is unknown")
+    return chat.base(base, backend)
 
 
 def main() -> None:
@@ -74,7 +77,7 @@ def main() -> None:
     load, against, vote = lambda: Chat.load(downloaded(given.model), given.backend), None, None
     if given.against:
         both = names(given)
-        vote = Vote(both, BallotBox(given.votes), lambda: votes.sentence(votes.read(given.votes), *both))
+        vote = Vote(both, BallotBox(given.votes), lambda: votes.so_far(given.votes, both[::-1]))
         against = lambda chat: load_against(given.against, chat, given.backend)  # noqa: E731
     name = " and ".join(vote.models if vote else [Path(given.model).name])
     waiting = loading.in_background(load, f"Loading {name} …", against)

@@ -23,6 +23,9 @@ from llm_finetuning.inference.generation import SamplingParameters
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import Evaluation, split_names
 
+FORM = 2
+"""Of what is kept of a model: what was kept in another form is measured again."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -42,7 +45,7 @@ class Result:
     """Figure → what was measured on each unit, in the order of the held-out set."""
     tasks: dict[str, dict]
     answers: list[dict]
-    """{"prompt", "reference", "text"} of the first `eval_answers` held-out prompts."""
+    """{"prompt", "history", "reference", "text"} of the first `eval_answers` held-out prompts."""
 
 
 def templates(found: list[Candidate]) -> dict[str, Template]:
@@ -133,9 +136,10 @@ def _answers(model: torch.nn.Module, template: Template, held_out_pairs: list[di
     given = scoreboard.answers(model, asked, template, settings.max_new_tokens)
     measured = scoreboard.of_answers(asked, given, settings.judge_exact_match)
     told = [
-        {"prompt": row["pair"]["prompt"], "reference": row["pair"]["response"], "text": answer.text}
+        {"prompt": row["pair"]["prompt"], "history": row["pair"].get("history") or [],
+         "reference": row["pair"]["response"], "text": answer.text}
         for row, answer in zip(asked, given, strict=True)
-    ]
+    ]  # fmt: skip
     return {"samples": measured, "answers": told}
 
 
@@ -160,7 +164,7 @@ def _rules(model: torch.nn.Module, template: Template, settings: Evaluation) -> 
 def _identity(candidate: Candidate, template: Template, data: HeldOut, settings: Evaluation) -> str:
     """A hash of all that the figures of a model depend on."""
     asked = {name: value for name, value in asdict(settings).items() if name not in ("drive_folder", "models")}
-    parts = [candidate.fingerprint(), template.tokenizer.chat_template, asdict(data), asked]
+    parts = [FORM, candidate.fingerprint(), template.tokenizer.chat_template, asdict(data), asked]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

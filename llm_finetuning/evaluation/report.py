@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from llm_finetuning import prompts
 from llm_finetuning.evaluation import intervals
 from llm_finetuning.evaluation.comparison import Result
 from llm_finetuning.files.atomic import write_json
+from llm_finetuning.inference.vote_box import Question
 
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "generic_loss", "repetition_rate")
 HIGHER_IS_BETTER = ("stop_rate", "exact_match", "rank_agreement", "rank_agreement_whole", "rules_followed")
 HIGHER_IS_BETTER += ("margin",)
 NEITHER = ("answer_words", "chosen_longer")
 ORDER = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER, *NEITHER)
+SHOWN = 8
+"""Held-out prompts whose answers are shown with the models' names; on the others people can vote without them."""
 
 
 def figures(result: Result) -> dict[str, dict]:
@@ -78,11 +82,28 @@ def verdict(name: str, found: dict) -> str:
     return "better" if (found["value"] > 0) == (name not in LOWER_IS_BETTER) else "worse"
 
 
-def answers(results: dict[str, Result], count: int = 8) -> pd.DataFrame:
+def answers(results: dict[str, Result]) -> pd.DataFrame:
     """The first held-out prompts with the reference and each model's answer."""
-    told = list(zip(*(result.answers for result in results.values()), strict=True))[:count]
+    told = _together(results)[:SHOWN]
     return pd.DataFrame(
         {"prompt": each[0]["prompt"], "reference": each[0]["reference"]}
         | {model: answer["text"] for model, answer in zip(results, each, strict=True)}
         for each in told
     )
+
+
+def questions(results: dict[str, Result]) -> list[Question]:
+    """The held-out questions whose answers `answers` does not show, each with every model's answer.
+
+    Empty for a single model: there is nothing to vote on.
+    """
+    return [
+        (prompts.question(each[0]), {model: answer["text"] for model, answer in zip(results, each, strict=True)})
+        for each in _together(results)[SHOWN:]
+        if len(each) > 1
+    ]
+
+
+def _together(results: dict[str, Result]) -> list[tuple[dict, ...]]:
+    """To each held-out prompt every model's answer."""
+    return list(zip(*(result.answers for result in results.values()), strict=True))

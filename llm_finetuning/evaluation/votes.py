@@ -58,21 +58,24 @@ def share(votes: list[dict], model: str, other: str) -> dict | None:
     return Sample([sum(each) / len(each) for each in questions.values()]).figure() if questions else None
 
 
-def sentence(votes: list[dict], model: str, other: str) -> str:
-    """Says how often `model` is preferred to `other`, with the 95% interval; "" without votes on them."""
-    found = share(votes, model, other)
-    return f"{model} preferred to {other}: {intervals.shown(found)}, ties count half." if found else ""
+def so_far(path: Path, models: list[str]) -> str:
+    """Says how often each model is preferred to those before it, by a file of votes; "" without votes on them."""
+    told = [
+        f"{model} preferred to {other}: {intervals.shown(found)}" for model, other, found in _shares(read(path), models)
+    ]
+    return f"{'; '.join(told)}. n counts questions, ties half." if told else ""
 
 
 def table(votes: list[dict], models: list[str]) -> pd.DataFrame:
-    """Each model against those before it: votes, share with its 95% interval, and verdict."""
-    rows = []
-    for other, model in combinations(models, 2):
-        if found := share(votes, model, other):
-            count = sum(sorted(vote["models"]) == sorted((model, other)) for vote in votes)
-            rows.append({"model": model, "against": other, "votes": count, "preferred": intervals.shown(found),
-                         "verdict": _verdict(found)})  # fmt: skip
-    return pd.DataFrame(rows, columns=["model", "against", "votes", "preferred", "verdict"])
+    """Each model against those before it: the share with its 95% interval, and verdict."""
+    rows = [(model, other, intervals.shown(found), _verdict(found)) for model, other, found in _shares(votes, models)]
+    return pd.DataFrame(rows, columns=["model", "against", "preferred", "verdict"])
+
+
+def _shares(votes: list[dict], models: list[str]) -> list[tuple[str, str, dict]]:
+    """(model, one before it, share) of those that were voted on."""
+    pairs = [(model, other, share(votes, model, other)) for other, model in combinations(models, 2)]
+    return [pair for pair in pairs if pair[2]]
 
 
 def _verdict(found: dict) -> str:

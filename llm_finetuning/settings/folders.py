@@ -31,6 +31,8 @@ class Folders:
     rate_search = property(lambda self: self.drive / "rate_search.json")
     evaluation = property(lambda self: self.drive / "evaluation.json")
     evaluated = property(lambda self: self.drive / "evaluated")
+    votes = property(lambda self: self.drive / "votes.jsonl")
+    vote_preferences = property(lambda self: self.drive / "votes_preferences.jsonl")
     adapter_zip = property(lambda self: self.drive / f"{self.adapter.name}.zip")
     mirrored = property(lambda self: self.drive / self.checkpoints.name)
     """Where copies of the checkpoints go."""
@@ -49,3 +51,4 @@ class PreferenceFolders(Folders):
     settings = property(lambda self: self.drive / "preference_settings.json")
     scoreboard = property(lambda self: self.drive / "preference_scoreboard.json")
     metrics = property(lambda self: self.work / "preference_metrics.jsonl")
+    rate_search = property(lambda self: self.drive / "preference_rate_search.json")

@@ -56,7 +56,7 @@ def finished(published, tiny_base, tmp_path):
     )
 
 
-def test_base_and_finetuned_are_told_apart(finished):
+def test_base_and_finetuned_are_told_apart(finished, monkeypatch):
     results = comparison.compare(finished)
     record = report.write(results, finished.folders.evaluation)
     assert json.loads(finished.folders.evaluation.read_text()) == record
@@ -73,6 +73,13 @@ def test_base_and_finetuned_are_told_apart(finished):
     assert told["loss"] == told["exact_match"] == told["stop_rate"] == "better"
     told = report.answers(results)
     assert (told["finetuned"] == told["reference"]).all() and not (told["base"] == told["reference"]).any()
+    monkeypatch.setattr(report, "SHOWN", 2)
+    asked = report.questions(results)
+    assert len(asked) == 4 and any(len(messages) == 3 for messages, _ in asked)
+    for messages, answers in asked:
+        known = next(pair for pair in known_pairs() if prompts.question(pair) == messages)
+        assert answers["finetuned"] == known["response"] != answers["base"]
+    assert report.questions({"base": results["base"]}) == []
 
 
 def test_a_killed_evaluation_goes_on_and_measures_nothing_twice(finished, monkeypatch):

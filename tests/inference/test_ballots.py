@@ -106,3 +106,32 @@ def test_a_question_counts_once_a_session_and_a_session_that_left_is_forgotten(t
     assert box._open == {} and set(box._voted) == {"bob"}
     kept = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_bytes().splitlines()]
     assert [vote["history"] for vote in kept] == [[], ask("What is it?", "Hello.", "Hi.")[:-1], [], persona[:1]]
+
+
+def test_the_box_in_a_notebook_asks_once_without_names_and_shows_markup_as_text(tmp_path):
+    pytest.importorskip("ipywidgets", reason="the box needs ipywidgets: pip install ipywidgets")
+    from llm_finetuning.inference.vote_box import vote_box
+
+    told = {"tuned-7f3a": "<b>yes</b>\n  indented", "plain-c41d": "no"}
+    asked = [
+        (ask("Is <i>it</i> so?", "Hi.", "Hello."), told),
+        (ask("Are they alike?"), {"tuned-7f3a": "same", "plain-c41d": "same"}),
+        (ask("Last?"), told | {"third-99aa": "perhaps"}),
+    ]
+    path = tmp_path / "votes.jsonl"
+    view = vote_box(asked, votes.BallotBox(path), lambda: results.so_far(path, list(told)))
+    shown, row, status = view.children
+    left, right, tie, _ = row.children
+    first = shown.value
+    assert (
+        "&lt;b&gt;yes&lt;/b&gt;\n  indented" in first and "Is &lt;i&gt;it&lt;/i&gt; so?" in first and "Hello." in first
+    )
+    assert not any(model in first + status.value for model in told)
+    right.click()
+    assert "Last?" in shown.value and results.so_far(path, list(told)) in status.value
+    tie.click()
+    kept = results.read(path)
+    assert [(vote["prompt"], vote["choice"]) for vote in kept] == [("Is <i>it</i> so?", "right"), ("Last?", "tie")]
+    letter = first.index("<b>A</b>") < first.index("&lt;b&gt;yes") < first.index("<b>B</b>")
+    assert kept[0]["models"] == (list(told) if letter else list(told)[::-1])
+    assert "no more questions" in shown.value and left.disabled

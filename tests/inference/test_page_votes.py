@@ -33,7 +33,7 @@ def others(chat):
 
 @pytest.fixture(scope="module")
 def address(serve, others, file):
-    vote = Vote(NAMES, BallotBox(file), lambda: votes.sentence(votes.read(file), *NAMES))
+    vote = Vote(NAMES, BallotBox(file), lambda: votes.so_far(file, NAMES[::-1]))
     return serve(others[0], against=others[1], vote=vote)
 
 

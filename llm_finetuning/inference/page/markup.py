@@ -39,6 +39,7 @@ STYLE = """
 #conversation .ballot h2 { font-size: 0.85rem; margin: 0 0 0.2rem; }
 #conversation .ballot .text { background: var(--block-background-fill); }
 #conversation .choices { flex-basis: 100%; display: flex; flex-wrap: wrap; gap: 0.5rem; justify-content: center; }
+#conversation .choices { position: sticky; bottom: 0; padding: 0.6rem; background: var(--body-background-fill); }
 #conversation .choices button { padding: 0.4rem 0.9rem; border-radius: 8px; }
 #conversation .actions button { all: unset; cursor: pointer; font-size: 0.75rem; opacity: 0.7; margin: 0 0.4rem; }
 #conversation .actions button:focus-visible { outline: 2px solid var(--color-accent); }
