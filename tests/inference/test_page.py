@@ -211,6 +211,8 @@ def test_an_answer_is_markdown_without_markup_or_requests(visit, chat, serve, wi
     wait_until_idle(window)
     shown = answer(window)
     assert shown.locator("pre").all_text_contents() == ['if a < b && c:\n\treturn "<b>"\n', "indented & code\n"]
+    colours = "all => all.map((e) => getComputedStyle(e).color)"
+    assert len(set(shown.locator("pre code, pre span").evaluate_all(colours))) > 2
     assert shown.locator("h1, td code").all_text_contents() == ["Heading", "x < y"]
     assert shown.locator("img, script, b, i").count() == 0 and window.evaluate("window.hacked") is None
     links = shown.locator("a").evaluate_all("all => all.map(a => [a.textContent, a.getAttribute('href')])")

@@ -1,11 +1,16 @@
 """A conversation as HTML: what was typed is shown as typed, answers as Markdown, and nothing in either as markup."""
 
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 from typing import Any
 
+import pygments
 from markdown_it import MarkdownIt
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
 
 from llm_finetuning.inference.votes import CHOICES, Ballot
 
@@ -46,6 +51,17 @@ STYLE = """
 #conversation button:hover { text-decoration: underline; opacity: 1; }
 footer { display: none !important; }
 """
+COLOURING_SECONDS = 0.1
+"""CPU time for the colours of one block of code: some are quadratic in its length, and every visitor would wait."""
+COLOURS = HtmlFormatter(nowrap=True)
+
+
+def _colours(style: str, place: str) -> str:
+    """Returns the CSS for the code of answers in a style of Pygments."""
+    return "\n".join(HtmlFormatter(style=style).get_token_style_defs(f"{place} #conversation pre"))
+
+
+STYLE += _colours("xcode", "") + _colours("github-dark", ".dark")
 
 SCRIPT = """
 const copied = (text) => {
@@ -92,8 +108,23 @@ def _link_to_image(tokens: Sequence[Any], index: int, _options: Any, _env: Any) 
     )
 
 
+def _coloured(code: str, language: str, _attributes: str) -> str:
+    """Renders a code block in the colours of its named language; "" = as it is, escaped by the caller."""
+    try:
+        found = get_lexer_by_name(language, stripnl=False, ensurenl=False).get_tokens(code)
+    except ClassNotFound:
+        return ""
+    end, tokens = time.thread_time() + COLOURING_SECONDS, []
+    for token in found:
+        if time.thread_time() > end:
+            return ""
+        tokens.append(token)
+    return pygments.format(tokens, COLOURS)
+
+
 def _markdown() -> MarkdownIt:
-    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    options = {"html": False, "breaks": True, "highlight": _coloured}
+    markdown = MarkdownIt("commonmark", options).enable(["table", "strikethrough"])
     markdown.renderer.rules["image"] = _link_to_image
     return markdown
 
