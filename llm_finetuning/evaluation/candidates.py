@@ -6,7 +6,6 @@ from pathlib import Path
 
 import peft
 import torch
-import transformers
 
 from llm_finetuning import hardware, models, prompts
 from llm_finetuning.files import checksums
@@ -41,13 +40,21 @@ class Candidate:
         return prompts.template_for(tokenizer) if tokenizer.chat_template else None
 
     def load(self, dtype: torch.dtype, device: str) -> torch.nn.Module:
-        """The model in evaluation mode, its adapter beside the weights."""
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            self.path, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False
-        )
-        if self.adapter:
-            model = peft.PeftModel.from_pretrained(model, self.adapter, torch_device=device)
-        return model.eval()
+        """The model in evaluation mode, its adapter beside the weights.
+
+        Raises ValueError where model or adapter lacks a weight, or has one too many: it would be another model.
+        """
+        model = models.load_strict(self.path, dtype, device)
+        return _add_adapter(model, self.adapter, device).eval() if self.adapter else model
+
+
+def _add_adapter(model: torch.nn.Module, folder: Path, device: str) -> peft.PeftModel:
+    model = peft.PeftModel(model, peft.PeftConfig.from_pretrained(folder))
+    loaded = model.load_adapter(str(folder), "default", torch_device=device)
+    missing = [name for name in loaded.missing_keys if ".default." in name]
+    if problems := missing + loaded.unexpected_keys:
+        raise ValueError(f"models: {folder} is not an adapter of this base; {len(problems)} weights: {problems[0]}, …")
+    return model
 
 
 def named(settings: Evaluation) -> list[Candidate]:

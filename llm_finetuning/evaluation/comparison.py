@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ class HeldOut:
     ranked: list[dict]
     """Preference records."""
     passages: list[str]
+    other_languages: list[str]
+    """Replies in languages that finetuning does not teach."""
 
 
 @dataclass
@@ -75,7 +78,8 @@ def held_out(settings: Evaluation, used: dict[str, Template]) -> HeldOut:
         drawn = [cut.pair for cut in scoreboard.fitting(drawn, template, length)]
         ranked = [pair["record"] for pair in agreement.ranked_pairs(ranked, template, length)]
     texts = generic.passages(settings.generic_text, count) if settings.generic_text else []
-    return HeldOut(pairs.draw(drawn, count, seed), agreement.sampled(ranked, count, seed), texts)
+    others = generic.other_languages(settings.source, settings.folders.val_file, count, seed)
+    return HeldOut(pairs.draw(drawn, count, seed), agreement.sampled(ranked, count, seed), texts, others)
 
 
 def measure(
@@ -110,8 +114,10 @@ def _steps(template: Template, data: HeldOut, settings: Evaluation) -> list[_Ste
         steps.append(_Step("answers", lambda model: _answers(model, template, data.pairs, settings)))
     if data.ranked:
         steps.append(_Step("ranks", lambda model: _ranks(model, template, data.ranked, settings)))
-    if data.passages:
-        steps.append(_Step("plain text", lambda model: _generic(model, template, data.passages, settings)))
+    plain = {"generic_loss": data.passages, "other_languages_loss": data.other_languages}
+    for name, texts in plain.items():
+        if texts:
+            steps.append(_Step(name, partial(_generic, template=template, name=name, texts=texts, settings=settings)))
     if settings.follow_rules:
         steps.append(_Step("rules", lambda model: _rules(model, template, settings)))
     if names := split_names(settings.tasks):
@@ -148,9 +154,9 @@ def _ranks(model: torch.nn.Module, template: Template, records: list[dict], sett
     return {"samples": agreement.rank_agreement(model, ranked, template)}
 
 
-def _generic(model: torch.nn.Module, template: Template, texts: list[str], settings: Evaluation) -> dict:
+def _generic(model: torch.nn.Module, template: Template, name: str, texts: list[str], settings: Evaluation) -> dict:
     loss = likelihood.losses(model, generic.examples(texts, template, settings.max_seq_length), template)
-    return {"samples": {"generic_loss": loss}}
+    return {"samples": {name: loss}}
 
 
 def _rules(model: torch.nn.Module, template: Template, settings: Evaluation) -> dict:

@@ -1,11 +1,15 @@
-"""Plain text that finetuning does not teach: what a model has forgotten shows in its loss there."""
+"""Text that finetuning does not teach: what a model has forgotten shows in its loss there."""
 
 from pathlib import Path
 
 import datasets
 
 from llm_finetuning import models, sample
+from llm_finetuning.data import oasst, own_data, pairs, reports
+from llm_finetuning.data.filters import speaks
+from llm_finetuning.data.sources import locate
 from llm_finetuning.prompts import Template
+from llm_finetuning.settings import split_names
 
 
 def passages(source: str, count: int = 200) -> list[str]:
@@ -24,6 +28,22 @@ def passages(source: str, count: int = 200) -> list[str]:
     if not found:
         raise ValueError(f"generic_text {source} holds no text: passages with blank lines between them are needed")
     return found
+
+
+def other_languages(source: str, val_file: Path, count: int, seed: int) -> list[str]:
+    """Replies of the source's validation trees in languages that the data preparation left out, at most `count`.
+
+    source: as in the data notebooks. Empty where it is "" or holds no trees, or no language was left out of
+    `val_file`, as its report says. Raises what `oasst.read_messages` raises.
+    """
+    known = source and reports.report_path(val_file).is_file()
+    languages = split_names(reports.read_report(val_file)["recipe"]["languages"]) if known else []
+    if not languages or own_data.is_pairs_file(locate(source, "validation")[0][0]):
+        return []
+    messages = oasst.read_messages(source, "validation", on_error="skip")
+    rows = zip(messages["role"], messages["lang"], messages["text"], strict=True)
+    replies = [text for role, lang, text in rows if role == "assistant" and not speaks(lang, languages)]
+    return pairs.draw(replies, count, seed)
 
 
 def _of_file(path: Path) -> list[str]:

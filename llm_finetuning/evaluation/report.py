@@ -11,7 +11,7 @@ from llm_finetuning.evaluation.comparison import Result
 from llm_finetuning.files.atomic import write_json
 from llm_finetuning.inference.vote_box import Question
 
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "generic_loss", "repetition_rate")
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "generic_loss", "other_languages_loss", "repetition_rate")
 HIGHER_IS_BETTER = ("stop_rate", "exact_match", "rank_agreement", "rank_agreement_whole", "rules_followed")
 HIGHER_IS_BETTER += ("margin",)
 NEITHER = ("answer_words", "chosen_longer")
@@ -70,7 +70,7 @@ def differences(results: dict[str, Result]) -> pd.DataFrame:
 
 
 def _other_tokens(name: str, ours: intervals.Sample, theirs: intervals.Sample) -> bool:
-    return name in ("loss", "generic_loss") and list(ours.weights) != list(theirs.weights)
+    return name in ("loss", "generic_loss", "other_languages_loss") and list(ours.weights) != list(theirs.weights)
 
 
 def verdict(name: str, found: dict) -> str:

@@ -34,6 +34,8 @@ class Evaluation:
     """Count the answers that are the held-out response to the letter: for data with one right answer."""
     generic_text: str = "sample"
     """Text that finetuning does not teach, to see what is forgotten: a file, a dataset id, "sample", "" = none."""
+    source: str = "OpenAssistant/oasst1"
+    """As in the data notebooks: of its trees the languages that they left out show what is forgotten; "" = none."""
     follow_rules: bool = True
     """Ask for answers under a dozen rules that a program can check."""
     tasks: str = ""

@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 from inference_fixtures import known_pairs
+from safetensors.torch import load_file, save_file
 from training_fixtures import prepare, small_pairs, small_settings
 
 from llm_finetuning import prompts
+from llm_finetuning.data import oasst
 from llm_finetuning.evaluation import agreement, comparison, generic, report, rules
 from llm_finetuning.files import checksums
 from llm_finetuning.release.evaluated import add_evaluation
@@ -110,19 +112,52 @@ def test_a_killed_evaluation_goes_on_and_measures_nothing_twice(finished, monkey
 
 
 def test_an_adapter_on_its_base_is_measured_like_the_model_in_training(finished, tiny_base, tmp_path):
-    run = prepare(small_settings(tmp_path / "run", tiny_base, use_4bit=False, max_steps=2), known_pairs())
-    from llm_finetuning.training.resumable import save_adapter, train
-
-    train(run.trainer)
-    save_adapter(run.trainer)
-    adapter = run.settings.folders.adapter
-    run.template.tokenizer.save_pretrained(adapter)
-    settings = dataclasses.replace(finished, models=[f"{tiny_base} + {adapter}"])
+    run = trained_adapter(tiny_base, tmp_path / "run")
+    settings = dataclasses.replace(finished, models=[f"{tiny_base} + {run.settings.folders.adapter}"])
     found = comparison.compare(settings)["adapter"].samples["loss"].value
     examples = prompts.encode_all(known_pairs(), run.template)
     assert found == pytest.approx(
         comparison.likelihood.losses(run.trainer.model, examples, run.template).value, rel=1e-4
     )
+
+
+def trained_adapter(base, folder, steps: int = 2, **changed):
+    """The folder of an adapter that was trained on the known pairs."""
+    from llm_finetuning.training.resumable import save_adapter, train
+
+    run = prepare(small_settings(folder, base, use_4bit=False, max_steps=steps, **changed), known_pairs())
+    train(run.trainer)
+    save_adapter(run.trainer)
+    run.template.tokenizer.save_pretrained(run.settings.folders.adapter)
+    return run
+
+
+def test_a_damaged_adapter_shows_that_something_was_forgotten(finished, published, tmp_path):
+    """The finetuned model trained on at a sound rate, and at fifty times that; what it forgets are its own answers."""
+    told = "\n\n".join(f"Instruct: {pair['prompt']}\nOutput: {pair['response']}" for pair in known_pairs())
+    (tmp_path / "plain.txt").write_text(told, encoding="utf-8")
+    adapters = {}
+    for name, rate in (("sound", 1e-3), ("damaged", 50 * 1e-3)):
+        run = trained_adapter(published, tmp_path / name, steps=8, learning_rate=rate)
+        adapters[name] = run.settings.folders.adapter.rename(tmp_path / f"adapter-{name}")
+    several = ["finetuned", *(f"{published} + {adapter}" for adapter in adapters.values())]
+    results = comparison.compare(dataclasses.replace(finished, models=several, eval_answers=0))
+    told = report.differences(results).set_index(["model", "figure"])["verdict"]
+    assert told["adapter-damaged", "generic_loss"] == "worse"
+    assert told["adapter-sound", "generic_loss"] != "worse"
+
+
+def test_an_adapter_of_another_model_is_refused(finished, tiny_base, tmp_path):
+    adapter = trained_adapter(tiny_base, tmp_path / "run", steps=1).settings.folders.adapter
+    for change in (lambda names: names[1:], lambda names: [*names, names[-1].replace("layers.1", "layers.2")]):
+        weights = load_file(adapter / "adapter_model.safetensors")
+        names = change(sorted(weights))
+        changed = tmp_path / f"changed-{len(names)}"
+        shutil.copytree(adapter, changed)
+        save_file({name: weights[name] if name in weights else next(iter(weights.values())).clone() for name in names},
+                  changed / "adapter_model.safetensors")  # fmt: skip
+        with pytest.raises(ValueError, match="not an adapter of this base"):
+            comparison.compare(dataclasses.replace(finished, models=[f"{tiny_base} + {changed}"]))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +242,25 @@ def test_text_that_is_none_is_refused(name, content, problem, tmp_path):
         generic.passages(str(path))
     with pytest.raises(FileNotFoundError):
         generic.passages(str(tmp_path / "missing.txt"))
+
+
+def test_what_was_left_out_by_its_language_is_read_of_the_source(tmp_path):
+    val_file = tmp_path / "finetuning_data_val.jsonl"
+    messages = oasst.read_messages("sample", "validation")
+    replies = messages[messages["role"] == "assistant"]
+
+    def read(languages: str, source: str = "sample") -> set[str]:
+        (tmp_path / "finetuning_data_val.report.json").write_text(json.dumps({"recipe": {"languages": languages}}))
+        return set(generic.other_languages(source, val_file, 1000, 0))
+
+    assert generic.other_languages("sample", val_file, 5, 0) == [], "no report, no data preparation"
+    assert read("") == read("en", "") == set()
+    assert read("en") == set(replies["text"][replies["lang"] != "en"]) != set()
+    assert read("en, pt") == set(replies["text"][~replies["lang"].isin(["en", "pt-BR"])]) < read("en")
+    own = tmp_path / "own.jsonl"
+    write_lines(own, known_pairs())
+    assert read("en", str(own)) == set()
+    assert len(generic.other_languages("sample", val_file, 5, 0)) == 5
 
 
 def test_rules_tell_what_follows_them():
