@@ -185,6 +185,7 @@ def summary(clock: Clock, plan: planning.Plan, peak: int) -> dict:
     speed = clock.tokens / clock.elapsed
     return {
         "tokens_per_second": speed,
+        "seconds": clock.elapsed,
         "step_seconds": clock.elapsed / clock.steps,
         "mfu": plan.mfu(speed),
         "peak_gib": peak / hardware.GIB,

@@ -49,8 +49,8 @@ class Candidate:
 
 
 def _add_adapter(model: torch.nn.Module, folder: Path, device: str) -> peft.PeftModel:
-    model = peft.PeftModel(model, peft.PeftConfig.from_pretrained(folder))
-    loaded = model.load_adapter(str(folder), "default", torch_device=device)
+    model = peft.PeftModel.from_pretrained(model, folder, torch_device=device)
+    loaded = model.load_adapter(str(folder), "default", torch_device=device)  # once more, for what it returns
     missing = [name for name in loaded.missing_keys if ".default." in name]
     if problems := missing + loaded.unexpected_keys:
         raise ValueError(f"models: {folder} is not an adapter of this base; {len(problems)} weights: {problems[0]}, …")
