@@ -1,5 +1,6 @@
 """What blind votes say: the share in which one model is preferred to another, and preference records for training."""
 
+import argparse
 import json
 from collections import defaultdict
 from itertools import combinations
@@ -93,6 +94,19 @@ def export(votes: list[dict], path: Path) -> Path | None:
     return preferences.write([record for vote in votes if (record := _preference(vote))], path)
 
 
+def main() -> None:
+    """Writes the votes of a file as preference records, and tells the share of each model."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("votes", type=Path, help="the file that the page or the notebook writes")
+    parser.add_argument("preferences", type=Path, help="where the preference records go")
+    given = parser.parse_args()
+    if not given.votes.is_file():
+        raise SystemExit(f"{given.votes} is not there: give the file that the page or the notebook writes")
+    votes = read(given.votes)
+    print(export(votes, given.preferences) or f"{given.votes} holds no vote for one of two answers")
+    print(so_far(given.votes, list(dict.fromkeys(model for vote in votes for model in vote["models"]))))
+
+
 def _preference(vote: dict) -> dict | None:
     if vote["choice"] not in WORTH:
         return None
@@ -100,3 +114,7 @@ def _preference(vote: dict) -> dict | None:
     if chosen == rejected or not chosen.strip() or not rejected.strip():
         return None
     return {"prompt": vote["prompt"], "history": vote["history"], "chosen": chosen, "rejected": rejected}
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from training_fixtures import prepare, small_pairs, small_settings
 
 from llm_finetuning import prompts
 from llm_finetuning.data import oasst
-from llm_finetuning.evaluation import agreement, comparison, generic, report, rules
+from llm_finetuning.evaluation import agreement, comparison, generic, intervals, report, rules
 from llm_finetuning.files import checksums
 from llm_finetuning.release.evaluated import add_evaluation
 from llm_finetuning.settings import Evaluation
@@ -145,6 +145,21 @@ def test_a_damaged_adapter_shows_that_something_was_forgotten(finished, publishe
     told = report.differences(results).set_index(["model", "figure"])["verdict"]
     assert told["adapter-damaged", "generic_loss"] == "worse"
     assert told["adapter-sound", "generic_loss"] != "worse"
+
+
+def test_a_model_is_not_different_from_itself(finished, published, tmp_path):
+    """The same weights in two folders, loaded and measured one after the other, whatever pairs were drawn."""
+    shutil.copytree(published, tmp_path / "again")
+    results = comparison.compare(dataclasses.replace(finished, models=["finetuned", str(tmp_path / "again")]))
+    told = report.differences(results)
+    assert len(told) >= 7 and set(told["verdict"]) == {"no difference shown"}
+    first, again = (result.samples["loss"] for result in results.values())
+    chance = random.Random(0)
+    for _ in range(100):
+        units = chance.choices(range(len(first.values)), k=len(first.values))
+        drawn = [intervals.Sample(*([column[i] for i in units] for column in (side.values, side.weights)))
+                 for side in (first, again)]  # fmt: skip
+        assert not intervals.is_apart(intervals.difference(*drawn))
 
 
 def test_an_adapter_of_another_model_is_refused(finished, tiny_base, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 from inference_fixtures import ask
@@ -101,3 +103,16 @@ def test_a_file_of_something_else_is_refused_with_its_line(tmp_path, record):
     with pytest.raises(ValueError, match=r"votes\.jsonl, line 2 is no vote"):
         votes.read(path)
     assert votes.read(tmp_path / "missing.jsonl") == []
+
+
+def test_the_command_writes_the_records_and_tells_the_share(tmp_path):
+    path, target = tmp_path / "votes.jsonl", tmp_path / "preferences.jsonl"
+    lines = [json.dumps(each) for each in (vote("first", "left"), vote("second", "tie"), vote("third", "right", "ba"))]
+    path.write_text("\n".join([*lines, lines[0][:40]]), encoding="utf-8")
+    command = [sys.executable, "-m", "llm_finetuning.evaluation.votes"]
+    done = subprocess.run([*command, str(path), str(target)], capture_output=True, text=True)
+    assert done.returncode == 0 and len(preferences.read(target)) == 2
+    assert f"b preferred to a: {0.5 / 3:.3f}" in done.stdout
+    missing = subprocess.run([*command, str(tmp_path / "none"), str(target)], capture_output=True, text=True)
+    assert missing.returncode == 1 and missing.stderr.startswith(f"{tmp_path / 'none'} is not there")
+    assert len(preferences.read(target)) == 2
