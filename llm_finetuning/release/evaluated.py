@@ -35,6 +35,7 @@ def section(record: dict[str, dict]) -> str:
     about = (
         "All models on the same held-out conversations, with 95% intervals; n counts pairs, questions or ranked pairs."
         " `rank_agreement` is the share of ranked replies in which the one that people preferred has the higher"
-        " likelihood per token, `generic_loss` the loss on text that finetuning does not teach."
+        " likelihood per token, `generic_loss` the loss on text that finetuning does not teach, `other_languages_loss`"
+        " that on replies in languages that it does not teach."
     )
     return "\n".join([BEGIN, "## Evaluation", "", about, "", *lines, END])

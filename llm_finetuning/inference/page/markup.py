@@ -42,10 +42,11 @@ STYLE = """
 #conversation .ballot { display: flex; flex-wrap: wrap; gap: 0.6rem; }
 #conversation .ballot section { flex: 1 1 18rem; min-width: 0; }
 #conversation .ballot h2 { font-size: 0.85rem; margin: 0 0 0.2rem; }
-#conversation .ballot .text { background: var(--block-background-fill); }
+#conversation .ballot .text { background: var(--block-background-fill); overflow-y: auto; }
+#conversation .ballot .text { max-height: max(8rem, calc(100dvh - 34rem)); }
 #conversation .choices { flex-basis: 100%; display: flex; flex-wrap: wrap; gap: 0.5rem; justify-content: center; }
 #conversation .choices { position: sticky; bottom: 0; padding: 0.6rem; background: var(--body-background-fill); }
-#conversation .choices button { padding: 0.4rem 0.9rem; border-radius: 8px; }
+#conversation .choices button { padding: 0.3rem 0.7rem; border-radius: 8px; font-size: 0.85rem; margin: 0 !important; }
 #conversation .actions button { all: unset; cursor: pointer; font-size: 0.75rem; opacity: 0.7; margin: 0 0.4rem; }
 #conversation .actions button:focus-visible { outline: 2px solid var(--color-accent); }
 #conversation button:hover { text-decoration: underline; opacity: 1; }
