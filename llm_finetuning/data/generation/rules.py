@@ -1,8 +1,10 @@
 """Rules on single responses: what a generator writes when it declines, breaks off, or forgets the language."""
 
+import keyword
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from llm_finetuning.data.filters import main_subtag
 
@@ -56,7 +58,17 @@ REMAINS = re.compile(
 """Parts of chat templates, and characters that could not be decoded."""
 FENCE = re.compile(r"^ {0,3}(```+|~~~+)", re.MULTILINE)
 HTML_TAG = re.compile(r"<(/?)(table|ul|ol|div|p|pre|code|b|i|strong|em|html|body)\b[^>\n]*?(/?)>", re.IGNORECASE)
+NO_LANGUAGE = re.compile(
+    r"```.*?```|~~~.*?~~~|`[^`\n]*`|\$\$?[^$\n]+\$\$?|\\\(.*?\\\)|\\\[.*?\\\]|</?\w[^>\n]*>|\w+://\S+|\S+@\S+\.\w+|\|",
+    re.DOTALL,
+)
+"""Parts of a text that are in no language: code, formulas, markup, addresses, borders of tables."""
+NO_WORD = re.compile(r"[\d()\[\]{}<>=_\\/|+*^#@$%&~]")
+"""Characters within a word by which it is part of code, of a formula or of a name."""
+EDGES = ".,;:!?…\"'`«»„“”‘’()[]*_-–—#>。，、！？：；「」『』（）।؟،؛"
+LATIN = "LATIN"
 SCRIPTS = {
+    LATIN: "sr kk",
     "CYRILLIC": "ru uk bg sr mk be kk ky mn tg",
     "CJK": "zh ja",
     "HIRAGANA": "ja",
@@ -69,9 +81,14 @@ SCRIPTS = {
     "THAI": "th",
     "BENGALI": "bn",
     "TAMIL": "ta",
+    "TELUGU": "te",
+    "GEORGIAN": "ka",
+    "ARMENIAN": "hy",
 }
 """Scripts, and the languages that are written in each; what is not named is written in Latin letters."""
-NOT_LATIN = frozenset(" ".join(SCRIPTS.values()).split())
+WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI")
+FEW_LETTERS = 24
+"""Letters of another script that a text may have: a name, or the word that was asked for."""
 FUNCTION_WORDS = {
     lang: frozenset(words.split())
     for lang, words in {
@@ -89,10 +106,12 @@ FUNCTION_WORDS = {
     }.items()
 }
 """Words by which the texts of these languages are told apart."""
-KANJI = 12
-"""Characters in a row of sentences from which on Japanese has kana between them, and Chinese has not."""
 FEWEST_WORDS = 8
-"""Words of a text below which its language is not judged by function words."""
+"""Words of a text below which function words do not tell it from a near language."""
+SURE = 3
+"""Different function words of a language from which on a text counts as written in it."""
+LATIN_WORDS = 12
+"""Different words from which on a text in Latin letters is prose, where no function words tell it."""
 
 
 def refuses(text: str) -> bool:
@@ -124,31 +143,74 @@ def _plain(text: str) -> str:
 
 
 def is_language(text: str, lang: str) -> bool:
-    """Whether a text can be in a language: by its letters, and for FUNCTION_WORDS by its words. Doubt counts as yes."""
-    wanted = main_subtag(lang)
-    scripts = Counter(_script(letter) for letter in text if letter.isalpha())
-    if not scripts:
-        return True
-    latin = scripts.pop("", 0)
-    if wanted in NOT_LATIN:
-        written = sum(number for script, number in scripts.items() if wanted in SCRIPTS[script].split())
-        kana = scripts["HIRAGANA"] + scripts["KATAKANA"]
-        other = wanted == "ja" and not kana and scripts["CJK"] > KANJI or wanted == "zh" and kana > scripts["CJK"] / 9
-        return written >= max(1, (latin + sum(scripts.values())) // 4) and not other
-    return latin >= sum(scripts.values()) and _by_words(text, wanted)
+    """Whether a text can be in a language: by its letters, and for FUNCTION_WORDS by its words. Doubt counts as yes.
+
+    Formulas and code, which are in no language, and a few words of another script, such as names, leave doubt.
+    """
+    wanted, words = main_subtag(lang), list(_words(NO_LANGUAGE.sub(" ", text)))
+    letters = _letters(words)
+    own = [script for script, languages in SCRIPTS.items() if wanted in languages.split()] or [LATIN]
+    if _is_the_other_of_zh_and_ja(letters, wanted):
+        return False
+    written = sum(letters[script] for script in own)
+    enough = written and written * (1 if LATIN in own else 4) >= letters.total() - written
+    if LATIN in own:
+        return bool(enough or _are_few(letters, own)) and _by_words(words, wanted)
+    return bool(enough or _are_few(letters, own) and not _is_latin_prose(words))
 
 
-def _by_words(text: str, wanted: str) -> bool:
+def _words(text: str) -> Iterator[str]:
+    """The words of a text, without symbols of one letter and without lines of code: less than two thirds words."""
+    for line in text.splitlines():
+        parts = [part.strip(EDGES) for part in line.split()]
+        parts = [part for part in parts if part and not part[0].isdigit()]
+        words = [part for part in parts if any(map(str.isalpha, part)) and not NO_WORD.search(part)]
+        if 3 * len("".join(words)) >= 2 * len("".join(parts)):
+            yield from (word for word in words if len(word) > 1)
+
+
+def _letters(words: list[str]) -> Counter[str]:
+    """How many letters of each script words have; those of scripts that do not part their words count twice."""
+    letters = Counter(_script(letter) for word in words for letter in word if letter.isalpha())
+    return letters + Counter({script: letters[script] for script in WITHOUT_BLANKS})
+
+
+def _is_the_other_of_zh_and_ja(letters: Counter[str], wanted: str) -> bool:
+    """Whether a text is Japanese where Chinese is wanted, or the other way round: both are written in CJK."""
+    kana = letters["HIRAGANA"] + letters["KATAKANA"]
+    japanese = letters["CJK"] and kana > max(2, letters["CJK"] / 9)
+    return bool(wanted == "zh" and japanese or wanted == "ja" and not kana and letters["CJK"] > FEW_LETTERS)
+
+
+def _are_few(letters: Counter[str], own: list[str]) -> bool:
+    """Whether the letters of scripts other than `own` and Latin are too few to judge by."""
+    return sum(count for script, count in letters.items() if script not in own and script != LATIN) <= FEW_LETTERS
+
+
+def _is_latin_prose(words: list[str]) -> bool:
+    """Whether words are sentences in Latin letters: titles and names, which have capitals, and commands are not."""
+    latin = {word for word in words if _script(word[0]) == LATIN}
+    common = {word for word in latin if not word.istitle()}
+    told = max(_function_words(common.difference(keyword.kwlist)).values())
+    return 2 * len(common) > len(latin) and (told >= SURE or len(common) >= LATIN_WORDS)
+
+
+def _by_words(words: list[str], wanted: str) -> bool:
     """Whether no other language of FUNCTION_WORDS has twice as many different words of its own in a text."""
-    words = re.findall(r"[^\W\d_]+", text.casefold())
     if wanted not in FUNCTION_WORDS or len(words) < FEWEST_WORDS:
         return True
-    counts = {lang: len(known.intersection(words)) for lang, known in FUNCTION_WORDS.items()}
+    counts = _function_words(words)
     best = max(counts.values())
-    return counts[wanted] * 2 > best or best < 3
+    return counts[wanted] * 2 > best or best < SURE
+
+
+def _function_words(words: Iterable[str]) -> dict[str, int]:
+    """How many different function words of each language stand among words; those within a word count too (l'eau)."""
+    parts = re.findall(r"[^\W\d_]+", " ".join(words).casefold())
+    return {lang: len(known.intersection(parts)) for lang, known in FUNCTION_WORDS.items()}
 
 
 def _script(letter: str) -> str:
-    """Returns the name of SCRIPTS that a letter belongs to, "" for Latin and others."""
-    name = unicodedata.name(letter, "").split(" ")[0]
-    return name if name in SCRIPTS else ""
+    """Returns the name of SCRIPTS that a letter belongs to, LATIN for Latin and others."""
+    name = re.split("[ -]", unicodedata.name(letter, ""))[0]
+    return name if name in SCRIPTS else LATIN
