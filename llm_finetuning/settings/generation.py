@@ -113,8 +113,8 @@ class Generation:
     """A file with a Jinja chat template, as in the finetuning notebook; "" = the tokenizer's own."""
     max_seq_length: Length = 1024
     """Longest conversation in tokens, as in the finetuning notebook."""
-    min_response_chars: CountOrZero = 2
-    """Shortest response in characters."""
+    min_response_chars: CountOrZero = 0
+    """Shortest response in characters; 0 = no limit."""
     max_response_chars: CountOrZero = 0
     """Longest response in characters; 0 = no limit."""
     near_duplicates: Share = 0.9

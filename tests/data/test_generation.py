@@ -3,14 +3,14 @@
 import dataclasses
 import json
 from collections import Counter
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 from generation_world import KEY, every_file, files_with, letters_template, run, settings_for
 from scripted_generator import QUESTIONS, SUBJECTS, Script, Server
 
 from llm_finetuning.data import pairs, preferences, reports
-from llm_finetuning.data.generation import generate, taxonomy
+from llm_finetuning.data.generation import drafts, generate, taxonomy
 from llm_finetuning.data.generation.endpoint import GeneratorError
 from llm_finetuning.release import model_card
 
@@ -269,6 +269,25 @@ def test_a_model_in_memory_writes_pairs_too(tmp_path):
     sizes.clear()
     run(settings, engine)
     assert sizes == []
+
+
+@pytest.mark.parametrize("lang", ["ru", "ja", "hi", "en"])
+def test_short_answers_are_kept_whatever_language_is_asked_for(tmp_path, lang):
+    short = ["H2O", "7", "```python\nprint(7)\n```", "Albert Einstein", "水", "Да"]
+    lapses = ["Ich weiß das leider nicht so genau, denn das ist mir zu lange her und die Quellen sind auch nicht da."]
+    script, answers = Script(), cycle(short + lapses)
+
+    def engine(conversations):
+        texts = [turns[-1]["content"] for turns in conversations]
+        return [script.text("prompts", text) if "Topic:" in text else next(answers) for text in texts]
+
+    settings = settings_for("http://localhost:1/v1", tmp_path, languages=lang, generator_folder="models/finetuned_phi2")
+    settings = dataclasses.replace(settings, topics=["Mira", "Bram"], system_message="Tell.", pairs_wanted=12)
+    task = generate.start(settings, engine)
+    made = generate.start_drafts(task, letters_template())
+    made.fill(12)
+    assert {draft.responses[0] for draft in made.kept} == set(short)
+    assert {draft.losses[0] for draft in made.all if draft.responses[0] in lapses} == {drafts.SPOKEN}
 
 
 def test_a_generator_that_says_nothing_of_use_is_refused_in_one_sentence(tmp_path):
