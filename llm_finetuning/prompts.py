@@ -148,7 +148,7 @@ def _literal(text: str) -> str:
 
 def _takes_system(template: Template, system_message: str) -> bool:
     try:
-        (text,) = _texts([([{"role": "user", "content": "a"}], True)], template)
+        (text,) = render_texts([([{"role": "user", "content": "a"}], True)], template)
         return system_message.strip() in text
     except ValueError:
         return False
@@ -166,7 +166,7 @@ def _open_as_finished(template: Template) -> None:
     user, assistant = (
         {"role": role, "content": f"\ue000{text}"} for role, text in (("user", "q"), ("assistant", "aB"))
     )
-    bare, opened, whole = _texts([([user], False), ([user], True), ([user, assistant], False)], template)
+    bare, opened, whole = render_texts([([user], False), ([user], True), ([user, assistant], False)], template)
     if (count := whole.count(assistant["content"])) != 1:
         raise ValueError(f"{template.name} writes the response of a finished turn {count} times as it is")
     before, _, _ = whole.partition(assistant["content"])
@@ -219,7 +219,7 @@ def _rendered(
 ) -> list[tuple[str, str]]:
     """(text, mark) of each conversation, with `mark` inside every special token's name that stands in a message."""
     guarded = [_guarded(messages, template) for messages in conversations]
-    texts = _texts([(messages, add_generation_prompt) for messages, _ in guarded], template)
+    texts = render_texts([(messages, add_generation_prompt) for messages, _ in guarded], template)
     return [(text, mark) for text, (_, mark) in zip(texts, guarded, strict=True)]
 
 
@@ -267,8 +267,11 @@ def _unused_character(messages: list[dict]) -> str:
     return next(chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in used)
 
 
-def _texts(conversations: list[tuple[list[dict], bool]], template: Template) -> list[str]:
-    """The text of each conversation; the bool says whether an assistant turn is opened behind it."""
+def render_texts(conversations: list[tuple[list[dict], bool]], template: Template) -> list[str]:
+    """The text of each conversation; the bool says whether an assistant turn is opened behind it.
+
+    Raises ValueError for a template that does not render them, or takes too much time or memory for it.
+    """
     tokenizer = template.tokenizer
     variables = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     try:
@@ -323,8 +326,8 @@ def _masked(prompt: list[int], response: list[int], template: Template) -> dict:
 def _turns(pairs: list[dict], template: Template) -> list[tuple[str, str, str]]:
     """(prompt, response, mark) of each pair, rendered together; see `_turn` for the first two."""
     guarded = [_guarded(conversation(pair), template) for pair in pairs]
-    prompts = _texts([(messages[:-1], True) for messages, _ in guarded], template)
-    wholes = _texts([(messages, False) for messages, _ in guarded], template)
+    prompts = render_texts([(messages[:-1], True) for messages, _ in guarded], template)
+    wholes = render_texts([(messages, False) for messages, _ in guarded], template)
     return [
         (*_turn(prompt, whole, messages[-1]["content"], mark, template), mark)
         for prompt, whole, (messages, mark) in zip(prompts, wholes, guarded, strict=True)

@@ -35,6 +35,14 @@ def test_messages_arrive_as_they_are(question):
     assert text(question=question) == f"user: {question}</s>"
 
 
+def test_no_room_renders_a_chat_template_in_its_own_process():
+    package = Path(template_process.__file__).parent
+    sources = {path.name: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    calls = ("apply_chat_template(", "render_jinja_template(")
+    callers = [name for name, source in sources.items() if any(call in source for call in calls)]
+    assert callers == ["template_process.py"]
+
+
 def test_several_conversations_come_back_in_their_order():
     asked = [(ask(str(i)), False) for i in range(200)]
     assert template_process.render("{{ messages[0].content }}", asked, {}) == [str(i) for i in range(200)]

@@ -69,19 +69,20 @@ def export(
     check_no_code(folder)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     check_space(target, int(weights * (1 + sum(GGUF_TYPES[kind] for kind in types) / 16)), "The GGUF files")
-    tokenizer = models.read_tokenizer(str(folder))
+    template = Template(models.read_tokenizer(str(folder)), f"the chat template of {folder.name}")
+    texts, examples = gguf_checks.texts_of(template), examples or gguf_checks.own_examples(template)
     with building(target) as partial:
         f16 = convert(folder, partial / "model-f16.gguf")
-        texts = gguf_checks.compare_tokens(f16, tokenizer)
+        alike = gguf_checks.compare_tokens(f16, template.tokenizer, texts)
         files = {"f16": f16} | {kind: quantise(f16, kind) for kind in types if kind != "f16"}
-        measured = gguf_checks.measure(files, folder, examples or gguf_checks.own_examples(Template(tokenizer)), device)
+        measured = gguf_checks.measure(files, folder, examples, device)
         _check_f16(measured[0], folder)
         if "f16" not in types:
             f16.unlink()
         left_out = _write_modelfile(folder, partial, files[types[-1]].name)
         if adapter:
             left_out += convert_adapter(adapter, folder, partial / ADAPTER)
-        exported = Exported(target, [row for row in measured if row["type"] in types], texts, left_out)
+        exported = Exported(target, [row for row in measured if row["type"] in types], alike, left_out)
         write_text(partial / "README.md", model_card.gguf_section(exported, f"GGUF files of {folder.name}"))
         checksums.write_checksums(partial)
     return exported

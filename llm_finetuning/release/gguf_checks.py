@@ -43,16 +43,23 @@ LONGEST = 512
 """Tokens of an example that are read; llama.cpp keeps the logits of each."""
 
 
-def compare_tokens(gguf: Path, tokenizer: "transformers.PreTrainedTokenizerBase") -> int:
-    """Returns how many texts llama.cpp and the tokenizer encode alike: all of TEXTS, and a rendered conversation.
+def texts_of(template: Template) -> list[str]:
+    """The texts that have to be read alike: those of TEXTS that llama.cpp can, and a rendered conversation.
+
+    Raises ValueError for a chat template that does not render it.
+    """
+    composes = _composer(template.tokenizer)
+    texts = [text for text in TEXTS if not (composes and composes.normalize_str(text) != text)]
+    return [*texts, *prompts.render_texts([(TALK, True)], template)]
+
+
+def compare_tokens(gguf: Path, tokenizer: "transformers.PreTrainedTokenizerBase", texts: list[str]) -> int:
+    """Returns how many texts llama.cpp and the tokenizer encode alike: all of `texts`, some with BOS too.
 
     Raises ValueError that shows the first difference.
     """
-    talk = tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
-    composes = _composer(tokenizer)
-    texts = [text for text in TEXTS if not (composes and composes.normalize_str(text) != text)]
     with closing(_load(gguf, vocab_only=True)) as llama:
-        cases = [(text, False) for text in (*texts, talk)] + [(text, True) for text in texts[:3]]
+        cases = [(text, False) for text in texts] + [(text, True) for text in texts[:3]]
         different = [(text, bos) for text, bos in cases if _llama_ids(llama, text, bos) != _ids(tokenizer, text, bos)]
         if different:
             text, bos = different[0]

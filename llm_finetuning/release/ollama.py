@@ -86,9 +86,8 @@ def turns(tokenizer: "transformers.PreTrainedTokenizerBase") -> Turns:
     if found != start or closing != opened or not between.startswith(opened) or (system and system[2] != opened):
         raise ValueError("the chat template writes a turn otherwise when others stand before it")
     derived = Turns(start, system and (system[0], system[1]), opened, between.removeprefix(opened), end)
-    for messages in _conversations(CONTENTS, bool(system)):
-        if derived.render(messages) != _text(tokenizer, messages):
-            raise ValueError(f"the chat template writes {messages[-1]['content']!r} otherwise than other messages")
+    if messages := _different(tokenizer, derived, CONTENTS):
+        raise ValueError(f"the chat template writes {messages[-1]['content']!r} otherwise than other messages")
     return derived
 
 
@@ -103,22 +102,31 @@ def _conversations(contents: tuple[str, ...], with_system: bool) -> Iterator[lis
                 yield [{"role": "system", "content": texts[-1]}, *talk]
 
 
+def _different(
+    tokenizer: "transformers.PreTrainedTokenizerBase", derived: Turns, contents: tuple[str, ...]
+) -> list[dict] | None:
+    """The first conversation of `contents` that the chat template writes otherwise than was derived; None if none."""
+    talks = list(_conversations(contents, bool(derived.system)))
+    texts = _texts(tokenizer, talks)
+    return next((talk for talk, text in zip(talks, texts, strict=True) if derived.render(talk) != text), None)
+
+
 def _rendered(tokenizer: "transformers.PreTrainedTokenizerBase", *contents: str, system: str = "") -> str:
     talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
-    return _text(tokenizer, [{"role": "system", "content": system}] * bool(system) + talk)
+    (text,) = _texts(tokenizer, [[{"role": "system", "content": system}] * bool(system) + talk])
+    return text
 
 
-def _text(tokenizer: "transformers.PreTrainedTokenizerBase", messages: list[dict]) -> str:
-    """The conversation as the chat template writes it, without what llama.cpp puts before every text (BOS)."""
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program of others', and may fail with anything
-        raise ValueError(f"the chat template refuses a conversation: {error}") from error
+def _texts(tokenizer: "transformers.PreTrainedTokenizerBase", conversations: list[list[dict]]) -> list[str]:
+    """Conversations as the chat template writes them, without what llama.cpp puts before every text (BOS)."""
+    template = prompts.Template(tokenizer, "the chat template")
+    texts = prompts.render_texts([(messages, True) for messages in conversations], template)
     bos = tokenizer.bos_token
-    added = bos is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    if added and not text.startswith(bos):
+    if bos is None or tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
+        return texts
+    if not all(text.startswith(bos) for text in texts):
         raise ValueError(f"llama.cpp begins every text with {bos}, and the chat template does not")
-    return text.removeprefix(bos) if added else text
+    return [text.removeprefix(bos) for text in texts]
 
 
 def _split(text: str, *marks: str) -> list[str]:
@@ -155,6 +163,6 @@ def modelfile(folder: Path, gguf_name: str) -> str:
 def _notes(tokenizer: "transformers.PreTrainedTokenizerBase", derived: Turns) -> list[str]:
     """What Ollama's template does otherwise than the chat template, as comments."""
     notes = [] if derived.system else ["# This model was not taught to read a system message: none is passed on."]
-    if any(derived.render(talk) != _text(tokenizer, talk) for talk in _conversations(BLANKS, bool(derived.system))):
+    if _different(tokenizer, derived, BLANKS):
         notes.append("# The chat template takes blank space off both ends of a message, Ollama does not.")
     return notes

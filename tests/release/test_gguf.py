@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hostile_templates
 import pytest
 import real_tokenizers
 import torch
@@ -109,6 +110,18 @@ def test_a_folder_that_brings_code_is_refused_before_it_is_run(tmp_path, name, t
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=f"{name} brings code"):
         gguf.export(tmp_path, tmp_path / "out", ["f16"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["loops in loops", "list times 10**9", "brackets", "no Jinja"])
+def test_a_template_without_end_is_refused_before_anything_is_converted(tmp_path, monkeypatch, name):
+    chat_template, words = hostile_templates.TEMPLATES[name]
+    folder = saved(tmp_path / "merged", make_tokenizer())
+    (folder / "chat_template.jinja").write_text(chat_template)
+    monkeypatch.setattr(gguf, "convert", lambda *_: pytest.fail("the converter was started"))
+    example = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
+    with pytest.raises(ValueError, match=f"the chat template of merged .*({words})"):
+        gguf.export(folder, tmp_path / "out", ["f16"], [example])
     assert not (tmp_path / "out").exists()
 
 

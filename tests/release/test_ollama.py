@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+from hostile_templates import FOREVER, LARGE
 from inference_fixtures import make_tokenizer
 from transformers import AutoTokenizer
 
@@ -131,8 +132,10 @@ def test_what_ollama_does_otherwise_is_said(tmp_path):
         ("{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}", "once, in order"),
         ("{% for m in messages %}{{ 'long' if m['content'] | length > 9 }}{{ m['content'] }}{% endfor %}", "otherwise"),
         ("{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}", "once, in order"),
-        ("{{ raise_exception('closed') }}", "refuses a conversation: closed"),
+        ("{{ raise_exception('closed') }}", "refuses the conversation: TemplateError: closed"),
         ("{% for m in messages %}{{ m['content'] | replace('\n', ' ') }}{% endfor %}", "otherwise"),
+        ("{% if messages | length > 2 %}" + FOREVER + "{% endif %}" + CHATML, "computes for more than 1 s"),
+        (CHATML + "{% if 'quoted' in messages[0].content %}{{ 'a' * 10**11 }}{% endif %}", LARGE),
     ],
 )  # fmt: skip
 def test_a_template_that_ollama_cannot_write_is_left_out_with_the_reason(chat_template, reason):
