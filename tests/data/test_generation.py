@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from itertools import cycle, pairwise
+from types import SimpleNamespace
 
 import pytest
 from generation_world import KEY, every_file, files_with, letters_template, run, settings_for
@@ -269,6 +270,34 @@ def test_a_model_in_memory_writes_pairs_too(tmp_path):
     sizes.clear()
     run(settings, engine)
     assert sizes == []
+
+
+def test_what_a_model_in_memory_cuts_off_or_does_not_take_is_counted(tmp_path):
+    """Every third answer reaches the limit, and a conversation of more than 800 characters does not fit."""
+    script, asked = Script(), Counter()
+
+    def answered(content):
+        asked["all"] += 1
+        ended = "length" if asked["all"] % 3 == 0 and "Topic:" not in content else "end"
+        text = script.text("prompts" if "Topic:" in content else "answer", content)
+        return SimpleNamespace(text=text, ended_by=ended, tokens=7, prompt_tokens=70)
+
+    def engine(conversations):
+        texts = [turns[-1]["content"] for turns in conversations]
+        if any("Ulla" in text and "Topic:" not in text for text in texts):
+            raise ValueError("conversation 1: the message is too long")
+        return [answered(text) for text in texts]
+
+    settings = settings_for("http://localhost:1/v1", tmp_path, generator_folder="models/finetuned_phi2", max_parallel=4)
+    topics = ["Mira", "Bram", "Ulla"]
+    settings = dataclasses.replace(settings, topics=topics, system_message="Tell.", pairs_wanted=10)
+    task = generate.start(settings, engine)
+    made = generate.start_drafts(task, letters_template())
+    made.fill(10)
+    lost = Counter(loss for draft in made.all for loss in draft.losses)
+    assert len(made.kept) == 10 and lost[drafts.UNCUT] >= 3 and lost[drafts.ANSWERED] >= 3, lost
+    assert drafts.faults(made.all, drafts.ANSWERED) == {"not taken by the model": lost[drafts.ANSWERED]}
+    assert task.generator.usage.tokens == 77 * asked["all"]
 
 
 @pytest.mark.parametrize("lang", ["ru", "ja", "hi", "en"])

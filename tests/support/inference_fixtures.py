@@ -56,7 +56,7 @@ def make_tokenizer():
     )
 
 
-def make_model(rows: int, context: int = 256, hidden: int = 160, layers: int = 2):
+def make_model(rows: int, context: int = 256, hidden: int = 160, layers: int = 2, widening: int = 2):
     import torch
     from transformers import PhiConfig, PhiForCausalLM
 
@@ -64,7 +64,7 @@ def make_model(rows: int, context: int = 256, hidden: int = 160, layers: int = 2
     config = PhiConfig(
         vocab_size=rows,
         hidden_size=hidden,
-        intermediate_size=2 * hidden,
+        intermediate_size=widening * hidden,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 80,
         partial_rotary_factor=0.4,
@@ -76,13 +76,13 @@ def make_model(rows: int, context: int = 256, hidden: int = 160, layers: int = 2
     return PhiForCausalLM(config)
 
 
-def teach(model, template, steps: int = 150) -> None:
-    """Trains until the pairs are known by heart."""
+def teach(model, template, taught: list[dict] | None = None, steps: int = 150) -> None:
+    """Trains until the pairs, by default the fixture model's, are known by heart."""
     import torch
 
     from llm_finetuning import prompts
 
-    examples = [prompts.encode(pair, template) for pair in pairs()]
+    examples = prompts.encode_all(taught or pairs(), template)
     longest = max(len(e["input_ids"]) for e in examples)
     ids = torch.tensor([e["input_ids"] + [0] * (longest - len(e["input_ids"])) for e in examples])
     labels = torch.tensor([e["labels"] + [-100] * (longest - len(e["labels"])) for e in examples])

@@ -7,6 +7,7 @@ becomes a fault of its answer. The key is in no sentence and in no answer.
 import difflib
 import re
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from llm_finetuning import colab
@@ -19,6 +20,10 @@ RETRIES = 4
 """Further attempts of one request, with the server's Retry-After or a growing wait before each."""
 SHORTEST_KEY = 8
 """Characters of a key that is a secret, and no word that stands for none."""
+END = "end"
+"""How an answer of a model in memory ended that was not cut off."""
+TOO_LONG = "not taken by the model"
+"""The fault of a conversation that a model in memory refuses: it is longer than the model's context."""
 OPTIONAL = ("response_format", "temperature", "max_tokens")
 """Parameters that some servers do not take; the first refusal that names one ends its use."""
 
@@ -182,16 +187,35 @@ class Endpoint:
 
 
 class LocalModel:
-    """A model in memory: `engine` takes conversations and returns their answers in order."""
+    """A model in memory: `engine` takes conversations and returns their answers in order.
 
-    def __init__(self, engine: Callable[[list[list[dict]]], list[str]]):
+    An answer is a text, or has `text`, `ended_by` ("end" = by itself), `tokens` and `prompt_tokens`.
+    """
+
+    def __init__(self, engine: Callable[[list[list[dict]]], list]):
         self.engine = engine
 
     def answer(self, batch: list[Request]) -> list[Answer]:
-        """Answers requests side by side; tokens are estimated."""
-        texts = [without_thoughts(text) for text in self.engine([list(request.messages) for request in batch])]
-        asked = [sum(estimate_tokens(message["content"]) for message in request.messages) for request in batch]
-        return [
-            Answer(text, "" if text else requests.EMPTY, tokens, estimate_tokens(text))
-            for text, tokens in zip(texts, asked, strict=True)
-        ]
+        """Answers requests side by side; tokens are estimated where the engine counts none."""
+        made = self._made([list(request.messages) for request in batch])
+        return [_local_answer(request, one) for request, one in zip(batch, made, strict=True)]
+
+    def _made(self, conversations: list[list[dict]]) -> list:
+        """What the engine makes of conversations, None for one that it does not take, such as one that is too long."""
+        try:
+            return self.engine(conversations)
+        except ValueError:
+            if len(conversations) == 1:
+                return [None]
+            return [one for conversation in conversations for one in self._made([conversation])]
+
+
+def _local_answer(request: Request, made: Any) -> Answer:
+    """Makes an answer of what an engine made of a request."""
+    if made is None:
+        return Answer(fault=TOO_LONG)
+    text = without_thoughts(getattr(made, "text", made))
+    asked = sum(estimate_tokens(message["content"]) for message in request.messages)
+    fault = "" if getattr(made, "ended_by", END) == END else requests.CUT
+    tokens = getattr(made, "prompt_tokens", asked), getattr(made, "tokens", estimate_tokens(text))
+    return Answer(text, fault or ("" if text else requests.EMPTY), *tokens)

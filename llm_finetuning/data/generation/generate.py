@@ -28,7 +28,8 @@ SAMPLE = 5
 """Pairs that are made first, from which the rest is estimated."""
 GENERATED = "generated pairs"
 """What reports call the source; who wrote them stands beside."""
-Engine = Callable[[list[list[dict]]], list[str]]
+Engine = Callable[[list[list[dict]]], list]
+"""A model in memory, as `LocalModel` takes it."""
 
 
 @dataclass
