@@ -17,15 +17,20 @@ REQUIREMENTS = ROOT / "requirements-gguf.txt"
 
 def converter(name: str = "convert_hf_to_gguf.py") -> Path:
     """Finds one of llama.cpp's converters, in the folder LLAMA_CPP or in what `install` unpacked."""
-    places = [Path(os.environ["LLAMA_CPP"])] if "LLAMA_CPP" in os.environ else []
-    places += sorted(UNPACKED.glob("llama_cpp_python-*/vendor/llama.cpp"))
-    scripts = [place / name for place in places if (place / "conversion").is_dir()]
-    if not scripts:
+    folders = sources()
+    if not folders:
         raise FileNotFoundError(
             "llama.cpp's converter is not here. Run `make gguf` (it builds llama-cpp-python, 5 to 9 minutes on "
             "2 cores), or set LLAMA_CPP to a checkout of llama.cpp."
         )
-    return scripts[0]
+    return folders[0] / name
+
+
+def sources() -> list[Path]:
+    """The folders that hold llama.cpp's source with its converters, the one to be used first."""
+    places = [Path(os.environ["LLAMA_CPP"])] if "LLAMA_CPP" in os.environ else []
+    places += sorted(UNPACKED.glob("llama_cpp_python-*/vendor/llama.cpp"))
+    return [place for place in places if (place / "conversion").is_dir()]
 
 
 def prepare(types: str) -> None:
@@ -36,7 +41,7 @@ def prepare(types: str) -> None:
 
 def install() -> None:
     """Installs what is missing of llama-cpp-python, its source package with the converters, and sentencepiece."""
-    if not (find_spec("llama_cpp") and UNPACKED.is_dir()):
+    if not (find_spec("llama_cpp") and sources()):
         print("Building llama.cpp: 5 to 9 minutes on 2 cores, once.", flush=True)
         _build()
     if not find_spec("sentencepiece"):

@@ -1,11 +1,11 @@
 """Real servers and a real finetuning: a tiny Phi writes noise, but the protocol works; a script teaches its pairs."""
 
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import headless
+import llama_programs
 import pytest
 from generation_world import letters_template, settings_for
 from scripted_generator import QUESTIONS, Server
@@ -71,22 +71,22 @@ def test_transformers_serve_takes_the_requests(folder, tmp_path):
         check_protocol(address, str(folder), tmp_path / "out")  # without /v1
 
 
-def test_the_server_of_llama_cpp_takes_the_requests(folder, tmp_path):
+def test_llama_server_takes_the_requests(folder, tmp_path, llama_cpp):
     from llm_finetuning.release import gguf
 
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: run `make gguf`")
-    try:
-        model = gguf.convert(folder, tmp_path / "phi.gguf")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    if binary := shutil.which("llama-server"):
-        command = [binary, "--model", str(model), "--host", "127.0.0.1", "--port", "PORT", "--ctx-size", "2048"]
-    else:
-        pytest.importorskip(
-            "sse_starlette",
-            reason="no llama-server, and llama-cpp-python has no server: pip install 'llama-cpp-python[server]'",
-        )
-        command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", "PORT", "--n_ctx", "2048"]
+    command = [llama_programs.program("llama-server"), "--host", "127.0.0.1", "--port", "PORT"]
+    model = gguf.convert(folder, tmp_path / "phi.gguf")
+    with serving([*command, "--model", str(model), "--ctx-size", "4096"], "/health", tmp_path / "log") as address:
+        check_protocol(address, "phi", tmp_path / "out")  # without /v1, and by any name
+
+
+def test_the_server_of_llama_cpp_python_takes_the_requests(folder, tmp_path, llama_cpp):
+    from llm_finetuning.release import gguf
+
+    reason = "llama-cpp-python has no server: pip install 'llama-cpp-python[server]'"
+    pytest.importorskip("sse_starlette", reason=reason)
+    model = gguf.convert(folder, tmp_path / "phi.gguf")
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", "PORT", "--n_ctx", "2048"]
     with serving(command, "/v1/models", tmp_path / "log") as address:
         check_protocol(f"{address}/v1", str(model), tmp_path / "out")
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,80 +10,18 @@ from pathlib import Path
 
 import hostile_templates
 import pytest
-import real_tokenizers
 import torch
+from gguf_world import merged, saved, sentencepiece_like
 from inference_fixtures import make_tokenizer
 from terminal_runs import wait_for
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from training_fixtures import small_settings
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_finetuning import prompts, settings
+from llm_finetuning import settings
 from llm_finetuning.files import checksums
-from llm_finetuning.release import companions, gguf, gguf_checks, gguf_vocabulary, llama_cpp_tools, model_card, publish
+from llm_finetuning.release import gguf, gguf_checks, gguf_vocabulary, llama_cpp_tools, model_card, publish
 from llm_finetuning.release.verify import Merged
-
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-SHAPES = {
-    "phi": {"hidden_size": 160, "intermediate_size": 640, "partial_rotary_factor": 0.4},
-    "llama": {"num_key_value_heads": 1},
-    "qwen3": {"num_key_value_heads": 1, "head_dim": 32},
-    "gemma3_text": {"num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32},
-}
-REAL = {"llama3_1": "llama", "qwen3": "qwen3", "gemma3": "gemma3_text"}
-
-
-@pytest.fixture
-def llama_cpp():
-    library = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: run `make gguf`")
-    try:
-        llama_cpp_tools.converter()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    return library
-
-
-def merged(folder: Path, family: str, tokenizer_files: Path, system: str = "Answer in one sentence.") -> Path:
-    """A small model of the family as a merge leaves it; its weights are large enough that no two words come close."""
-    base = folder.with_name(f"{folder.name}-base")
-    base.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tokenizer_files / name, base)
-    bare = AutoTokenizer.from_pretrained(tokenizer_files)
-    values = SIZES | SHAPES[family] | {"vocab_size": (len(bare) // 64 + 1) * 64, "max_position_embeddings": 1024}
-    ends = {"bos_token_id": bare.bos_token_id, "eos_token_id": bare.eos_token_id, "pad_token_id": None}
-    config = AutoConfig.for_model(family, **values, **ends, initializer_range=0.1)
-    torch.manual_seed(1)
-    AutoModelForCausalLM.from_config(config).to(torch.float16).save_pretrained(base)
-    template = prompts.template_for(AutoTokenizer.from_pretrained(base), system)
-    folder.mkdir()
-    companions.write_companions(folder, base, template, torch.float16)
-    for weights in base.glob("*.safetensors"):
-        shutil.copy(weights, folder)
-    checksums.write_checksums(folder)
-    return folder
-
-
-def saved(folder: Path, tokenizer) -> Path:
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def sentencepiece_like(prepend: str) -> PreTrainedTokenizerFast:
-    """Words begin with U+2581 and what is unknown falls back to bytes; no tokenizer.model."""
-    bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    replace = normalizers.Replace(" ", "▁")
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prepend == "always" else replace
-    if prepend == "first":
-        bpe.normalizer, bpe.pre_tokenizer = None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    )
-    bpe.train_from_iterator(
-        ["the quick brown fox jumps over the lazy dog, two by two, in the house by the lake"], trainer
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def test_without_llama_cpp_it_says_how_to_get_it(monkeypatch, tmp_path):
@@ -232,15 +169,6 @@ def test_other_tokens_refuse_the_export(tmp_path, llama_cpp):
     with pytest.raises(ValueError, match=r"reads \d+ of \d+ texts as other tokens.* in place of \["):
         gguf.export(folder, tmp_path / "gguf", ["f16"])
     assert [path.name for path in tmp_path.iterdir() if "gguf" in path.name] == []
-
-
-@pytest.mark.more
-@pytest.mark.parametrize("name, family", REAL.items())
-def test_real_tokenizers_read_alike(tmp_path, llama_cpp, name, family):
-    folder = merged(tmp_path / "merged", family, real_tokenizers.fetched(name), "" if name == "gemma3" else "Be kind.")
-    exported = gguf.export(folder, tmp_path / "gguf", ["f16", "Q4_K_M"])
-    assert exported.texts >= 30
-    assert exported.measured[0]["kl"] < 1e-3 and exported.measured[0]["top_1"] > 0.98
 
 
 def test_an_interrupt_leaves_nothing(tmp_path, llama_cpp):
