@@ -11,7 +11,7 @@ TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST := python -m pytest -q $(WORKERS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run help test test-more fuzz check rehearse bench tables test-colab soak jupyter format gguf
+.PHONY: run help test test-more test-gguf fuzz check rehearse bench tables test-colab soak jupyter format gguf
 
 run: .venv/ready ## the whole loop on the sample: no GPU, minutes
 	$(BIN)/python -m llm_finetuning run --profile sample $(ARGS)
@@ -66,6 +66,14 @@ jupyter: .venv/ready ## JupyterLab, to play with the notebooks
 gguf: .venv/gguf ## MODEL=folder as GGUF files for llama.cpp
 	@test -n "$(MODEL)" || { echo "llama.cpp is installed. Now say which model: make gguf MODEL=path/to/finetuned_phi2"; exit 2; }
 	$(BIN)/python -m llm_finetuning.release.gguf "$(MODEL)" $(if $(TYPES),--types "$(TYPES)") $(if $(ADAPTER),--adapter "$(ADAPTER)")
+
+# All tests of GGUF files, with llama.cpp's own llama-server and llama-cli: both are built here, which needs cmake.
+test-gguf: .venv/gguf .readers/llama.cpp/bin/llama-cli ## the tests of GGUF files, with llama.cpp
+	$(TESTS) $(BIN)/$(PYTEST) tests/release/test_gguf.py tests/release/test_gguf_readers.py tests/data/test_generation_servers.py $(ARGS)
+
+.readers/llama.cpp/bin/llama-cli: .venv/gguf tests/support/llama_programs.py
+	PYTHONPATH=. $(BIN)/python tests/support/llama_programs.py
+	@touch $@
 
 .venv/gguf: .venv/ready requirements-gguf.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m llm_finetuning.release.llama_cpp_tools

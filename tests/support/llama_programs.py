@@ -49,11 +49,9 @@ def build() -> None:
     from llm_finetuning.release import llama_cpp_tools
 
     source = llama_cpp_tools.converter().parent
-    partial = FOLDER.with_name(".llama.cpp")
-    subprocess.run(["cmake", "-S", source, "-B", partial, *(f"-D{option}" for option in OPTIONS)], check=True)
-    cores = str(len(os.sched_getaffinity(0)))
-    subprocess.run(["cmake", "--build", partial, "--parallel", cores, "--target", *NAMES], check=True)
-    partial.rename(FOLDER)
+    subprocess.run(["cmake", "-S", source, "-B", FOLDER, *(f"-D{option}" for option in OPTIONS)], check=True)
+    cores = str(os.cpu_count() or 1)
+    subprocess.run(["cmake", "--build", FOLDER, "--parallel", cores, "--target", *NAMES], check=True)
 
 
 if __name__ == "__main__":
