@@ -1,8 +1,8 @@
 """The pair record (prompt, response and what is known about them), read from JSON lines and written to them."""
 
-import json
 import random
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from llm_finetuning.data.reading import Problems, existing_file, is_text
 from llm_finetuning.data.records import records
-from llm_finetuning.files.atomic import write_text
+from llm_finetuning.files.atomic import write_json_lines
 
 COLUMNS = ("prompt", "response", "history", "lang", "message_tree_id", "message_id", "rank")
 Item = TypeVar("Item")
@@ -66,8 +66,8 @@ def _value_of(record: dict, name: str) -> str:
 
 def to_frame(pairs: list[dict]) -> pd.DataFrame:
     """Puts pair records into a table; `history` is a list in every row, `rank` a nullable integer."""
-    extra = dict.fromkeys(name for pair in pairs for name in pair if name not in COLUMNS)
-    columns = {name: [pair.get(name) for pair in pairs] for name in (*COLUMNS, *extra)}
+    names = dict.fromkeys((*COLUMNS, *chain.from_iterable(pairs)))
+    columns = {name: [pair.get(name) for pair in pairs] for name in names}
     columns["history"] = [history or [] for history in columns["history"]]
     return pd.DataFrame(columns, dtype=object).astype({"rank": "Int64"})
 
@@ -117,4 +117,4 @@ def write_jsonl(pairs: pd.DataFrame | Iterable[dict], path: str | Path) -> Path:
             check(row)
         except ValueError as error:
             raise ValueError(f"pair {number} for {path.name}: {error}") from error
-    return write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    return write_json_lines(path, rows)

@@ -14,7 +14,7 @@ from llm_finetuning.data.pairs import check
 from llm_finetuning.data.reading import Problems
 from llm_finetuning.data.recipes import prompters_of
 from llm_finetuning.data.records import records as records_of
-from llm_finetuning.files.atomic import write_text
+from llm_finetuning.files.atomic import write_json_lines
 
 UNIT = "preference pair"
 WAYS = ("best-worst", "adjacent", "all")
@@ -107,7 +107,7 @@ def write(records: list[dict], path: Path) -> Path | None:
         path.unlink(missing_ok=True)
         return None
     rows = ({name: value for name, value in record.items() if value is not None} for record in records)
-    return write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    return write_json_lines(path, rows)
 
 
 def read(path: Path) -> list[dict]:

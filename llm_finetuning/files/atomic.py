@@ -6,9 +6,11 @@ What is being written lies beside it under a hidden name that ends in `.partial`
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import orjson
 
 from llm_finetuning.files import drive
 
@@ -39,13 +41,18 @@ def writing(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a UTF-8 file atomically, newlines as they are; returns its path.
+    """Writes a UTF-8 file atomically, newlines as they are; returns its path. Raises what `write_bytes` raises."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes a file atomically; returns its path.
 
     Raises OSError that names the file when the folder cannot be made or written, or the disk is full.
     """
     try:
         with writing(path) as partial:
-            partial.write_text(text, encoding="utf-8", newline="\n")
+            partial.write_bytes(content)
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             raise
@@ -62,6 +69,18 @@ def read_json(path: Path) -> dict:
 def write_json(path: Path, value: object, indent: int = 1) -> Path:
     """Writes `value` as JSON atomically; returns the path. Raises what `write_text` raises."""
     return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, records: Iterable[dict]) -> Path:
+    """Writes each record as a line of JSON in UTF-8, atomically; returns the path. Raises what `write_bytes` raises."""
+    return write_bytes(path, b"".join(map(_json_line, records)))
+
+
+def _json_line(record: dict) -> bytes:
+    try:
+        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # numbers of more than 64 bits
+        return f"{json.dumps(record, ensure_ascii=False)}\n".encode()
 
 
 @contextmanager
