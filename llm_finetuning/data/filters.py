@@ -74,14 +74,12 @@ class Forest:
 
         if None in columns["text"]:
             complain(columns["text"].index(None), "text is null")
-        order = arrange(*[columns[name] for name in REQUIRED[:4]], complain)
+        order, above = arrange(*[columns[name] for name in REQUIRED[:4]], complain)
         if order == list(range(len(order))):
-            order = None
-        else:
-            columns = {name: [values[row] for row in order] for name, values in columns.items()}
-        rows = dict(zip(columns["message_id"], range(len(messages)), strict=True))
-        parents = [rows.get(parent, -1) for parent in columns["parent_id"]]
-        return cls(messages, order, columns, parents, [True] * len(messages))
+            return cls(messages, None, columns, above, [True] * len(messages))
+        columns = {name: [values[row] for row in order] for name, values in columns.items()}
+        places = dict(zip(order, range(len(order)), strict=True)) | {-1: -1}
+        return cls(messages, order, columns, [places[above[row]] for row in order], [True] * len(messages))
 
     def __getitem__(self, name: str) -> list:
         """Returns the values of a column in depth-first order, None where there is none."""

@@ -15,7 +15,7 @@ from llm_finetuning.data.message_files import rows_of_file
 from llm_finetuning.data.messages import FIELDS
 from llm_finetuning.data.pairs import to_frame
 from llm_finetuning.data.reading import Problems, without_collector
-from llm_finetuning.data.recipes import RECIPES, Candidates, each_reply
+from llm_finetuning.data.recipes import RECIPES, Candidates, siblings_of_ranks
 from llm_finetuning.data.sources import Splits, locate
 from llm_finetuning.data.splits import in_split
 
@@ -101,10 +101,11 @@ def _order_of_sound_trees(rows: list[tuple], lines: list[int], problems: Problem
             problems.add(lines[row], tree_ids[row], problem)
             bad.add(tree_ids[row])
 
-    order = arrange(tree_ids, ids, parents, roles, complain)
+    order, _ = arrange(tree_ids, ids, parents, roles, complain)
     return [row for row in order if tree_ids[row] not in bad] if bad else order
 
 
+@without_collector()
 def flatten(
     messages: pd.DataFrame,
     replies: str = "best",
@@ -140,7 +141,7 @@ def _siblings(forest: Forest, replies: str, filters: Filters) -> Candidates | No
     """Returns single replies as candidates for preferences where the recipe joins them, else None."""
     if replies != "joined":
         return None
-    siblings = each_reply(forest, Funnel())
+    siblings = siblings_of_ranks(forest)
     siblings.truncate(Funnel(), filters)
     return siblings
 

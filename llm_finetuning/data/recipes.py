@@ -1,5 +1,6 @@
 """Three ways from trees to pairs: joined (the original's), all, and the best reply to each prompt."""
 
+from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import inf
@@ -7,7 +8,6 @@ from math import inf
 from llm_finetuning.data.duplicates import like_earlier
 from llm_finetuning.data.filters import Filters, Forest
 from llm_finetuning.data.funnel import Funnel
-from llm_finetuning.data.pairs import COLUMNS
 
 
 @dataclass
@@ -119,31 +119,52 @@ def joined(forest: Forest, funnel: Funnel) -> Candidates:
     texts, parents, roles = forest["text"], forest.parents, forest["role"]
     trees, ids, langs, ranks = (forest[name] for name in ("message_tree_id", "message_id", "lang", "rank"))
     rows = [row for row, alive in enumerate(forest.alive) if alive]
-    replies: dict[int, list[str]] = {}
-    for row in rows:
-        if roles[row] == "assistant":
-            replies.setdefault(parents[row], []).append(texts[row])
-    prompters = [row for row in rows if roles[row] == "prompter"]
-    funnel.step("one for each prompter message", "pair", len(prompters))
-    pairs, with_response, first = [], [], ""
-    for row in prompters:
-        root = parents[row] < 0
-        first = texts[row] if root else first
-        response = " ".join(replies.get(row, ()))
-        if response:
-            prompt = first if root else first + texts[row]
-            values = (prompt, response, [], langs[row], trees[row], ids[row], ranks[row])
-            pairs.append(dict(zip(COLUMNS, values, strict=True)))
-            with_response.append(row)
+    firsts = {trees[row]: texts[row] for row in rows if parents[row] < 0}
+    responses = {row: " ".join([texts[reply] for reply in of_one]) for row, of_one in replies_of(forest).items()}
+    funnel.step("one for each prompter message", "pair", [roles[row] for row in rows].count("prompter"))
+    with_response = sorted(row for row, response in responses.items() if response)
+    pairs = [
+        {
+            "prompt": texts[row] if parents[row] < 0 else firsts[trees[row]] + texts[row],
+            "response": responses[row],
+            "history": [],
+            "lang": langs[row],
+            "message_tree_id": trees[row],
+            "message_id": ids[row],
+            "rank": ranks[row],
+        }
+        for row in with_response
+    ]
     funnel.step("with a response", "pair", len(pairs))
     return Candidates(pairs, with_response, [None] * len(pairs))
 
 
-def each_reply(forest: Forest, funnel: Funnel) -> Candidates:
-    """Makes a pair of every reply that is left, with its true history; lang, message_id and rank are the reply's."""
+def replies_of(forest: Forest) -> dict[int, list[int]]:
+    """Returns row of a prompter message → rows of its replies that are left."""
+    replies: dict[int, list[int]] = defaultdict(list)
+    for row, (alive, role, parent) in enumerate(zip(forest.alive, forest["role"], forest.parents, strict=True)):
+        if alive and role == "assistant":
+            replies[parent].append(row)
+    return replies
+
+
+def siblings_of_ranks(forest: Forest) -> Candidates:
+    """Makes a pair, as `each_reply` does, of every reply to a prompt whose replies have several ranks."""
+    ranks = forest["rank"]
+    several = [rows for rows in replies_of(forest).values() if len(rows) > 1]
+    ranked = [rows for rows in several if len({ranks[row] for row in rows} - {None}) > 1]
+    return each_reply(forest, Funnel(), sorted(row for rows in ranked for row in rows))
+
+
+def each_reply(forest: Forest, funnel: Funnel, rows: list[int] | None = None) -> Candidates:
+    """Makes a pair of every reply that is left, with its true history; lang, message_id and rank are the reply's.
+
+    rows: some of those replies, in order.
+    """
     texts, parents, roles, quality = forest["text"], forest.parents, forest["role"], forest["quality"]
     trees, ids, langs, ranks = (forest[name] for name in ("message_tree_id", "message_id", "lang", "rank"))
-    rows = [row for row, alive in enumerate(forest.alive) if alive and roles[row] == "assistant"]
+    if rows is None:
+        rows = [row for row, alive in enumerate(forest.alive) if alive and roles[row] == "assistant"]
     prompters = {parents[row] for row in rows}
     funnel.step("replies, and prompts that have one", "message", len(rows) + len(prompters))
     histories: dict[int, list[dict]] = {}
