@@ -1,6 +1,5 @@
 """The settings of the two data preparation notebooks."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from llm_finetuning.settings.checks import (
@@ -131,4 +130,4 @@ class DataPrep:
     @property
     def folders(self) -> Folders:
         """The layout of `drive_folder`; data preparation needs no fast disk of its own."""
-        return Folders(Path(self.drive_folder), Path(self.drive_folder))
+        return Folders.in_one(self.drive_folder)

@@ -1,7 +1,6 @@
 """The settings of the evaluation notebook."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Literal
 
 from llm_finetuning.settings.checks import AUTO, DRIVE_FOLDER, Count, CountOrZero, Length, Model, Must, Texts, validated
@@ -47,4 +46,4 @@ class Evaluation:
     seed: Annotated[int, Must(lambda value: value >= 0, "0 or more")] = 42
     """Draws the held-out pairs; the finetuning notebook's gives the same ones."""
 
-    folders = property(lambda self: Folders(Path(self.drive_folder), Path(self.drive_folder)))
+    folders = property(lambda self: Folders.in_one(self.drive_folder))

@@ -13,6 +13,11 @@ class Folders:
     read_from: Path | None = None
     """The folder of the data, where it is not data/ in `drive`."""
 
+    @classmethod
+    def in_one(cls, folder: str) -> "Folders":
+        """The layout of a notebook whose work needs no folder of its own."""
+        return cls(Path(folder), Path(folder))
+
     data = property(lambda self: self.read_from or self.drive / "data")
     train_file = property(lambda self: self.data / "finetuning_data_train.jsonl")
     val_file = property(lambda self: self.data / "finetuning_data_val.jsonl")

@@ -147,6 +147,6 @@ class Generation:
     @property
     def folders(self) -> Folders:
         """The layout of `drive_folder`; the generation needs no fast disk of its own."""
-        return Folders(Path(self.drive_folder), Path(self.drive_folder))
+        return Folders.in_one(self.drive_folder)
 
     generation_folder = property(lambda self: Path(self.drive_folder) / "generation")
