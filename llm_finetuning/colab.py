@@ -27,9 +27,6 @@ TORCHAO_NEEDED = Version("0.16")
 class RestartNeeded(RuntimeError):
     """A package was replaced after it had been imported. Notebooks show the sentence alone."""
 
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
-
 
 def install(clone: Path) -> None:
     """Mounts Drive, and installs what `clone`/requirements.txt asks for and this runtime lacks.

@@ -22,7 +22,7 @@ def shorten() -> None:
 
     def showtraceback(exc_tuple: tuple | None = None, *arguments: Any, **named: Any) -> None:
         _, error, trace = exc_tuple or sys.exc_info()
-        if is_curable(error, trace) and not hasattr(error, "_render_traceback_"):
+        if is_curable(error, trace):
             error._render_traceback_ = lambda: [getattr(error, "strerror", None) or str(error)]
         whole(exc_tuple, *arguments, **named)
 
