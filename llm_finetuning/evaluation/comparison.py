@@ -185,7 +185,6 @@ class _Kept:
     def add(self, name: str, part: dict) -> None:
         samples = {figure: asdict(sample) for figure, sample in part.get("samples", {}).items()}
         self.parts[name] = part | {"samples": samples}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {"identity": self.identity, "parts": self.parts})
 
     def result(self) -> Result:

@@ -14,7 +14,7 @@ from pathlib import Path
 from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import building, remove_folder, replace_folder, write_text
 from llm_finetuning.files.copying import copy_folder, retrying
-from llm_finetuning.files.drive import check_mounted
+from llm_finetuning.files.drive import check_mounted, make_parent
 
 RUN_FILE = "run.json"
 CHANGED = {
@@ -92,7 +92,7 @@ def newest(work: Path, drive: Path) -> Path | None:
     if damaged:
         print(f"passed over, for its files are not those that were written: {', '.join(path.name for path in damaged)}")
     if there and (not here or step_of(there[-1]) > step_of(here[-1])):
-        work.mkdir(parents=True, exist_ok=True)
+        make_parent(work / there[-1].name)
         return copy_folder(there[-1], work / there[-1].name)
     return here[-1] if here else None
 
@@ -204,8 +204,7 @@ class Mirror:
                     self._thread = None
                     return
             try:
-                check_mounted(self.drive)
-                self.drive.mkdir(parents=True, exist_ok=True)
+                make_parent(self.drive / checkpoint.name)
                 copy_folder(checkpoint, self.drive / checkpoint.name)
                 keep_newest(self.drive, self.limit)
                 self.problem = None

@@ -10,6 +10,7 @@ import pandas as pd
 from llm_finetuning import hardware
 from llm_finetuning.files.atomic import write_text
 from llm_finetuning.files.copying import is_full
+from llm_finetuning.files.drive import make_parent
 from llm_finetuning.training import planning
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Metrics:
 
     def write(self, entry: dict) -> None:
         """Appends an entry. One that a full disk does not take waits for the next; training goes on."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(self.path)
         self.waiting.append(entry)
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -63,7 +64,6 @@ class Metrics:
         kept = [entry for entry in self.read() if entry["step"] <= step and step > 0]
         if held_out_changed:
             kept = [entry for entry in kept if "held_out_loss" not in entry]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, "".join(map(self.line, kept)))
 
 

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 from llm_finetuning.data.generation.requests import Answer, Request
+from llm_finetuning.files.drive import make_parent
 
 
 class AnswerCache:
@@ -16,7 +17,7 @@ class AnswerCache:
         self.path = path
         self.answers: dict[str, Answer] = {}
         self.lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(path)
         content = path.read_bytes() if path.exists() else b""
         whole = content.rfind(b"\n") + 1
         if whole < len(content):  # or else the next line would be glued to it
