@@ -9,8 +9,8 @@ import nbformat
 import pytest
 
 # Of tests/support, which pytest has on its path.
-pytest_plugins = ["browser", "colab_fixtures", "inference_fixtures", "llama_programs", "preference_fixtures"]
-pytest_plugins += ["shell_fixtures", "training_fixtures"]
+pytest_plugins = ["browser", "colab_fixtures", "disks", "inference_fixtures", "llama_programs"]
+pytest_plugins += ["preference_fixtures", "shell_fixtures", "training_fixtures"]
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = Path(os.environ.get("LLM_FINETUNING_REAL_DATA") or ROOT.parent / "shared" / "data")

@@ -62,26 +62,19 @@ def test_disk_full_in_mid_shard(world, monkeypatch):
     assert only_the_folder(world)
 
 
-def test_disk_that_is_really_full(tmp_path, world, monkeypatch):
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
-        publishing_room = replace.check_space
-        monkeypatch.setattr(replace, "check_space", lambda *_: 0)  # somebody fills the disk after we looked
-        old = replace.replace_published(finished(tmp_path / "a", 3), small / "finetuned_phi2")
-        with pytest.raises(OSError, match="No space left.*Free space") as error:
-            replace.replace_published(finished(tmp_path / "b", 4, size=40_000), old)
-        assert error.value.errno == DISK_FULL
-        assert version_at(old) == 3
-        monkeypatch.setattr(replace, "check_space", publishing_room)
-        with pytest.raises(OSError, match="needs"):
-            replace.replace_published(tmp_path / "b", old)
-        assert version_at(old) == 3
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+def test_disk_that_is_really_full(tmp_path, world, monkeypatch, small_disk):
+    small = small_disk(tmp_path / "small", 64 << 10)
+    publishing_room = replace.check_space
+    monkeypatch.setattr(replace, "check_space", lambda *_: 0)  # somebody fills the disk after we looked
+    old = replace.replace_published(finished(tmp_path / "a", 3), small / "finetuned_phi2")
+    with pytest.raises(OSError, match="No space left.*Free space") as error:
+        replace.replace_published(finished(tmp_path / "b", 4, size=40_000), old)
+    assert error.value.errno == DISK_FULL
+    assert version_at(old) == 3
+    monkeypatch.setattr(replace, "check_space", publishing_room)
+    with pytest.raises(OSError, match="needs"):
+        replace.replace_published(tmp_path / "b", old)
+    assert version_at(old) == 3
 
 
 # A process killed

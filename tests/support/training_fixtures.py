@@ -123,3 +123,20 @@ def prepare(chosen, pairs: list[dict] | None = None, inputs=None) -> Run:
     plan = plan_run(chosen, inputs)
     model = add_adapters(load_base(chosen, plan), chosen)
     return Run(AssistantTrainer(model, chosen, plan, inputs))
+
+
+@pytest.fixture(scope="session")
+def phi2():
+    """Phi-2's configuration."""
+    from transformers import PhiConfig
+
+    return PhiConfig(
+        vocab_size=51200,
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        partial_rotary_factor=0.4,
+        resid_pdrop=0.1,
+        hidden_act="gelu_new",
+    )

@@ -127,21 +127,15 @@ def test_another_fault_in_one_process_ends_all_of_them(rank, tiny_base, tmp_path
 
 @pytest.mark.more
 @pytest.mark.parametrize("shards", [True, False], ids=["sharded", "each whole"])
-def test_a_full_disk_ends_no_run_of_several_processes(shards, undisturbed, sharded, tiny_base, tmp_path):
+def test_a_full_disk_ends_no_run_of_several_processes(shards, undisturbed, sharded, tiny_base, tmp_path, small_disk):
     """A real one: no checkpoint, no best adapter, no metrics find room; the adapter is saved with the results."""
-    work, results = tmp_path / "vm", tmp_path / "drive"
-    work.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(work)], capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
-        file = write_run(results, tiny_base, work_folder=str(work), **WATCHED)
-        done = launch_sharded(file, "fill") if shards else launch_faulty(file, 0, -1, 0, "fill")
-        assert [done.stdout.count(f"checkpoint-{step} was not saved") for step in (2, 4)] == [1, 1], done.stderr[-3000:]
-        assert f"{work} is full; the adapter is saved in {results / 'adapter'}" in done.stderr
-        assert not checkpoints.found(work / "checkpoints")
-        assert equal_adapters(results / "adapter", (sharded if shards else undisturbed) / "adapter")
-    finally:
-        subprocess.run(["umount", "--lazy", str(work)], check=True)
+    work, results = small_disk(tmp_path / "vm", 8 << 20), tmp_path / "drive"
+    file = write_run(results, tiny_base, work_folder=str(work), **WATCHED)
+    done = launch_sharded(file, "fill") if shards else launch_faulty(file, 0, -1, 0, "fill")
+    assert [done.stdout.count(f"checkpoint-{step} was not saved") for step in (2, 4)] == [1, 1], done.stderr[-3000:]
+    assert f"{work} is full; the adapter is saved in {results / 'adapter'}" in done.stderr
+    assert not checkpoints.found(work / "checkpoints")
+    assert equal_adapters(results / "adapter", (sharded if shards else undisturbed) / "adapter")
 
 
 @pytest.mark.more

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import hashlib
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -112,42 +111,33 @@ def test_a_drive_that_cannot_be_read_at_the_start_is_not_taken_for_an_empty_one(
     assert (outcome.ended_by, found) == ("finished before", undisturbed[1])
 
 
-def small_disk(folder: Path, size: str) -> bool:
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    return subprocess.run(mount, capture_output=True).returncode == 0
-
-
 @pytest.mark.parametrize("patience", [0, pytest.param(9, marks=pytest.mark.more)])
 @pytest.mark.parametrize("room", ["0k", pytest.param("60k", marks=pytest.mark.more)])
-def test_a_full_disk_at_each_checkpoint_changes_nothing(room, patience, tiny_base, tmp_path, capsys, undisturbed):
+def test_a_full_disk_at_each_checkpoint_changes_nothing(
+    room, patience, tiny_base, tmp_path, capsys, undisturbed, small_disk
+):
     """A real one: a tmpfs that is filled up to `room`, in which no checkpoint finds place."""
-    work, results = tmp_path / "vm", tmp_path / "drive"
-    if not small_disk(work, "8m"):
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
-        chosen = small_settings(results, tiny_base, work_folder=str(work), **LONG, early_stopping_patience=patience)
-        small = prepare(chosen)
-        fill(work, int(room[:-1]) * 1024)
-        outcome = training.train(small.trainer)
-        assert outcome.step == outcome.of == 20
-        said = capsys.readouterr().out
-        assert all(f"checkpoint-{step} was not saved" in said for step in (5, 10, 15, 20))
-        assert not checkpoints.found(work / "checkpoints") and not list((work / "checkpoints").glob(".*partial"))
-        entries = Metrics.read(small.trainer.monitor.metrics)
-        assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, 21))
-        with pytest.raises(OSError, match=f"{work} is full; the adapter is saved in {results / 'adapter'}"):
-            training.save_adapter(small.trainer)
-        saved = results / "adapter"
-        if not patience:
-            assert digest(saved) == undisturbed[1]
-        else:
-            assert outcome.best_loss == min(small.trainer.monitor.losses)[0]
-        (work / "filling").unlink()
-        assert training.save_adapter(small.trainer) == chosen.folders.adapter
-        assert digest(chosen.folders.adapter) == digest(saved)
-    finally:
-        subprocess.run(["umount", "--lazy", str(work)], check=True)
+    work, results = small_disk(tmp_path / "vm", 8 << 20), tmp_path / "drive"
+    chosen = small_settings(results, tiny_base, work_folder=str(work), **LONG, early_stopping_patience=patience)
+    small = prepare(chosen)
+    fill(work, int(room[:-1]) * 1024)
+    outcome = training.train(small.trainer)
+    assert outcome.step == outcome.of == 20
+    said = capsys.readouterr().out
+    assert all(f"checkpoint-{step} was not saved" in said for step in (5, 10, 15, 20))
+    assert not checkpoints.found(work / "checkpoints") and not list((work / "checkpoints").glob(".*partial"))
+    entries = Metrics.read(small.trainer.monitor.metrics)
+    assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, 21))
+    with pytest.raises(OSError, match=f"{work} is full; the adapter is saved in {results / 'adapter'}"):
+        training.save_adapter(small.trainer)
+    saved = results / "adapter"
+    if not patience:
+        assert digest(saved) == undisturbed[1]
+    else:
+        assert outcome.best_loss == min(small.trainer.monitor.losses)[0]
+    (work / "filling").unlink()
+    assert training.save_adapter(small.trainer) == chosen.folders.adapter
+    assert digest(chosen.folders.adapter) == digest(saved)
 
 
 def fill(folder: Path, leave: int) -> None:
@@ -159,23 +149,18 @@ def fill(folder: Path, leave: int) -> None:
 
 
 @pytest.mark.more
-def test_a_disk_that_has_room_again_gets_the_next_checkpoint(tiny_base, tmp_path, capsys, undisturbed):
-    work = tmp_path / "vm"
-    if not small_disk(work, "8m"):
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
-        small = prepare(small_settings(tmp_path / "drive", tiny_base, work_folder=str(work), **LONG))
-        fill(work, 0)
-        small.trainer.add_callback(RoomAt(7, work / "filling"))
-        assert training.train(small.trainer).step == 20
-        assert "checkpoint-5 was not saved" in capsys.readouterr().out
-        assert [path.name for path in checkpoints.complete(work / "checkpoints")] == ["checkpoint-15", "checkpoint-20"]
-        training.save_adapter(small.trainer)
-        assert digest(small.settings.folders.adapter) == undisturbed[1]
-        metrics = Metrics(small.settings.folders.metrics).read()
-        assert [entry["step"] for entry in metrics if "loss" in entry] == list(range(1, 21))
-    finally:
-        subprocess.run(["umount", "--lazy", str(work)], check=True)
+def test_a_disk_that_has_room_again_gets_the_next_checkpoint(tiny_base, tmp_path, capsys, undisturbed, small_disk):
+    work = small_disk(tmp_path / "vm", 8 << 20)
+    small = prepare(small_settings(tmp_path / "drive", tiny_base, work_folder=str(work), **LONG))
+    fill(work, 0)
+    small.trainer.add_callback(RoomAt(7, work / "filling"))
+    assert training.train(small.trainer).step == 20
+    assert "checkpoint-5 was not saved" in capsys.readouterr().out
+    assert [path.name for path in checkpoints.complete(work / "checkpoints")] == ["checkpoint-15", "checkpoint-20"]
+    training.save_adapter(small.trainer)
+    assert digest(small.settings.folders.adapter) == undisturbed[1]
+    metrics = Metrics(small.settings.folders.metrics).read()
+    assert [entry["step"] for entry in metrics if "loss" in entry] == list(range(1, 21))
 
 
 class RoomAt(TrainerCallback):

@@ -14,22 +14,6 @@ from llm_finetuning.training import model_size, planning
 from llm_finetuning.training.memory import StepMemory
 
 
-@pytest.fixture(scope="module")
-def phi2():
-    from transformers import PhiConfig
-
-    return PhiConfig(
-        vocab_size=51200,
-        hidden_size=2560,
-        intermediate_size=10240,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        partial_rotary_factor=0.4,
-        resid_pdrop=0.1,
-        hidden_act="gelu_new",
-    )
-
-
 def gpu(name: str, capability: tuple[int, int], gib: float) -> Machine:
     return Machine(
         "cuda:0", name, capability, int(gib * GIB), int(gib * GIB), 12 * GIB, 2, 250e12, capability >= (8, 0)

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import subprocess
 
 import pytest
 from training_fixtures import small_settings
@@ -15,40 +14,18 @@ PHI2 = {"max_seq_length": 512, "tokens_per_step": 512, "micro_batch_tokens": 512
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(tmp_path, small_disk):
     """disk(name, gigabytes) → a folder on a disk of its own with so much room."""
-    mounted = []
-
-    def make(name, gigabytes):
-        folder = tmp_path / name
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={int(gigabytes * 1e9)}", "tmpfs", str(folder)]
-        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-            pytest.skip("mounting a tmpfs needs root")
-        mounted.append(folder)
-        return folder
-
-    yield make
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    return lambda name, gigabytes: small_disk(tmp_path / name, gigabytes * 1e9)
 
 
 @pytest.fixture(scope="module")
-def size(tmp_path_factory):
+def size(tmp_path_factory, phi2):
     """Phi-2's counts, from its configuration alone."""
     import torch
-    from transformers import PhiConfig
 
-    config = PhiConfig(
-        vocab_size=51200,
-        hidden_size=2560,
-        intermediate_size=10240,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        partial_rotary_factor=0.4,
-    )
     settings = small_settings(tmp_path_factory.mktemp("size"), "x", **PHI2)
-    return planning.model_size.measure_size(settings, config, torch.bfloat16, True)
+    return planning.model_size.measure_size(settings, phi2, torch.bfloat16, True)
 
 
 @pytest.fixture
