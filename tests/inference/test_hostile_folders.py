@@ -5,21 +5,12 @@ import struct
 import time
 
 import pytest
-from broken_bases import config, copy_of
+from broken_bases import config, copy_of, entries
 from hostile_templates import TEMPLATES
 
 from llm_finetuning import models
 from llm_finetuning.files import checksums
 from llm_finetuning.inference.chat import Chat
-
-
-def entries(name: str, **values):
-    """Other entries in a JSON file of the folder."""
-
-    def change(folder) -> None:
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | values))
-
-    return change
 
 
 def write(name: str, content: str | bytes):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import old_transformers
@@ -11,6 +10,7 @@ import read_folder
 import torch
 from families import tiny_base_of
 from inference_fixtures import make_tokenizer
+from published_bases import published
 from tokenizers import AddedToken
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PhiConfig
 
@@ -40,16 +40,6 @@ ROTARY = {
 KNOWN_SINCE = {"gemma3_text": "4.50", "qwen3": "4.51", "gpt_oss": "4.55"}
 
 
-def publish(base: Path, folder: Path, system: str = "") -> Path:
-    """The base with its companions, as a merge leaves them."""
-    template = prompts.template_for(AutoTokenizer.from_pretrained(base), system)
-    folder.mkdir()
-    companions.write_companions(folder, base, template, torch.float32)
-    for weights in base.glob("*.safetensors"):
-        shutil.copy(weights, folder)
-    return folder
-
-
 def random_base(config, tokenizer, folder: Path) -> Path:
     """Random weights, large enough that no two words come close."""
     config.initializer_range = 0.2
@@ -65,7 +55,7 @@ def family(name: str, made: Path) -> Path:
     config.rope_parameters = ROTARY[name]
     if name == "phi3":
         config.original_max_position_embeddings = 64
-    return publish(random_base(config, AutoTokenizer.from_pretrained(base), base), made / name)
+    return published(random_base(config, AutoTokenizer.from_pretrained(base), base), made / name)
 
 
 def phi(tokenizer, made: Path, name: str) -> Path:
@@ -75,7 +65,7 @@ def phi(tokenizer, made: Path, name: str) -> Path:
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     base = random_base(config, tokenizer, made / "base" / name)
-    return publish(base, made / name, "Answer in one sentence.")
+    return published(base, made / name, "Answer in one sentence.")
 
 
 @pytest.fixture(scope="module")
@@ -165,5 +155,5 @@ def test_extra_special_tokens_are_those_of_the_tokenizer_in_both_versions(tmp_pa
 def test_the_sentencepiece_model_of_a_base_travels(made, tmp_path):
     base = tiny_base_of("llama", tmp_path / "base")
     (base / "tokenizer.model").write_bytes(b"pieces")
-    folder = publish(base, tmp_path / "published")
+    folder = published(base, tmp_path / "published")
     assert (folder / "tokenizer.model").read_bytes() == b"pieces"

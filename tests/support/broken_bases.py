@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,14 +18,16 @@ def copy_of(base: Path, folder: Path, *changes: Callable[[Path], object]) -> Pat
     return folder
 
 
-def config(**entries) -> Callable[[Path], None]:
-    """Other entries in config.json."""
+def entries(name: str, **values) -> Callable[[Path], None]:
+    """Other entries in a JSON file of the folder."""
 
-    def change(base: Path) -> None:
-        file = base / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+    def change(folder: Path) -> None:
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | values))
 
     return change
+
+
+config = partial(entries, "config.json")
 
 
 def renamed(rename: Callable[[str], str]) -> Callable[[Path], None]:

@@ -4,12 +4,11 @@ import shutil
 from pathlib import Path
 
 import torch
+from published_bases import published
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from llm_finetuning import prompts
 from llm_finetuning.files import checksums
-from llm_finetuning.release import companions
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 SHAPES = {
@@ -33,12 +32,7 @@ def merged(folder: Path, family: str, tokenizer_files: Path, system: str = "Answ
     config = AutoConfig.for_model(family, **values, **ends, initializer_range=0.1)
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(config).to(torch.float16).save_pretrained(base)
-    template = prompts.template_for(AutoTokenizer.from_pretrained(base), system)
-    folder.mkdir()
-    companions.write_companions(folder, base, template, torch.float16)
-    for weights in base.glob("*.safetensors"):
-        shutil.copy(weights, folder)
-    checksums.write_checksums(folder)
+    checksums.write_checksums(published(base, folder, system, torch.float16))
     return folder
 
 
