@@ -1,4 +1,4 @@
-"""The package as pip installs it: built as a wheel, in an environment and a folder of its own."""
+"""The package as pip installs it, as a wheel or out of git, in an environment and a folder of its own."""
 
 import os
 import shutil
@@ -36,9 +36,13 @@ def run(*command: object, folder: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    source = tmp_path_factory.mktemp("source") / "checkout"
-    shutil.copytree(ROOT, source, ignore=LEFT_OUT)
+def source(tmp_path_factory) -> Path:
+    """The checkout as it is on disk, without its history."""
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "checkout", ignore=LEFT_OUT)
+
+
+@pytest.fixture(scope="module")
+def wheel(source) -> Path:
     done = run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", ".", folder=source)
     assert done.returncode == 0, done.stderr
     return next(source.glob("*.whl"))
@@ -46,14 +50,17 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory) -> Path:
-    """An environment with the wheel; what it depends on is borrowed from this one, which has no say in the package."""
-    folder = tmp_path_factory.mktemp("environment")
+    return environment(tmp_path_factory.mktemp("environment"), wheel)
+
+
+def environment(folder: Path, package: object) -> Path:
+    """The Python of an environment with the package; what it depends on is borrowed, and has no say in the package."""
     own = {"base": str(folder), "platbase": str(folder)}
     packages, python = Path(sysconfig.get_path("purelib", "venv", own)), folder / "bin" / "python"
     assert run(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder).returncode == 0
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
-    done = run(*pip, folder=folder)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
+    done = run(*pip, "--no-build-isolation", package, folder=folder)
     assert done.returncode == 0, done.stderr
     return python
 
@@ -66,6 +73,10 @@ def elsewhere(tmp_path) -> Path:
 
 
 def test_the_installed_command_knows_its_notebooks_and_profiles(python, elsewhere):
+    knows_its_notebooks_and_profiles(python, elsewhere)
+
+
+def knows_its_notebooks_and_profiles(python: Path, elsewhere: Path) -> None:
     code = "import llm_finetuning; from llm_finetuning.runner.steps import STEPS;"
     found = run(python, "-c", f"{code} print(llm_finetuning.__file__, *STEPS, sep='\\n')", folder=elsewhere)
     assert found.stdout.startswith(str(python.parents[1])), found
@@ -79,6 +90,10 @@ def test_the_installed_command_knows_its_notebooks_and_profiles(python, elsewher
 
 
 def test_the_installed_notebooks_are_those_of_the_checkout(python):
+    has_the_notebooks_of_the_checkout(python)
+
+
+def has_the_notebooks_of_the_checkout(python: Path) -> None:
     installed = next(python.parents[1].glob("lib/python*/site-packages/llm_finetuning/notebooks"))
     for step in STEPS:
         assert (installed / step.notebook.relative_to(ROOT)).read_bytes() == step.notebook.read_bytes()
@@ -89,6 +104,32 @@ def test_an_installed_notebook_runs_with_the_installed_package(python, elsewhere
     assert done.returncode == 0, done.stderr
     assert (elsewhere / "out" / "data" / "finetuning_data_train.jsonl").is_file()
     assert {path.suffix for path in (elsewhere / "out" / "notebooks").iterdir()} == {".ipynb", ".html", ".json"}
+
+
+@pytest.mark.more
+def test_a_tag_of_a_bare_repository_installs_as_the_wheel_does(source, elsewhere, tmp_path):
+    tree, bare = shutil.copytree(source, tmp_path / "tree", ignore=LEFT_OUT), tmp_path / "project.git"
+    shutil.copy(ROOT / ".gitignore", tree)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", "-C", tree]
+    steps = [
+        "init",
+        "add .",
+        "commit -m all",
+        "tag v1",
+        "rm -rq llm_finetuning",
+        "commit -m gone",
+        f"clone --bare . {bare}",
+    ]
+    for step in steps:
+        done = run(*git, *step.split(), folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    (tmp_path / "environment").mkdir()
+    python = environment(tmp_path / "environment", f"git+{bare.as_uri()}@v1")
+    knows_its_notebooks_and_profiles(python, elsewhere)
+    has_the_notebooks_of_the_checkout(python)
+    done = run(python, "-c", FIRST_NOTEBOOK, folder=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "out" / "data" / "finetuning_data_train.jsonl").is_file()
 
 
 @pytest.mark.more
