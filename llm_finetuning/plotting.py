@@ -2,20 +2,35 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.spines import Spine
+from matplotlib.text import Text
 
 from llm_finetuning.files.atomic import writing
 
-BLUE, ORANGE, GREEN, GREY = "#3b6ea5", "#d9822b", "#4a9a6a", "#c9ced6"
-TEXT = "#30343b"
+BLUE, ORANGE, GREEN, GREY = "#4580bf", "#d9822b", "#4a9a6a", "#c9ced6"
+TEXT = "#757e8a"
+"""A grey that is read on white and on a dark page alike: figures have no background of their own."""
 DPI = 150
 WIDTH = 8.0  # inches: 1,200 pixels, a README's column at twice its density
 
 
 class Plot(Figure):
     """A figure that a notebook shows as a picture by itself, without pyplot and without a magic command."""
+
+    def savefig(self, target: Any, **options: Any) -> None:
+        """Writes the figure without a background, its letters and lines in a grey that any page's shows."""
+        for artist in self.findobj(lambda artist: isinstance(artist, (Text, Spine))):
+            (artist.set_color if isinstance(artist, Text) else artist.set_edgecolor)(TEXT)
+        for axis in self.axes:
+            axis.tick_params(color=TEXT)
+        for legend in self.findobj(Legend):
+            legend.get_frame().set_alpha(0)
+        super().savefig(target, transparent=True, **options)
 
     def _repr_png_(self) -> tuple[bytes, dict]:
         """Returns the PNG, its size on the page and its alt text.

@@ -4,9 +4,11 @@ import itertools
 
 import pandas as pd
 import pytest
+from matplotlib import colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from llm_finetuning import plotting
 from llm_finetuning.data import figures, preview
@@ -114,3 +116,24 @@ def test_the_outline_indents_replies_and_escapes_texts():
     assert list(read.columns) == ["lang", "turns before", "prompt", "response"] and read["turns before"][0] == 1
     for shown in (preview.pair(preview.telling_pair(pairs)), preview.source(pairs)):
         assert "&lt;b&gt;" in shown and "R" in shown
+
+
+@pytest.mark.parametrize("page", [(255, 255, 255), (13, 17, 23)], ids=["white page", "dark page"])
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_saved_figure_is_read_on_a_light_and_on_a_dark_page(name, page, tmp_path):
+    plotting.save(PLOTS[name], tmp_path / "figure.png")
+    picture = Image.open(tmp_path / "figure.png").convert("RGBA")
+    assert picture.getpixel((0, 0))[3] == 0, "the page's own background is seen"
+    for text in drawn(PLOTS[name]):
+        assert contrast(colors.to_rgb(text.get_color()), [value / 255 for value in page]) > 3.5, text.get_text()
+
+
+def contrast(one, other) -> float:
+    """The ratio of two colours' luminances as WCAG 2 defines it."""
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def luminance(colour) -> float:
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
