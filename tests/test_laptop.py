@@ -8,10 +8,13 @@ import nbformat
 import pytest
 from shell_fixtures import shown
 
-from llm_finetuning import settings
+from llm_finetuning import settings, tracebacks
 from llm_finetuning.data import oasst
+from llm_finetuning.data.generation.cache import AnswerCache
 from llm_finetuning.files import drive
+from llm_finetuning.files.atomic import write_json
 from llm_finetuning.runner import notebooks
+from llm_finetuning.training.metrics import Metrics
 
 each = pytest.mark.parametrize("notebook", [step.notebook for step in notebooks.STEPS], ids=lambda path: path.stem)
 
@@ -79,4 +82,21 @@ def test_in_colab_a_drive_that_is_not_mounted_is_said_before_anything_is_made(on
     values |= {"drive_folder": f"{drive.MOUNT}/MyDrive/x", "work_folder": str(on_colab / "work")}
     with pytest.raises(OSError, match="Drive is not mounted, or its connection is lost. Run the set-up cell"):
         settings.from_cell(settings.Finetuning, values)
+    assert not drive.MOUNT.exists()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: Metrics(path).write({"step": 1, "loss": 2.0}),
+        lambda path: Metrics(path).cut_after(1),
+        lambda path: AnswerCache(path),
+        lambda path: write_json(path, {}),
+    ],
+    ids=["metrics", "metrics of a run that goes on", "generated answers", "JSON"],
+)
+def test_on_a_drive_that_went_away_a_sentence_says_so_and_nothing_is_made(write, on_colab):
+    with pytest.raises(OSError, match="Drive is not mounted, or its connection is lost. Run the set-up cell") as error:
+        write(drive.MOUNT / "MyDrive" / "llm_finetuning" / "work" / "file.jsonl")
+    assert tracebacks.is_curable(error.value, error.tb)
     assert not drive.MOUNT.exists()

@@ -26,6 +26,13 @@ def write(path, *records) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
+@pytest.mark.parametrize("value", [2**63 - 1, 2**64, -(2**70), 1e308, 0.1, {"deep": [2**90, None, "\u2028"]}])
+def test_a_column_of_ones_own_is_written_as_pythons_json_reads_it(tmp_path, value):
+    path = pairs.write_jsonl([PAIR | {"own": value}, PAIR], tmp_path / "pairs.jsonl")
+    first, second = map(json.loads, path.read_bytes().decode("utf-8").removesuffix("\n").split("\n"))
+    assert first == PAIR | {"own": value} and second == PAIR
+
+
 def test_what_is_written_is_read_again(tmp_path):
     path = pairs.write_jsonl([PAIR, FULL], tmp_path / "data" / "pairs.jsonl")
     assert pairs.to_records(pairs.read_jsonl(path)) == [PAIR, FULL]
