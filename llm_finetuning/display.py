@@ -17,7 +17,7 @@ TEXT_STYLE = (
     "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
 )
 BREAKABLE = 24
-"""A text of more characters than this may be broken anywhere; a shorter one keeps its words whole."""
+"""A text of more characters than this may be broken anywhere beyond them; a shorter one keeps its words whole."""
 
 
 def text_table(table: pd.DataFrame) -> HTML:
@@ -39,7 +39,7 @@ def text_table(table: pd.DataFrame) -> HTML:
 def _cell(value: object) -> str:
     """Formats a value as a table cell; the line break after <pre> is not part of its text."""
     text = "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
-    style = TEXT_STYLE if len(text) > BREAKABLE else f"{TEXT_STYLE};overflow-wrap:normal"
+    style = f"{TEXT_STYLE};{f'min-width:min({BREAKABLE}ch,15vw)' if len(text) > BREAKABLE else 'overflow-wrap:normal'}"
     return f'<td style="{CELL_STYLE}"><pre style="{style}">\n{html.escape(text)}</pre></td>'
 
 

@@ -81,3 +81,16 @@ def test_every_table_of_texts_in_the_notebooks_is_shown_as_one():
     for maker in [*(f"tables.{name}(" for name in makers), "scoreboard.side_by_side(", "preview.pairs("]:
         assert source.count(maker) == source.count(f"text_table({maker}") > 0, maker
     assert "max_colwidth" not in source
+
+
+@pytest.mark.browser
+def test_texts_beside_many_columns_are_not_squeezed(browser):
+    """As a table of messages shows them: beside eight columns of one word, on a wide page."""
+    texts = {"id": ["00c5e180-93d5-5362-b89b-110c226e8ba7"], "text": ["What does Nuri like to eat most? " * 3]}
+    table = pd.DataFrame(texts).assign(**{f"number {n}": ["ready_for_export"] for n in range(8)})
+    page = browser.new_page(viewport={"width": 1100, "height": 800})
+    page.set_content(text_table(table).data)
+    boxes = [page.locator("td pre").nth(n).bounding_box() for n in range(2)]
+    assert all(box["width"] > 150 and box["height"] < 160 for box in boxes), boxes
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the table scrolls, not the page"
+    page.close()
