@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -20,18 +21,23 @@ from llm_finetuning.files.atomic import writing
 from llm_finetuning.inference import llama, nf4
 
 STEPS = 8
+NF4_INT8 = "nf4+int8"
+BYTES = {"nf4": 0.6, NF4_INT8: 1.6, "bfloat16": 2, "float32": 4}
+"""Bytes of memory for a parameter."""
+PROMPT, ANSWER = 64, 32
+"""Tokens of the prompt and the answer whose time decides."""
 KEPT_MODELS = 2
 """Models whose packed weights stay in the cache."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The decoding speed of a backend with a number of threads."""
+    """The speed of a backend with a number of threads."""
 
     backend: str
     threads: int
     tokens_per_second: float = 0.0
-    """0 = not measured."""
+    """Of an answer of ANSWER tokens to PROMPT tokens, the prefill included; 0 = not measured."""
 
 
 def cache_folder(key: str) -> Path:
@@ -63,9 +69,10 @@ def fastest(folder: Path, config: "transformers.PreTrainedConfig") -> Timing:
 
 
 def fingerprint(folder: Path) -> dict:
-    """Returns what the timings of a model depend on besides the model: hardware, versions, files."""
+    """Returns what the timings of a model depend on besides the model: hardware, versions, files, what is measured."""
     gguf = llama.file_beside(folder)
     return {
+        "answer": [PROMPT, ANSWER],
         "cpu": hardware.cpu_name(),
         "cores": hardware.cores(),
         "memory": hardware.host_memory(),
@@ -80,8 +87,8 @@ def measure(folder: Path, config: "transformers.PreTrainedConfig", threads: list
     gguf = llama.file_beside(folder)
     timings = [] if gguf is None else _measure_llama(gguf, threads)
     count, room = models.count_parameters(config), hardware.host_memory()
-    for backend, size in {"nf4": 0.6, "bfloat16": 2, "float32": 4}.items():  # bytes of a parameter
-        if count * size < 0.8 * room and (backend != "nf4" or nf4.available()):
+    for backend, size in BYTES.items():
+        if count * size < 0.8 * room and ("nf4" not in backend or nf4.available()):
             timings += _measure_torch(backend, config, threads)
     if not timings:
         raise ValueError(
@@ -93,19 +100,30 @@ def measure(folder: Path, config: "transformers.PreTrainedConfig", threads: list
 def _measure_torch(backend: str, config: "transformers.PreTrainedConfig", threads: list[int]) -> list[Timing]:
     """Measures one layer and the head with made-up weights; the time of a token is head + layers x layer."""
     model = one_layer(config, torch.float32 if backend == "float32" else torch.bfloat16)
-    if backend == "nf4":
-        model = nf4.convert(model)
+    if backend in ("nf4", NF4_INT8):
+        model = nf4.convert(model, backend == NF4_INT8)
     hidden = torch.full((1, 1, config.hidden_size), 0.01, dtype=model.dtype)
     before, timings = torch.get_num_threads(), []
     with torch.inference_mode():
         for count in threads:
             torch.set_num_threads(count)
             head = best_time(lambda: model.get_output_embeddings()(hidden))
-            whole = best_time(lambda: model(input_ids=torch.tensor([[1]]), use_cache=False))
-            seconds = head + config.num_hidden_layers * max(whole - head, 1e-6)
-            timings.append(Timing(backend, count, round(1 / seconds, 2)))
+            prefill, token = (_seconds_of(model, tokens, head, config.num_hidden_layers) for tokens in (PROMPT, 1))
+            timings.append(_timing(backend, count, prefill, token))
     torch.set_num_threads(before)
     return timings
+
+
+def _seconds_of(model: "transformers.PreTrainedModel", tokens: int, head: float, layers: int) -> float:
+    """Returns the seconds of a forward pass with all `layers`, measured on one; `head`: the seconds of the head."""
+    ids = torch.ones((1, tokens), dtype=torch.long)
+    whole = best_time(lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1))
+    return head + layers * max(whole - head, 1e-6)
+
+
+def _timing(backend: str, threads: int, prefill: float, token: float) -> Timing:
+    """Returns the speed with so many seconds for the prefill, which gives the first token, and for each further one."""
+    return Timing(backend, threads, round(ANSWER / (prefill + (ANSWER - 1) * token), 2))
 
 
 def one_layer(config: "transformers.PreTrainedConfig", dtype: torch.dtype) -> "transformers.PreTrainedModel":
@@ -121,14 +139,20 @@ def one_layer(config: "transformers.PreTrainedConfig", dtype: torch.dtype) -> "t
 
 def _measure_llama(gguf: Path, threads: list[int]) -> list[Timing]:
     engine = llama.LlamaEngine(gguf, 256, threads[-1])
-    session = engine.session([[1] * 8])
-    timings = []
-    for count in threads:
-        engine.set_threads(count)
-        timings.append(Timing(engine.name, count, round(1 / best_time(lambda: session.push([1])), 2)))
-    session.close()
+    timings = [_timing(engine.name, count, *_llama_seconds(engine, count)) for count in threads]
     engine.llama.close()
     return timings
+
+
+def _llama_seconds(engine: llama.LlamaEngine, threads: int) -> tuple[float, float]:
+    """Returns the seconds of a prefill and of a token."""
+    engine.set_threads(threads)
+    prompts = cycle([[1] * PROMPT, [2] * PROMPT])  # none begins like the one before, whose cache would serve it
+    prefill = best_time(lambda: engine.session([next(prompts)]).close())
+    session = engine.session([next(prompts)])
+    token = best_time(lambda: session.push([1]))
+    session.close()
+    return prefill, token
 
 
 def best_time(step: Callable[[], object]) -> float:
@@ -150,20 +174,20 @@ def _cache(file: Path, value: dict) -> None:
         print(f"{file} cannot be written ({error.strerror}): the choice is measured again next time.")
 
 
-def packed_file(folder: Path) -> Path | None:
+def packed_file(folder: Path, backend: str = "nf4") -> Path | None:
     """Returns the cache file for the packed weights of a published model, and removes those of the oldest models.
 
     None where the folder is not published, or the disk too full.
     """
     if not (folder / checksums.NAME).is_file():
         return None
-    file = cache_folder(key_of(folder)) / "nf4.safetensors"
+    file = cache_folder(key_of(folder)) / f"{backend}.safetensors"
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     try:
         copying.check_space(file.parent, 0 if file.is_file() else weights, file.name)
     except OSError:
         return None
-    others = sorted(file.parents[1].glob("*/nf4.safetensors"), key=lambda path: path.stat().st_mtime)
+    others = sorted(file.parents[1].glob("*/*.safetensors"), key=lambda path: path.stat().st_mtime)
     for old in [path for path in others if path != file][: -(KEPT_MODELS - 1) or None]:
         old.unlink()
     return file

@@ -1,4 +1,7 @@
-"""The backends that can run a model: torch in 16 or 32 bits, 4 bits on a GPU, NF4 on a CPU, llama.cpp."""
+"""The backends that can run a model: torch in 16 or 32 bits, 4 bits on a GPU, NF4 on a CPU, llama.cpp.
+
+"nf4+int8" is NF4 on a CPU whose layers hold their weights in int8 as well: a quicker prefill for a byte a parameter.
+"""
 
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from llm_finetuning.inference import autotune, llama, nf4
 from llm_finetuning.inference.engines import TorchEngine
 from llm_finetuning.inference.generation import Engine
 
-NAMES = ("float32", "bfloat16", "float16", "nf4", "llama.cpp")
+NAMES = ("float32", "bfloat16", "float16", "nf4", autotune.NF4_INT8, "llama.cpp")
 
 
 def load(folder: str | Path, backend: str = "auto", threads: int = 0) -> Engine:
@@ -32,15 +35,18 @@ def load(folder: str | Path, backend: str = "auto", threads: int = 0) -> Engine:
     if backend == "llama.cpp":
         return load_llama(folder, config, threads)
     torch.set_num_threads(threads)
-    model = load_nf4(folder, config) if backend == "nf4" else load_torch(folder, config, getattr(torch, backend))
+    if backend in ("nf4", autotune.NF4_INT8):
+        model = load_nf4(folder, config, backend)
+    else:
+        model = load_torch(folder, config, getattr(torch, backend))
     return TorchEngine(model, f"{backend} on {threads} CPU threads")
 
 
 def load_on_gpu(folder: Path, config: "transformers.PreTrainedConfig", backend: str) -> TorchEngine:
     """Loads a model in 16 bits, bfloat16 where the GPU has it, or in 4 bits where the memory is too small for that."""
     dtype = hardware.choose_dtype("auto", torch.cuda.get_device_capability())
-    if backend == "llama.cpp":
-        raise ValueError("backend = 'llama.cpp': serves CPUs here; set backend = 'auto'")
+    if backend in ("llama.cpp", autotune.NF4_INT8):
+        raise ValueError(f"backend = {backend!r}: serves CPUs here; set backend = 'auto'")
     if backend in ("float32", "bfloat16", "float16"):
         dtype = getattr(torch, backend)
     elif backend == "auto":
@@ -72,12 +78,12 @@ def load_torch(
     return model
 
 
-def load_nf4(folder: Path, config: "transformers.PreTrainedConfig") -> "transformers.PreTrainedModel":
+def load_nf4(folder: Path, config: "transformers.PreTrainedConfig", backend: str) -> "transformers.PreTrainedModel":
     if not nf4.available():
         raise ValueError(
-            "backend = 'nf4': needs bitsandbytes and a CPU with AVX512-BF16, or a GPU; set backend = 'auto'"
+            f"backend = {backend!r}: needs bitsandbytes and a CPU with AVX512-BF16, or a GPU; set backend = 'auto'"
         )
-    return nf4.load(folder, config, autotune.packed_file(folder))
+    return nf4.load(folder, config, autotune.packed_file(folder, backend), backend == autotune.NF4_INT8)
 
 
 def load_llama(folder: Path, config: "transformers.PreTrainedConfig", threads: int) -> llama.LlamaEngine:

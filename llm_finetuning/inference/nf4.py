@@ -2,8 +2,11 @@
 
 bitsandbytes itself loads the 16-bit model first (11 GB for Phi-2). Here each weight is read, quantised and put into
 the order that bitsandbytes' kernel reads; the packed weights can be cached on disk and are then read in seconds.
+That kernel is quick for one token, and takes as long again for each further one: where memory allows, each layer has
+its weight in int8 as well, for the prefill.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,14 +16,14 @@ from torch import nn
 
 from llm_finetuning.files.atomic import writing
 from llm_finetuning.files.shards import Weights
+from llm_finetuning.inference import int8
+from llm_finetuning.inference.int8 import Int8Linear
 from llm_finetuning.models import padded_attention
 
 BLOCK = 64
 """Weights that share a scale (arXiv 2305.14314, section 3)."""
 ROWS = 32
 """Output features that the kernel computes together."""
-CHUNK = 128
-"""Rows that are quantised at once, which bounds the memory of the float32 values."""
 
 
 def available() -> bool:
@@ -33,9 +36,12 @@ def available() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight (N, K) is NF4: `packed` (N, K/2) uint8, `scales` (K/64, N) bfloat16."""
+    """A linear layer whose weight (N, K) is NF4: `packed` (N, K/2) uint8, `scales` (K/64, N) bfloat16.
 
-    def __init__(self, out_features: int, in_features: int, bias: bool):
+    int8_prefill: hold the weight in int8 as well (`prefill`), which computes many tokens at once.
+    """
+
+    def __init__(self, out_features: int, in_features: int, bias: bool, int8_prefill: bool = False):
         super().__init__()
         self.shape = (out_features, in_features)
         with torch.device("meta"):
@@ -43,27 +49,14 @@ class PackedLinear(nn.Module):
             self.register_buffer("scales", torch.empty(in_features // BLOCK, out_features, dtype=torch.bfloat16))
             self.register_buffer("bias", torch.empty(out_features, dtype=torch.bfloat16) if bias else None)
         self.code = code()
+        self.prefill = Int8Linear(out_features, in_features, bias=False) if int8_prefill else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.prefill is not None and x.numel() >= int8.MANY * x.shape[-1]:
+            y = self.prefill(x)
+            return y if self.bias is None else y.add_(self.bias)
         y = torch.ops.bitsandbytes.gemv_4bit.default(x, self.packed, self.shape, self.scales, self.code, BLOCK)
         return y if self.bias is None else y.add_(self.bias)
-
-
-class Int8Linear(nn.Module):
-    """The output embedding (N, K) in int8 with a scale for each row: half the bytes of 16 bits to read for a token."""
-
-    def __init__(self, out_features: int, in_features: int, bias: bool):
-        super().__init__()
-        with torch.device("meta"):
-            self.register_buffer("packed", torch.empty(out_features, in_features, dtype=torch.int8))
-            self.register_buffer("scales", torch.empty(out_features, dtype=torch.bfloat16))
-            self.register_buffer("bias", torch.empty(out_features, dtype=torch.bfloat16) if bias else None)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        y = torch.ops.aten._weight_int8pack_mm(flat, self.packed, self.scales)
-        y = y if self.bias is None else y.add_(self.bias)
-        return y.reshape(*x.shape[:-1], -1)
 
 
 def code() -> torch.Tensor:
@@ -77,7 +70,7 @@ def pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantises a weight (N, K) to NF4; returns (packed, scales) as `PackedLinear` holds them."""
     values = code()
     bounds = ((values[1:] + values[:-1]) / 2).tolist()
-    parts = [_pack_rows(rows.float(), bounds) for rows in weight.split(CHUNK)]
+    parts = [_pack_rows(rows.float(), bounds) for rows in weight.split(int8.CHUNK)]
     return torch.cat([p for p, _ in parts]), torch.cat([s for _, s in parts], dim=1).contiguous()
 
 
@@ -95,21 +88,24 @@ def _pack_rows(weight: torch.Tensor, bounds: list[float]) -> tuple[torch.Tensor,
     return packed.reshape(rows, columns // 2), scales.T
 
 
-def convert(model: "transformers.PreTrainedModel") -> "transformers.PreTrainedModel":
+def convert(model: "transformers.PreTrainedModel", int8_prefill: bool = False) -> "transformers.PreTrainedModel":
     """Packs the linear layers of a model in memory whose shape the kernel takes, and its head in int8."""
     tensors = dict(model.state_dict())
-    _replace_linears(model)
+    _replace_linears(model, int8_prefill)
     for name, tensor in tensors.items():
         _place(model, name, tensor)
     return model
 
 
 def load(
-    folder: Path, config: "transformers.PreTrainedConfig", packed_file: Path | None = None
+    folder: Path,
+    config: "transformers.PreTrainedConfig",
+    packed_file: Path | None = None,
+    int8_prefill: bool = False,
 ) -> "transformers.PreTrainedModel":
     """Loads the model of a folder in NF4. packed_file: caches the packed weights; written unless it is there."""
     model = empty_model(config, torch.bfloat16)
-    _replace_linears(model)
+    _replace_linears(model, int8_prefill)
     if packed_file is not None and packed_file.is_file():
         _read_packed(model, packed_file)
     else:
@@ -134,16 +130,17 @@ def empty_model(config: "transformers.PreTrainedConfig", dtype: torch.dtype) -> 
         )
 
 
-def _replace_linears(model: nn.Module) -> None:
+def _replace_linears(model: nn.Module, int8_prefill: bool) -> None:
+    packed = partial(PackedLinear, int8_prefill=int8_prefill)
     head = model.get_output_embeddings()
     for path, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear):
             continue
         rows, columns = module.weight.shape
         if module is head:
-            new = None if model.config.tie_word_embeddings else Int8Linear
+            new = None if model.config.tie_word_embeddings or columns % int8.COLUMNS else Int8Linear
         else:
-            new = PackedLinear if rows % ROWS == 0 and columns % BLOCK == 0 else None
+            new = packed if rows % ROWS == 0 and columns % BLOCK == 0 else None
         if new is not None:
             parent, _, last = path.rpartition(".")
             setattr(model.get_submodule(parent), last, new(rows, columns, module.bias is not None))
@@ -155,8 +152,10 @@ def _place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     module = model.get_submodule(path)
     if last == "weight" and isinstance(module, PackedLinear):
         module.packed, module.scales = pack(tensor)
+        if module.prefill is not None:
+            module.prefill.packed, module.prefill.scales = int8.quantise(tensor)
     elif last == "weight" and isinstance(module, Int8Linear):
-        module.packed, module.scales = int8(tensor)
+        module.packed, module.scales = int8.quantise(tensor)
     else:
         _set(module, last, tensor.to(torch.bfloat16).clone())
 
@@ -165,20 +164,9 @@ def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     setattr(module, name, nn.Parameter(tensor, requires_grad=False) if name in module._parameters else tensor)
 
 
-def int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantises a weight (N, K) to int8; returns (packed (N, K), scales (N,))."""
-    scales = (weight.abs().amax(1).float() / 127).to(torch.bfloat16)
-    steps = scales.float().clamp(min=1e-30)[:, None]
-    parts = [
-        (w.float() / s).round().clamp(-127, 127).to(torch.int8)
-        for w, s in zip(weight.split(CHUNK), steps.split(CHUNK), strict=True)
-    ]
-    return torch.cat(parts), scales
-
-
 def _write_packed(model: nn.Module, path: Path) -> None:
-    with writing(path, shared=True) as partial:
-        save_file({n: t for n, t in model.state_dict().items() if t.device.type != "meta"}, partial)
+    with writing(path, shared=True) as unfinished:
+        save_file({n: t for n, t in model.state_dict().items() if t.device.type != "meta"}, unfinished)
 
 
 def _read_packed(model: nn.Module, path: Path) -> None:
