@@ -2,8 +2,11 @@
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -31,6 +34,23 @@ def file_beside(folder: Path) -> Path | None:
     return next((file for file in files if file.stat().st_mtime >= published), None)
 
 
+@contextmanager
+def safe_kernels(library: ModuleType) -> Iterator[None]:
+    """Models that are loaded inside are not repacked for AMX, and are computed by the other kernels.
+
+    llama.cpp's AMX kernels end the process, with a fault at the second token of a prompt, on processors that have AMX
+    as their virtual machine shows it. Llama has no argument for it; the options of llama.cpp do.
+    """
+    defaults = library.llama_model_default_params
+    options = defaults()
+    options.use_extra_bufts = b"AMX_INT8 = 1" not in library.llama_print_system_info()
+    library.llama_model_default_params = lambda: options
+    try:
+        yield
+    finally:
+        library.llama_model_default_params = defaults
+
+
 class LlamaEngine:
     """A GGUF model that answers one request at a time; a prefix that successive prompts share is not recomputed."""
 
@@ -40,14 +60,15 @@ class LlamaEngine:
     def __init__(self, file: Path, context: int, threads: int):
         import llama_cpp
 
-        self.llama = llama_cpp.Llama(
-            str(file),
-            n_ctx=context,
-            n_threads=threads,
-            n_threads_batch=threads,
-            use_mmap=False,  # the kernels repack the weights: mapped, the file would stay in memory beside them
-            verbose=False,
-        )
+        with safe_kernels(llama_cpp.llama_cpp):
+            self.llama = llama_cpp.Llama(
+                str(file),
+                n_ctx=context,
+                n_threads=threads,
+                n_threads_batch=threads,
+                use_mmap=False,  # the kernels repack the weights: mapped, the file would stay in memory beside them
+                verbose=False,
+            )
         weakref.finalize(self, self.llama.close)  # at exit too: llama_cpp's own __del__ comes too late there
         self.context = context
         self.vocab_size = self.llama.n_vocab()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -225,3 +226,14 @@ def test_what_two_prompts_have_in_common():
     assert engines.common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
     assert engines.common_prefix([], [1]) == 0
     assert engines.common_prefix([1, 2], [1, 2, 3]) == 2
+
+
+@pytest.mark.parametrize(("shown", "repacked"), [(b"AVX512 = 1 | AMX_INT8 = 1 | ", False), (b"AVX2 = 1 | ", True)])
+def test_llama_cpp_does_not_repack_for_amx_whose_kernels_crash(shown, repacked):
+    library = ModuleType("library")
+    library.llama_print_system_info = lambda: shown
+    library.llama_model_default_params = lambda: SimpleNamespace(use_extra_bufts=True)
+    with pytest.raises(RuntimeError, match="no such file"), llama.safe_kernels(library):
+        assert library.llama_model_default_params().use_extra_bufts is repacked
+        raise RuntimeError("no such file")
+    assert library.llama_model_default_params().use_extra_bufts  # as others who load a model find it
