@@ -1,6 +1,6 @@
 """Compares the original's inference (fp32, a transformers pipeline) with chat.py, and batches of several sizes.
 
-    python benchmarks/inference.py [--size true] [--gguf FILE] [--tokenizer FOLDER] [--backends auto nf4 bfloat16]
+    python benchmarks/inference.py [--size true] [--gguf FILE] [--tokenizer FOLDER] [--backends nf4+int8 llama.cpp]
 
 A published folder with random weights, of a small Phi or of Phi-2's true size (5.6 GB of disk in --work, as much
 again for caches); 64-token prompt, 32 new tokens. The original's way is written out from its description, see
@@ -10,7 +10,8 @@ again for caches); 64-token prompt, 32 new tokens. The original's way is written
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import measuring
@@ -20,9 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llm_finetuning import models, prompts
 from llm_finetuning.files import checksums
-from llm_finetuning.inference import llama
+from llm_finetuning.inference import int8, llama, nf4
 from llm_finetuning.inference.chat import Chat
-from llm_finetuning.inference.generation import SamplingParameters, TokenRules
+from llm_finetuning.inference.engines import TorchEngine
+from llm_finetuning.inference.generation import Engine, SamplingParameters, TokenRules
 
 PART = "inference"
 PROMPT_TOKENS, NEW_TOKENS, WARM_UP_TOKENS = 64, 32, 4
@@ -115,7 +117,50 @@ def ours(folder: Path, backend: str) -> tuple[str, Callable]:
         result = endless.generate_batch(batch, sampling)[0] if batch else endless.generate(turn, sampling)
         return result.first_token_seconds, result.seconds
 
+    answer.engine = chat.engine
     return f"chat.py, {chat.engine.name}", answer
+
+
+def stages(engine: Engine, answer: Callable) -> dict[str, float]:
+    """Returns the seconds of the prefill, and of a token after it, in linear layers, in the head and in the rest.
+
+    Empty for an engine that is no torch model.
+    """
+    if not isinstance(engine, TorchEngine):
+        return {}
+    seconds = dict.fromkeys(("linear layers", "head"), 0.0)
+    with ExitStack() as hooks:
+        head = engine.model.get_output_embeddings()
+        for layer in outermost(engine.model, (nf4.PackedLinear, int8.Int8Linear, torch.nn.Linear)):
+            timed(layer, seconds, "head" if layer is head else "linear layers", hooks)
+        prefill, answered = (_run(seconds, answer, tokens) for tokens in (1, NEW_TOKENS))
+    token = {stage: (answered[stage] - prefill[stage]) / (NEW_TOKENS - 1) for stage in answered}
+    return {f"{of}, {stage}": s for of, times in (("prefill", prefill), ("token", token)) for stage, s in times.items()}
+
+
+def _run(seconds: dict[str, float], answer: Callable, tokens: int) -> dict[str, float]:
+    seconds.update(dict.fromkeys(seconds, 0.0))
+    _, whole = answer(tokens)
+    return seconds | {"the rest": whole - sum(seconds.values())}
+
+
+def outermost(module: torch.nn.Module, kinds: tuple[type, ...]) -> Iterator[torch.nn.Module]:
+    """The modules of these kinds that lie in no other such module."""
+    for child in module.children():
+        yield from (child,) if isinstance(child, kinds) else outermost(child, kinds)
+
+
+def timed(module: torch.nn.Module, seconds: dict[str, float], stage: str, hooks: ExitStack) -> None:
+    """Adds the time of each forward pass of a module to `seconds[stage]`, until the hooks are removed."""
+
+    def before(*_: object) -> None:
+        seconds[stage] -= time.perf_counter()
+
+    def after(*_: object) -> None:
+        seconds[stage] += time.perf_counter()
+
+    for hook in (module.register_forward_pre_hook(before), module.register_forward_hook(after)):
+        hooks.callback(hook.remove)
 
 
 def job(side: str, folder: Path, turn_seconds: float) -> Callable[..., dict]:
@@ -130,7 +175,8 @@ def job(side: str, folder: Path, turn_seconds: float) -> Callable[..., dict]:
             answers.append(answer(NEW_TOKENS, **batch_size))
         first, seconds = (sum(times) / len(answers) for times in zip(*answers, strict=True))
         peak = measuring.peak_memory() / 1e9
-        return {"way": way, "load": load, "first": first, "seconds": seconds, "peak": peak}
+        shares = stages(answer.engine, answer) if side != ORIGINAL and not batch_size else {}
+        return {"way": way, "load": load, "first": first, "seconds": seconds, "peak": peak, "stages": shares}
 
     answer(WARM_UP_TOKENS)
     return turn
@@ -160,6 +206,10 @@ def beside(original: list[dict], other: list[dict]) -> list[dict]:
             measuring.figure(f"loading, {way}", "s", loads)
             for way, loads in both(lambda turns: [turn["load"] for turn in turns])
         ),
+        *(
+            measuring.figure(f"{other[0]['way']}: {stage}", "s", [turn["stages"][stage] for turn in other])
+            for stage in other[0]["stages"]
+        ),
     ]
 
 
@@ -167,14 +217,15 @@ def main() -> None:
     parser = measuring.options(__doc__, "small", "true", "tiny")
     parser.add_argument("--tokenizer", default="", help="folder of Phi-2's tokenizer; without: the sample's")
     parser.add_argument("--gguf", default="", help="Q4_K_M file of the same shape, to be put beside the folder")
-    parser.add_argument("--backends", nargs="+", default=["auto"], help="auto, or names of inference.backends.NAMES")
+    parser.add_argument("--backends", nargs="+", help="auto (the default), or names of inference.backends.NAMES")
     given = parser.parse_args()
     if given.side:
         os.environ["XDG_CACHE_HOME"] = str(given.work / "cache")  # what chat.py caches of a made-up model
         measuring.serve(lambda: job(given.side, given.work / f"published-{given.size}", TURN[given.size]))
         return
     published(given.work, given.size, given.tokenizer, given.gguf)
-    names = [ORIGINAL, *given.backends]
+    both_forms = given.size == "true" and nf4.available()
+    names = [ORIGINAL, *(given.backends or (["nf4+int8", "nf4"] if both_forms else ["auto"]))]
     arguments = ["--size", given.size, "--work", str(given.work)]
     with measuring.sides(Path(__file__).name, names, arguments, apart=True) as turns:
         found = figures(measuring.in_turn(turns, ROUNDS[given.size]))
