@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from llm_finetuning.settings.checks import CountOrZero, Fraction, Must, NotNegative, Positive, Share, validated
+from llm_finetuning.settings.checks import CountOrZero, Fraction, Must, NotNegative, Positive, Share, Switch, validated
 from llm_finetuning.settings.finetuning import TRIAL, Count, Finetuning
 from llm_finetuning.settings.folders import Folders, PreferenceFolders
 
@@ -26,7 +26,7 @@ class PreferenceTuning(Finetuning):
     without_line: ClassVar[tuple[str, ...]] = (
         *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
         *("use_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"),
-        *("train_on", "packing", "tokens_per_step", "compile_layers"),
+        *("train_on", "packing", "tokens_per_step", "compile_layers", "find_learning_rate"),
     )
     """Settings of the finetuning that its adapter decides (`preference_start`), or that pairs do not use."""
     patience_on: ClassVar[str] = "disagreement"
@@ -48,6 +48,8 @@ class PreferenceTuning(Finetuning):
     """Preference pairs per optimizer step; the plan divides them into micro-batches that fit in memory."""
     learning_rate: Positive = 5e-6
     """Per optimizer step; far below the finetuning's: the model is to stay close to what it was."""
+    num_train_epochs: float = 1.0
+    """Passes over the pairs; max_steps > 0 overrides it."""
     lr_scheduler_type: str = "cosine"
     """A name of transformers.SchedulerType, such as "constant_with_warmup", "cosine", "linear"."""
     warmup_ratio: Fraction = 0.1
@@ -56,6 +58,10 @@ class PreferenceTuning(Finetuning):
     """Gradients are clipped to this norm."""
     packing: bool = False
     """Not for pairs: both responses stand in one batch, padded to the longest of it."""
+    compile_layers: Switch = "no"
+    """Not for pairs, whose batches have many lengths."""
+    save_steps: Count = 50
+    """Steps between two checkpoints."""
     eval_steps: CountOrZero = 50
     """Steps between two evaluations on the held-out set; 0 = none while training."""
     early_stopping_patience: CountOrZero = 0
@@ -66,6 +72,12 @@ class PreferenceTuning(Finetuning):
         longest = 2 * info.data.get("max_seq_length", 0)
         if value and value < longest:
             raise ValueError(f"= {value}: 0 or at least twice max_seq_length ({longest}), a pair's two responses")
+        return value
+
+    @field_validator("find_learning_rate", "neftune_noise_alpha")
+    def _is_not_for_pairs(cls, value: float, info: ValidationInfo) -> float:
+        if value:
+            raise ValueError(f"= {value!r}: in the finetuning notebook alone")
         return value
 
     @property

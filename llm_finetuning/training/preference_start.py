@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from llm_finetuning.training.planning import Plan
 
-SPECIAL = ("use_dora", "use_rslora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
+SPECIAL = ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
 """What makes of an adapter another function than that of plain LoRA."""
-QUANTISATION = ("use_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+QUANTISATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 _CURE = "set model_name to its base, or adapter_folder to another adapter"
 
 
@@ -40,11 +40,13 @@ def from_adapter(settings: PreferenceTuning) -> PreferenceTuning:
         )
     if (folder / checksums.NAME).is_file():
         checksums.verify_checksums(folder)
-    trained = read_json(folder / "settings.json")
+    trained, run = read_json(folder / "settings.json"), read_json(folder / checkpoints.RUN_FILE)
     targets = config["target_modules"]
     decided = {name: trained[name] for name in QUANTISATION if name in trained} | {
         "lora_r": config["r"],
         "lora_alpha": config["lora_alpha"],
+        "use_rslora": bool(config.get("use_rslora")),
+        "use_4bit": run.get("use_4bit", trained.get("use_4bit", "yes")),
         "lora_target_modules": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
         "lora_dropout": 0.0,  # both models of a comparison are the same but for what is learned
     }

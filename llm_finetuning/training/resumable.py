@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 
 from llm_finetuning.files import drive
@@ -66,6 +67,17 @@ class ResumableTrainer(Trainer):
     def figures(self) -> dict:
         """What an evaluation measures beside the held-out loss, as numbers by name."""
         return {}
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The library's, or with a ratio of rates one whose B matrices (DoRA's lengths too) learn faster (LoRA+)."""
+        if self.settings.loraplus_lr_ratio == 1 or self.optimizer is not None:
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        options |= {"loraplus_lr_ratio": self.settings.loraplus_lr_ratio}
+        options |= {"loraplus_weight_decay": self.settings.weight_decay}
+        self.optimizer = create_loraplus_optimizer(model, kind, **options)
+        return self.optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter; where the model is sharded it alone is gathered, not the frozen base."""

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from peft.optimizers import create_loraplus_optimizer
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from llm_finetuning import models
@@ -92,17 +91,6 @@ class AssistantTrainer(ResumableTrainer, SFTTrainer):
         if settings.compile_layers == "yes":
             compile_layers(self.model)
         self.watch()
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The library's, or with a ratio of rates one whose B matrices (DoRA's lengths too) learn faster (LoRA+)."""
-        if self.settings.loraplus_lr_ratio == 1 or self.optimizer is not None:
-            return super().create_optimizer(model)
-        model = self.model if model is None else model
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        options |= {"loraplus_lr_ratio": self.settings.loraplus_lr_ratio}
-        options |= {"loraplus_weight_decay": self.settings.weight_decay}
-        self.optimizer = create_loraplus_optimizer(model, kind, **options)
-        return self.optimizer
 
     def compute_loss(
         self,
