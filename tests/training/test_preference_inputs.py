@@ -155,9 +155,23 @@ def test_a_plain_peft_adapter_brings_what_it_decides(folder, tiny_base):
     for name in ("settings.json", "SHA256SUMS", "run.json"):
         (folder / "adapter" / name).unlink()
     file = folder / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj", "fc1"]}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj", "fc1"], "use_rslora": True}))
     found = preference_start.from_adapter(preference_settings(folder, tiny_base))
     assert (found.lora_r, found.lora_alpha, found.lora_target_modules) == (4, 8, "fc1, q_proj")
+    assert found.use_rslora, "else its product would have another scale"
+
+
+def test_the_base_has_the_bits_that_the_finetuning_decided(folder, tiny_base):
+    run = folder / "adapter" / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"use_4bit": False}))
+    (folder / "adapter" / "SHA256SUMS").unlink()
+    assert preference_start.from_adapter(preference_settings(folder, tiny_base)).use_4bit == "no"
+
+
+@pytest.mark.parametrize("changed", [{"find_learning_rate": True}, {"neftune_noise_alpha": 5.0}])
+def test_what_is_not_for_pairs_is_refused(changed, folder, tiny_base):
+    with pytest.raises(ValueError, match=f"{next(iter(changed))} = .*in the finetuning notebook alone"):
+        preference_settings(folder, tiny_base, **changed)
 
 
 def test_what_a_user_types_stays_text(tiny_base):

@@ -137,7 +137,7 @@ def test_a_run_that_is_shorter_than_its_first_evaluation_keeps_what_it_trained(t
     """The last step is evaluated too: the best adapter is never the untrained one."""
     small = prepare(small_settings(tmp_path, tiny_base, eval_steps=100, early_stopping_patience=3, max_steps=3))
     outcome = training.train(small.trainer)
-    losses = Metrics(tmp_path / "metrics.jsonl").held_out_losses()
+    losses = Metrics(tmp_path / "metrics.jsonl").evaluations("held_out_loss")
     assert [step for _, step in losses] == [0, 3]
     assert (outcome.best_loss, outcome.ended_by) == (losses[-1][0], "finished")
     assert all(p.abs().sum() > 0 for name, p in small.model.named_parameters() if "lora_B" in name)
@@ -149,7 +149,7 @@ def test_a_run_that_makes_it_worse_says_so_and_leaves_a_trained_adapter(tiny_bas
     monkeypatch.setattr(callbacks.scoreboard, "held_out_loss", lambda *given: next(rising))
     outcome = training.train(small.trainer)
     assert (outcome.step, outcome.ended_by, outcome.best_loss) == (3, "early stopping", 1.2)
-    assert "1.2000 at step 1, is not below the base's 1.0000: lower learning_rate (0.002)" in capsys.readouterr().out
+    assert "1.2000 at step 1, is not below the 1.0000 before training: lower learning_rate (0.002)" in capsys.readouterr().out
     first = load_file(tmp_path / "checkpoints" / "best" / "adapter_model.safetensors")
     loaded = {qlora.saved_name(name): p for name, p in small.model.named_parameters() if p.requires_grad}
     assert all(torch.equal(value, loaded[key]) for key, value in first.items())
