@@ -144,6 +144,11 @@ def test_alike_answers_and_a_model_that_fails_ask_for_no_vote(serve, chat, tmp_p
     assert not (tmp_path / "votes.jsonl").exists()
 
 
+def test_a_page_of_one_model_takes_no_votes(serve, chat):
+    serve(Listening(chat))
+    assert "cast" not in {function.name for function in serve.opened[-1].fns.values()}
+
+
 def test_stop_ends_both_answers_and_opens_no_ballot(serve, chat, tmp_path):
     slow = [Listening(chat, delay=0.1), Listening(chat, delay=0.1, says=OTHER)]
     vote = Vote(NAMES, BallotBox(tmp_path / "votes.jsonl"), str)

@@ -255,7 +255,8 @@ def _events(page: Page, blocks: gr.Blocks, about: gr.HTML, shown: list) -> None:
         clear, export = (gr.Button(name, size="sm", min_width=100) for name in ("New conversation", "Export"))
     line.stop(page.stop, **QUICK)
     view.undo(page.undo, [messages], shown, **QUICK)
-    view.select(page.cast, None, shown, **QUICK)
+    if page.vote:
+        view.select(page.cast, None, shown, **QUICK)
     clear.click(page.clear, None, shown, **QUICK)
     export.click(None, [messages], None, js=markup.EXPORT)
     blocks.unload(page.leave)
