@@ -245,11 +245,15 @@ def _encode(texts: Iterable[tuple[str, str]], template: Template) -> list[list[i
     return [_encode_guarded(text, mark, template) if mark in text else next(ids) for text, mark in texts]
 
 
-def text_pieces(messages: list[dict], template: Template, add_generation_prompt: bool) -> list[tuple[bool, str]]:
-    """The rendered conversation cut at the template's own special tokens: [(is special token, text), …]."""
-    ((text, mark),) = _rendered([messages], template, add_generation_prompt)
-    pieces = enumerate(template.special_tokens.split(text))  # every second one is a special token
-    return [(bool(place % 2), piece.replace(mark, "")) for place, piece in pieces if piece]
+def text_pieces(
+    conversations: list[list[dict]], template: Template, add_generation_prompt: bool
+) -> list[list[tuple[bool, str]]]:
+    """Each rendered conversation cut at the template's own special tokens: [(is special token, text), …]."""
+    cut = []
+    for text, mark in _rendered(conversations, template, add_generation_prompt):
+        pieces = enumerate(template.special_tokens.split(text))  # every second one is a special token
+        cut.append([(bool(place % 2), piece.replace(mark, "")) for place, piece in pieces if piece])
+    return cut
 
 
 def _encode_guarded(text: str, mark: str, template: Template) -> list[int]:

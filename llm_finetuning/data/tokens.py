@@ -55,9 +55,8 @@ class TokenCounter:
     """Whether the parts' counts add up to those of whole conversations."""
 
     def __post_init__(self) -> None:
-        one, other = (
-            prompts.text_pieces([*TURN, {"role": "user", "content": text}], self.template, True) for text in ("c", "d")
-        )
+        probes = [[*TURN, {"role": "user", "content": text}] for text in ("c", "d")]
+        one, other = prompts.text_pieces(probes, self.template, True)
         self.before = next(place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
         self.after = len(one) - self.before
         self.adds_up = all(map(self._matches, PROBES))
@@ -103,8 +102,8 @@ class TokenCounter:
         new = sorted({OPENING.match(pair["response"])[0] for pair in pairs} - self.openings)
         examples = prompts.encode_all([{"prompt": "a", "response": opening} for opening in new], self.template)
         self.openings.update(new)
-        for opening, example in zip(new, examples, strict=True):
-            pieces = self._pieces((None, ("a", opening), False))
+        parts: list[Part] = [(None, ("a", opening), False) for opening in new]
+        for opening, pieces, example in zip(new, self._pieces(parts).values(), examples, strict=True):
             texts = [text for special, text in pieces if not special]
             number = sum(map(len, self._encode(texts))) + len(pieces) - len(texts)
             if number != len(example["input_ids"]):
@@ -157,7 +156,7 @@ class TokenCounter:
 
     def _count(self, parts: Iterable[Part]) -> None:
         """Counts the parts that are new, with one call of the tokenizer for every BATCH of new texts."""
-        rendered = {part: self._pieces(part) for part in dict.fromkeys(parts) if part not in self.parts}
+        rendered = self._pieces([part for part in dict.fromkeys(parts) if part not in self.parts])
         texts = {text for pieces in rendered.values() for special, text in pieces if not special} - self.texts.keys()
         texts = sorted(texts, key=len)  # those of one call are about equally long
         for start in range(0, len(texts), BATCH):
@@ -171,28 +170,31 @@ class TokenCounter:
             texts, add_special_tokens=False, split_special_tokens=True, verbose=False, return_attention_mask=False
         ).input_ids
 
-    def _open(self, system: object, prompt: str) -> list[tuple[bool, str]]:
-        """The pieces of a prompt that waits for its response, with the turn before it where it has one."""
-        part = (system, (prompt,), False)
-        if part not in self.opens:
-            start = TURN if system is MIDDLE else [] if system is None else [{"role": "system", "content": system}]
-            messages = [*start, {"role": "user", "content": prompt}]
-            self.opens[part] = prompts.text_pieces(messages, self.template, True)
-        return self.opens[part]
+    def _render_open(self, parts: Iterable[Part]) -> None:
+        """Renders the prompts that wait for their responses, with the turn before them where they have one."""
+        new = [part for part in dict.fromkeys(parts) if part not in self.opens]
+        self.opens.update(zip(new, self._rendered(new, True), strict=True))
 
-    def _pieces(self, part: Part) -> list[tuple[bool, str]]:
-        """The pieces of a part, rendered with other turns around it where it has some.
+    def _rendered(self, parts: list[Part], opened: bool) -> list[list[tuple[bool, str]]]:
+        """The pieces of parts with other turns around them where they have some, in one go."""
+        return prompts.text_pieces([_messages(part) for part in parts], self.template, opened)
 
-        The text of a response is a piece of its own where its tokens are the same there.
-        """
+    def _pieces(self, parts: list[Part]) -> dict[Part, list[tuple[bool, str]]]:
+        """The pieces of each part; the text of a response is a piece of its own where its tokens are the same there."""
+        asked = {part: (part[0], part[1][:1], False) for part in parts}
+        self._render_open(asked.values())
+        found = {}
+        for followed in (False, True):
+            closed = [part for part in parts if len(part[1]) > 1 and part[2] is followed]
+            found.update(zip(closed, self._rendered(closed, followed), strict=True))
+        return {part: self._own(part, self.opens[asked[part]], found.get(part)) for part in parts}
+
+    def _own(self, part: Part, asked: list[tuple[bool, str]], pieces: list[tuple[bool, str]] | None) -> list:
+        """What belongs to a part alone of the pieces that were rendered of it, open (`asked`) and with its response."""
         system, texts, followed = part
         before = self.before if system is MIDDLE else 0
-        asked = self._open(system, texts[0])
-        if len(texts) == 1:
+        if pieces is None:
             return asked[before:]
-        start = TURN if system is MIDDLE else [] if system is None else [{"role": "system", "content": system}]
-        turn = [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}]
-        pieces = prompts.text_pieces([*start, *turn, *TURN[: int(followed)]], self.template, followed)
         pieces = pieces[: -self.after] if followed else self._up_to_stop(pieces, len(asked))
         return self._apart(pieces, asked, texts[1])[before:]
 
@@ -213,6 +215,14 @@ class TokenCounter:
             if special and to_id(text) in stops:
                 return pieces[:end]
         return [*pieces, (True, self.template.tokenizer.eos_token)]
+
+
+def _messages(part: Part) -> list[dict]:
+    """The conversation in which a part is rendered."""
+    system, texts, followed = part
+    start = TURN if system is MIDDLE else [] if system is None else [{"role": "system", "content": system}]
+    own = zip(("user", "assistant"), texts, strict=False)
+    return [*start, *({"role": role, "content": text} for role, text in own), *TURN[: int(followed)]]
 
 
 def _split(pair: dict) -> tuple[str | None, list[tuple[str, str]]]:
