@@ -3,7 +3,7 @@
     python benchmarks/bench.py                            the small sizes: twenty minutes on two cores
     python benchmarks/bench.py --part merge --size true   one part; "true" = merge and inference at Phi-2's true size
 
-Each part is a program of its own and puts its figures into benchmarks/results/<machine>.json.
+Each part is a program of its own, or two, and puts its figures into benchmarks/results/<machine>.json.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from pathlib import Path
 import measuring
 
 PARTS = {
-    "data": "data_preparation.py",
-    "training": "training_against_original.py",
-    "packing": "training.py",
-    "merge": "merge.py",
-    "inference": "inference.py",
-    "first-step": "first_step.py",
-    "gpu": "gpu.py",
+    "data": ("data_preparation.py", "data_notebooks.py"),
+    "training": ("training_against_original.py",),
+    "packing": ("training.py",),
+    "merge": ("merge.py",),
+    "inference": ("inference.py",),
+    "first-step": ("first_step.py",),
+    "gpu": ("gpu.py",),
 }
 TRUE_SIZE = ("merge", "inference")
 
@@ -58,10 +58,11 @@ def parts_for(size: str) -> list[str]:
 def run(part: str, given: argparse.Namespace) -> None:
     """Raises SystemExit when the part failed: what was measured before it stays in the file."""
     size = "true" if part == "gpu" and given.size == "small" else given.size
-    command = [sys.executable, str(measuring.HERE / PARTS[part]), "--size", size]
-    code = subprocess.run([*command, "--results", str(given.results), "--work", str(given.work)]).returncode
-    if code:
-        raise SystemExit(f"{part} failed with {code}; run it alone with --part {part}")
+    options = ["--size", size, "--results", str(given.results), "--work", str(given.work)]
+    for script in PARTS[part]:
+        code = subprocess.run([sys.executable, str(measuring.HERE / script), *options]).returncode
+        if code:
+            raise SystemExit(f"{part} failed with {code}; run it alone with --part {part}")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ MESSAGES = {"small": 84_000, "tiny": 400}
 ROUNDS = {"small": 3, "tiny": 2}
 TURN = {"small": 10.0, "tiny": 0.0}
 """A turn repeats its job for so many seconds: short jobs are averaged."""
-GROWTH = {"small": {10_000: 5, 100_000: 2, 1_000_000: 1}, "tiny": {200: 2, 400: 2, 800: 1}}
+GROWTH = {"small": {10_000: 5, 30_000: 3, 100_000: 2, 300_000: 1, 1_000_000: 1}, "tiny": {200: 2, 400: 2, 800: 1}}
 """Messages → repetitions of reading, flattening and writing."""
-LOOP_GROWTH = {"small": {5_000: 2, 20_000: 2}, "tiny": {100: 2, 200: 2}}
+LOOP_GROWTH = {"small": {5_000: 2, 10_000: 2, 20_000: 1, 40_000: 1}, "tiny": {100: 2, 200: 2}}
 """The same for the original's loop below MESSAGES; beyond, it would take hours."""
 LOOP = "the original's loop"
 BLOCK = 10_000
