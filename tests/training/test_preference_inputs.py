@@ -155,7 +155,9 @@ def test_a_plain_peft_adapter_brings_what_it_decides(folder, tiny_base):
     for name in ("settings.json", "SHA256SUMS", "run.json"):
         (folder / "adapter" / name).unlink()
     file = folder / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj", "fc1"], "use_rslora": True}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj", "fc1"], "use_rslora": True})
+    )
     found = preference_start.from_adapter(preference_settings(folder, tiny_base))
     assert (found.lora_r, found.lora_alpha, found.lora_target_modules) == (4, 8, "fc1, q_proj")
     assert found.use_rslora, "else its product would have another scale"

@@ -149,7 +149,10 @@ def test_a_run_that_makes_it_worse_says_so_and_leaves_a_trained_adapter(tiny_bas
     monkeypatch.setattr(callbacks.scoreboard, "held_out_loss", lambda *given: next(rising))
     outcome = training.train(small.trainer)
     assert (outcome.step, outcome.ended_by, outcome.best_loss) == (3, "early stopping", 1.2)
-    assert "1.2000 at step 1, is not below the 1.0000 before training: lower learning_rate (0.002)" in capsys.readouterr().out
+    assert (
+        "1.2000 at step 1, is not below the 1.0000 before training: lower learning_rate (0.002)"
+        in capsys.readouterr().out
+    )
     first = load_file(tmp_path / "checkpoints" / "best" / "adapter_model.safetensors")
     loaded = {qlora.saved_name(name): p for name, p in small.model.named_parameters() if p.requires_grad}
     assert all(torch.equal(value, loaded[key]) for key, value in first.items())
