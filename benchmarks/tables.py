@@ -26,7 +26,10 @@ HEADLINES = (
 """The ratios that the README shows, by their names in a results file."""
 BEFORE = ("the original's loop", "PEFT's merge_and_unload", "the original's pipeline in fp32", "one row per step")
 """What a name of the side ends with that something of ours took the place of."""
-QUANTITIES = ("tokens per second", "peak memory", "MFU")
+QUANTITIES = (
+    *("tokens per second", "planned tokens per second", "rows per second", "peak memory", "planned memory"),
+    *("MFU", "MFU over the data sheet"),
+)
 """What is measured of every variant of the training."""
 
 
@@ -128,7 +131,7 @@ def variants(report: dict) -> str:
             part, _, rest = entry["name"].partition(": ")
             quantity, _, name = rest.partition(", ")
             found.setdefault(f"{part}: {name}", {})[quantity] = value(entry)
-    rows = [[name, *(cells[quantity] for quantity in QUANTITIES)] for name, cells in found.items()]
+    rows = [[name, *(cells.get(quantity, "") for quantity in QUANTITIES)] for name, cells in found.items()]
     return scaling.table(["variant", *QUANTITIES], rows) if rows else ""
 
 

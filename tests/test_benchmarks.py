@@ -25,14 +25,19 @@ def benchmarks(monkeypatch):
 
 
 def tiny(part: str, script: str, folder: Path) -> list[dict]:
-    """The figures of one part at its tiny size; on one thread, as two parts run at a time."""
+    """The figures of one part at its tiny size."""
+    gpu = [script, "--part", "variants", "--seconds", "0.2", "--only", "without packing"]
+    return run_tiny({"data": ["bench.py", "--part", "data"], "gpu": gpu}.get(part, [script]), folder)
+
+
+def run_tiny(command: list[str], folder: Path) -> list[dict]:
+    """The figures of a program of benchmarks/; on one thread, as two run at a time."""
     folder.mkdir()
-    command = {"data": ["bench.py", "--part", "data"], "gpu": [script, "--seconds", "0.2", "--only", "without packing"]}
-    command = [sys.executable, *command.get(part, [script]), "--size", "tiny"]
+    command = [sys.executable, *command, "--size", "tiny"]
     command += ["--results", str(folder / "results"), "--work", str(folder / "work")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=BENCHMARKS)
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     (file,) = (folder / "results").glob("*.json")
     report = json.loads(file.read_text(encoding="utf-8"))
     assert list(report) == ["machine", "versions", "figures"]
@@ -68,6 +73,21 @@ def test_every_part_runs_and_keeps_the_form(benchmarks, tmp_path):
     everything = [entry for figures in found.values() for entry in figures]
     assert len({entry["name"] for entry in everything}) == len(everything)
     the_tables_show_them(everything)
+
+
+@pytest.mark.more
+def test_training_on_a_gpu_is_checked_before_it_is_measured(benchmarks, tmp_path):
+    """On a CPU too: packed rows train as they do alone, and a resumed run ends as one that was not interrupted."""
+    for part, expected in {
+        "packing": "relative error of the gradients",
+        "notebook": "loss over the trained one",
+    }.items():
+        (figures := run_tiny(["gpu.py", "--part", part], tmp_path / part)).sort(key=lambda entry: entry["name"])
+        for entry in figures:
+            check_form(entry)
+        assert any(expected in entry["name"] for entry in figures), part
+    (resumed,) = [entry for entry in figures if "difference of the adapter" in entry["name"]]
+    assert resumed["median"] == 0, "to the bit"
 
 
 def the_tables_show_them(figures: list[dict]) -> None:

@@ -96,7 +96,8 @@ def causal_varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     borders = cu_seq_lens.to(device=q.device, dtype=torch.int32)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # other strides are the kernel's
+    # The output gets the strides of q, whose heads are to lie side by side; k and v may have any but in the last place.
+    q, k, v = q.contiguous(), *(x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
     lengths = (borders, borders, max_length, max_length)
     return varlen_attn(q, k, v, *lengths, scale=scale, **_causal_window(window))
 

@@ -249,7 +249,10 @@ def test_another_finetuned_adapter_does_not_go_on_with_the_old_run(folder, tiny_
 
 @pytest.mark.more
 def test_swapped_pairs_teach_the_contrary_and_shuffled_ones_nothing(finetuned, tiny_base, tmp_path):
-    """Accuracy on held-out pairs as they are, after training on pairs as they are, exchanged, and half exchanged."""
+    """Held-out pairs as they are, after training on pairs as they are, all exchanged, and half of them, drawn.
+
+    Both responses begin almost equally probable here, so that a margin that stays may cost accuracy.
+    """
 
     def tuned_on(name: str, exchanged: Callable[[int], bool]) -> list[dict]:
         chosen = preference_settings(tmp_path / name, tiny_base, adapter_folder=str(finetuned / "adapter"),
@@ -266,8 +269,9 @@ def test_swapped_pairs_teach_the_contrary_and_shuffled_ones_nothing(finetuned, t
     start, learned = tuned_on("as they are", lambda number: False)
     assert learned["accuracy"] >= start["accuracy"] and learned["margin"] > start["margin"] + 0.1
     assert tuned_on("exchanged", lambda number: True)[1]["accuracy"] < start["accuracy"] - 0.3
-    shuffled = tuned_on("half exchanged", lambda number: number % 2 == 1)[1]
-    assert shuffled["accuracy"] == pytest.approx(start["accuracy"], abs=0.2)
+    half = set(random.Random(1).sample(range(40), 20))
+    shuffled = tuned_on("half exchanged", lambda number: number in half)[1]
+    assert abs(shuffled["margin"] - start["margin"]) < 0.1 * (learned["margin"] - start["margin"])
 
 
 def swapped(record: dict) -> dict:
