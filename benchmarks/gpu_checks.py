@@ -103,7 +103,7 @@ def trainer_for(run: training_runs.Run, rows, **changed) -> AssistantTrainer:
     """A trainer of the notebook on the run's model."""
     chosen = training_runs.settings_for(run.base, run.folder, run.changes | changed)
     plan = dataclasses.replace(run.planned(chosen, rows), model_path=run.base)
-    held_out = [row | {"pair": {"prompt": "", "response": "", "history": []}} for row in rows.examples[:HELD_OUT]]
+    held_out = [row | {"pair": {"prompt": "Why?", "response": "So.", "history": []}} for row in rows.examples[:HELD_OUT]]
     return AssistantTrainer(run.model, chosen, plan, RunInputs(run.template, rows, held_out))
 
 
@@ -128,7 +128,7 @@ def notebook(given: argparse.Namespace) -> None:
     trainer = trainer_for(again, rows)
     outcome = train(trainer)
     raise_unless(outcome.resumed_from == f"checkpoint-{STEPS // 2}", f"resumed from {outcome.resumed_from}")
-    errors = [relative(p.cpu(), expected[n]) for n, p in trainer.model.named_parameters() if p.requires_grad]
+    errors = [relative(p.detach().cpu(), expected[n]) for n, p in trainer.model.named_parameters() if p.requires_grad]
     optimizer = trainer.plan.optimizer
     record(given, f"resumed with {optimizer}", [measuring.figure("difference of the adapter", "1", [max(errors)])])
     merge(given, trainer, again)
