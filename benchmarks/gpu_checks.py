@@ -103,7 +103,9 @@ def trainer_for(run: training_runs.Run, rows, **changed) -> AssistantTrainer:
     """A trainer of the notebook on the run's model."""
     chosen = training_runs.settings_for(run.base, run.folder, run.changes | changed)
     plan = dataclasses.replace(run.planned(chosen, rows), model_path=run.base)
-    held_out = [row | {"pair": {"prompt": "Why?", "response": "So.", "history": []}} for row in rows.examples[:HELD_OUT]]
+    held_out = [
+        row | {"pair": {"prompt": "Why?", "response": "So.", "history": []}} for row in rows.examples[:HELD_OUT]
+    ]
     return AssistantTrainer(run.model, chosen, plan, RunInputs(run.template, rows, held_out))
 
 
