@@ -54,7 +54,7 @@ def test_a_changed_file_is_a_changed_input(make_notebook, tmp_path, monkeypatch)
 def test_every_way_to_import_counts_and_a_shell_command_is_no_python():
     cells = ["!nvidia-smi", "import numpy, llm_finetuning.prompts as p", "if p:\n    from llm_finetuning import colab"]
     names = {path.name for path in cache.used_files(cells)}
-    assert {"prompts.py", "colab.py", "__init__.py"} <= names and "trainer.py" not in names
+    assert {"rendering.py", "colab.py", "__init__.py"} <= names and "trainer.py" not in names
 
 
 def test_the_cache_of_an_earlier_version_is_read(make_notebook, tmp_path):
