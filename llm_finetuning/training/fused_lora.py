@@ -41,7 +41,8 @@ class AdaptedLinear(torch.autograd.Function):
 
 def frozen_weight(base: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     """The weight of a layer (out, in), dequantised where it is in 4 bits."""
-    state = getattr(base.weight, "quant_state", None)
+    # a weight that FSDP gathered again has lost what bitsandbytes noted on it; the layer keeps it too
+    state = getattr(base.weight, "quant_state", None) or getattr(base, "quant_state", None)
     if state is None:
         return base.weight.to(dtype)
     from bitsandbytes.functional import dequantize_4bit
