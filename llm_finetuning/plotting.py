@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
 from matplotlib.spines import Spine
 from matplotlib.text import Text
 
@@ -28,8 +27,6 @@ class Plot(Figure):
             (artist.set_color if isinstance(artist, Text) else artist.set_edgecolor)(TEXT)
         for axis in self.axes:
             axis.tick_params(color=TEXT)
-        for legend in self.findobj(Legend):
-            legend.get_frame().set_alpha(0)
         super().savefig(target, transparent=True, **options)
 
     def _repr_png_(self) -> tuple[bytes, dict]:

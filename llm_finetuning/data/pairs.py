@@ -1,7 +1,7 @@
 """The pair record (prompt, response and what is known about them), read from JSON lines and written to them."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,16 +23,20 @@ def read_jsonl(path: str | Path) -> pd.DataFrame:
     Only `prompt` and `response` are needed; a missing history is [], anything else that is missing is null.
     Columns beyond the pair record are kept. Raises FileNotFoundError, or ValueError with file and line.
     """
-    path = existing_file(path)
+    return to_frame(checked(existing_file(path), check))
+
+
+def checked(path: Path, is_sound: Callable[[dict], None]) -> list[dict]:
+    """Returns the records of a file. Raises ValueError with its line for each that `is_sound` raises for."""
     problems = Problems(str(path), cure="Correct the file, or write it again with the data preparation.")
-    pairs = []
+    found = []
     for line, record in records(path, problems):
         try:
-            check(record)
+            is_sound(record)
         except ValueError as error:
             problems.add(line, None, str(error))
-        pairs.append(record)
-    return to_frame(pairs)
+        found.append(record)
+    return found
 
 
 def check(record: dict) -> None:

@@ -10,10 +10,8 @@ import pandas as pd
 from llm_finetuning.data.duplicates import like_earlier
 from llm_finetuning.data.filters import Filters, speaks
 from llm_finetuning.data.funnel import Funnel
-from llm_finetuning.data.pairs import check
-from llm_finetuning.data.reading import Problems
+from llm_finetuning.data.pairs import check, checked
 from llm_finetuning.data.recipes import prompters_of
-from llm_finetuning.data.records import records as records_of
 from llm_finetuning.files.atomic import write_json_lines
 
 UNIT = "preference pair"
@@ -129,15 +127,7 @@ def read_prepared(path: Path, part: str) -> list[dict]:
             " (OASST1), or of chosen and rejected responses. Set source to such data in the Data Prep notebooks,"
             f" and run the one for {part.lower()} data"
         )
-    problems = Problems(str(path), cure="Correct the file, or write it again with the data preparation.")
-    found = []
-    for line, record in records_of(path, problems):
-        try:
-            check_record(record)
-        except ValueError as error:
-            problems.add(line, None, str(error))
-        found.append(record)
-    return found
+    return checked(path, check_record)
 
 
 def check_record(record: dict) -> None:

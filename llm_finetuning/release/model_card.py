@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import ModelCardData
 
+from llm_finetuning.data.reports import report_path
 from llm_finetuning.files.atomic import read_json, write_text
 from llm_finetuning.files.checksums import hash_file, hash_together
 from llm_finetuning.files.copying import gigabytes
@@ -82,7 +83,7 @@ def data_facts(train_file: str | Path, val_file: str | Path) -> dict:
     A file without its `*.report.json` (pairs of one's own), or with one that Drive has not uploaded to its end, is
     described by its count and hash alone.
     """
-    train, val = _report(Path(train_file)), _report(Path(val_file))
+    train, val = (read_json(report_path(Path(file))) for file in (train_file, val_file))
     source = train.get("source", {})
     counts = {"train": _counts(Path(train_file), train), "val": _counts(Path(val_file), val)}
     public = all(_is_public(report, counts[name]["SHA-256"]) for name, report in (("train", train), ("val", val)))
@@ -103,10 +104,6 @@ def _is_public(report: dict, sha256: str) -> bool:
     origin = report.get("source", {})
     on_hub = origin.get("source") in DATA_LICENCES and "revision" in origin
     return on_hub or origin.get("sha256") in {hash_together([trees_of(split)]) for split in (TRAIN, VALIDATION)}
-
-
-def _report(pairs_file: Path) -> dict:
-    return read_json(pairs_file.with_suffix(".report.json"))
 
 
 def _counts(pairs_file: Path, report: dict) -> dict:

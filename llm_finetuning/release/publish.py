@@ -13,7 +13,6 @@ from llm_finetuning import hardware
 from llm_finetuning.data import preferences
 from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.atomic import write_json, write_text, writing
-from llm_finetuning.files.checksums import hash_file
 from llm_finetuning.files.copying import copy_folder
 from llm_finetuning.inference import llama
 from llm_finetuning.models import SAMPLE, commit_of
@@ -93,7 +92,7 @@ def _preference(settings: PreferenceTuning) -> dict:
     return {"start": Path(settings.adapter_folder).name, "loss": settings.loss, "beta": settings.beta} | {
         f"{split}: {what}": value
         for split, path in files.items()
-        for what, value in (("preference pairs", len(preferences.read(path))), ("SHA-256", hash_file(path)))
+        for what, value in (("preference pairs", len(preferences.read(path))), ("SHA-256", checksums.hash_file(path)))
     }
 
 

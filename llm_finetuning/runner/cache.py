@@ -15,7 +15,7 @@ import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
 from llm_finetuning.files import checksums
-from llm_finetuning.files.atomic import write_json
+from llm_finetuning.files.atomic import read_json, write_json
 from llm_finetuning.files.checksums import hash_file
 
 PACKAGE = Path(__file__).parents[1]
@@ -98,8 +98,7 @@ def _path(folder: Path) -> Path:
 
 
 def _load(folder: Path) -> dict[str, dict[str, str]]:
-    path = _path(folder)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(_path(folder))
 
 
 def _hash_content(path: Path) -> str:

@@ -153,10 +153,10 @@ def is_language(text: str, lang: str) -> bool:
     if _is_the_other_of_zh_and_ja(letters, wanted):
         return False
     written = sum(letters[script] for script in own)
-    enough = written and written * (1 if LATIN in own else 4) >= letters.total() - written
+    enough = written > 0 and written * (1 if LATIN in own else 4) >= letters.total() - written
     if LATIN in own:
-        return bool(enough or _are_few(letters, own)) and _by_words(words, wanted)
-    return bool(enough or _are_few(letters, own) and not _is_latin_prose(words))
+        return (enough or _are_few(letters, own)) and _by_words(words, wanted)
+    return enough or (_are_few(letters, own) and not _is_latin_prose(words))
 
 
 def _words(text: str) -> Iterator[str]:
