@@ -86,3 +86,8 @@ def shown(figure: dict, digits: int = 3) -> str:
 def is_apart(found: dict) -> bool:
     """Whether the interval of a difference excludes zero: only then one model is better."""
     return found["low"] is not None and (found["low"] > 0 or found["high"] < 0)
+
+
+def against_zero(found: dict) -> str:
+    """A difference with its interval as text, and whether that excludes zero."""
+    return f"{shown(found)}, which {'excludes' if is_apart(found) else 'does not exclude'} zero"

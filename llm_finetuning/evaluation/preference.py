@@ -10,16 +10,18 @@ import torch
 
 from llm_finetuning.evaluation import agreement, intervals, mode, scoreboard
 from llm_finetuning.evaluation.intervals import Sample
+from llm_finetuning.files.atomic import read_json
 from llm_finetuning.prompts import IGNORE_INDEX, Template
 from llm_finetuning.settings import PreferenceTuning
 
 COMPARED = 32
 """Held-out responses on which a model is compared with its reference token by token."""
-WATCHED = ("accuracy", "margin", "chosen_logp", "rejected_logp", "kl")
+COMPARABLE = ("accuracy", "margin", "chosen_logp", "rejected_logp")
+"""What is known of each pair, so that two models are compared on the same ones."""
+WATCHED = (*COMPARABLE, "kl")
 """What an evaluation notes of the pairs."""
 GREW = 1.25
 """From which factor on a held-out loss or the length of answers is said to have grown."""
-COMPARABLE = ("accuracy", "margin", "chosen_logp", "rejected_logp")
 
 
 def likelihoods(model: torch.nn.Module, ranked: Sequence[dict], template: Template) -> dict[str, Sample]:
@@ -88,7 +90,7 @@ def column(
     if name == "before":
         path.unlink(missing_ok=True)
     else:
-        units = scoreboard.read(path)["before"]["units"]
+        units = read_json(path)["before"]["units"]
         measured["change"] = {n: intervals.difference(Sample(**units[n]), found[n]) for n in COMPARABLE}
     return scoreboard.record(path, **{name: measured})
 

@@ -13,7 +13,6 @@ from llm_finetuning.inference.vote_box import Question
 
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "generic_loss", "other_languages_loss", "repetition_rate")
 HIGHER_IS_BETTER = ("stop_rate", "exact_match", "rank_agreement", "rank_agreement_whole", "rules_followed")
-HIGHER_IS_BETTER += ("margin",)
 NEITHER = ("answer_words", "chosen_longer")
 ORDER = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER, *NEITHER)
 SHOWN = 8

@@ -74,7 +74,7 @@ def measure(
     given, own_answers = given[: len(asked)], given[len(asked) :]
     loss = likelihood.losses(model, held_out, template)
     measured = {"loss": loss} | of_answers(asked, given, settings.judge_exact_match)
-    measured |= agreement.rank_agreement(model, list(ranked), template) | more
+    measured |= agreement.rank_agreement(model, ranked, template) | more
     scores = {name: sample.value for name, sample in measured.items()}
     return {
         **scores,
@@ -196,13 +196,9 @@ def _with_ending(sample: dict) -> str:
     return sample["text"] + ("" if sample["stopped"] else " … (did not stop)")
 
 
-def read(path: Path) -> dict:
-    return read_json(path)
-
-
 def record(path: Path, **columns: dict) -> dict:
     """Adds or replaces columns of scoreboard.json, written atomically; returns all of it in order."""
-    board = read(path) | columns
+    board = read_json(path) | columns
     board = {name: board[name] for name in ("before", "after", "merged") if name in board}
     write_json(path, board)
     return board

@@ -174,7 +174,7 @@ def _cache(file: Path, value: dict) -> None:
         print(f"{file} cannot be written ({error.strerror}): the choice is measured again next time.")
 
 
-def packed_file(folder: Path, backend: str = "nf4") -> Path | None:
+def packed_file(folder: Path, backend: str) -> Path | None:
     """Returns the cache file for the packed weights of a published model, and removes those of the oldest models.
 
     None where the folder is not published, or the disk too full.

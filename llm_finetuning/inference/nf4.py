@@ -54,8 +54,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.prefill is not None and x.numel() >= int8.MANY * x.shape[-1]:
             y = self.prefill(x)
-            return y if self.bias is None else y.add_(self.bias)
-        y = torch.ops.bitsandbytes.gemv_4bit.default(x, self.packed, self.shape, self.scales, self.code, BLOCK)
+        else:
+            y = torch.ops.bitsandbytes.gemv_4bit.default(x, self.packed, self.shape, self.scales, self.code, BLOCK)
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -100,8 +100,8 @@ def convert(model: "transformers.PreTrainedModel", int8_prefill: bool = False) -
 def load(
     folder: Path,
     config: "transformers.PreTrainedConfig",
-    packed_file: Path | None = None,
-    int8_prefill: bool = False,
+    packed_file: Path | None,
+    int8_prefill: bool,
 ) -> "transformers.PreTrainedModel":
     """Loads the model of a folder in NF4. packed_file: caches the packed weights; written unless it is there."""
     model = empty_model(config, torch.bfloat16)

@@ -53,8 +53,7 @@ class _Box:
         except (ValueError, OSError) as error:
             self.status.value = html.escape(str(error))
             return
-        told = f"A was {ballot.models[0]}, B was {ballot.models[1]}. {self.so_far()}"
-        self.status.value = html.escape(told)
+        self.status.value = html.escape(f"{ballot.revealed} {self.so_far()}")
         self._next()
 
 

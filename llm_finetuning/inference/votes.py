@@ -33,6 +33,11 @@ class Ballot:
     """Whose answer stands on the left, and whose on the right."""
     answers: list[str]
 
+    @property
+    def revealed(self) -> str:
+        """Whose answers they were, as a sentence for after the vote."""
+        return f"A was {self.models[0]}, B was {self.models[1]}."
+
     def record(self, choice: str) -> dict:
         """Returns the vote as it is kept."""
         *history, question = self.messages

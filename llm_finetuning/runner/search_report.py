@@ -95,5 +95,4 @@ def verdict(rows: list[Row]) -> str:
     if not others or not others[0].finite:
         return said
     found = difference(best, others[0])
-    sure = "excludes" if intervals.is_apart(found) else "does not exclude"
-    return f"{said}; the loss of the next one less its own: {intervals.shown(found)}, which {sure} zero"
+    return f"{said}; the loss of the next one less its own: {intervals.against_zero(found)}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from llm_finetuning.evaluation import scoreboard
+from llm_finetuning.files.atomic import read_json
 from llm_finetuning.inference import examples, tables
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
@@ -38,7 +39,7 @@ def _show_model(output: Path) -> None:
 
 
 def _show_figures(path: Path, title: str = "") -> None:
-    table = scoreboard.figures(scoreboard.read(path))
+    table = scoreboard.figures(read_json(path))
     print(f"\n{title}{table.to_string(float_format='{:.4g}'.format, na_rep='–')}\n")
 
 

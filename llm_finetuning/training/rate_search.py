@@ -94,8 +94,7 @@ class RateSearch:
         said = [f"goes on with learning_rate = {best}"]
         if best != self.given and self.losses[self.given] is not None:
             found = intervals.difference(self.losses[self.given], self.losses[best])
-            sure = "excludes" if intervals.is_apart(found) else "does not exclude"
-            said.append(f"its loss less that of {self.given}: {intervals.shown(found)}, which {sure} zero")
+            said.append(f"its loss less that of {self.given}: {intervals.against_zero(found)}")
         if best in (others[0], others[-1]):
             said.append(f"it is the {'lowest' if best == others[0] else 'highest'} that was tried: search around it")
         return "; ".join(said)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_finetuning import models, prompts
 from llm_finetuning.evaluation import agreement, preference, scoreboard
+from llm_finetuning.files.atomic import read_json
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_a_column_tells_what_changed_on_the_same_pairs(model, ranked, template, 
         kl = preference.divergence(model, lambda: shifted(model, -2.0), [ranked[0]["chosen"]])
         board = preference.column("after", model, held_out, template, chosen, ranked, kl)
     before, after = board["before"], board["after"]
-    assert scoreboard.read(chosen.folders.scoreboard) == board
+    assert read_json(chosen.folders.scoreboard) == board
     for name in ("accuracy", "margin", "chosen_logp", "rejected_logp"):
         assert after["change"][name]["value"] == pytest.approx(after[name] - before[name])
         assert set(after["intervals"][name]) == {"low", "high", "n"} and after["change"][name]["n"] == len(ranked)

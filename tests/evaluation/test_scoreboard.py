@@ -10,6 +10,7 @@ from training_fixtures import small_pairs, small_settings
 
 from llm_finetuning import prompts
 from llm_finetuning.evaluation import likelihood, scoreboard
+from llm_finetuning.files.atomic import read_json
 
 
 def test_loss_is_weighted_by_tokens_not_by_batches(world, monkeypatch):
@@ -77,7 +78,7 @@ def test_columns_are_recorded_one_by_one(tmp_path):
     scoreboard.record(path, after={"loss": 1.0, "samples": []})
     board = scoreboard.record(path, before={"loss": 2.0, "samples": []})
     assert list(board) == ["before", "after"]
-    assert scoreboard.read(path) == board
+    assert read_json(path) == board
     assert scoreboard.figures(board).loc["loss", "before"] == 2.0
 
 

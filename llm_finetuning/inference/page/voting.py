@@ -40,8 +40,10 @@ class Vote:
         ballot, counts = self.box.vote(request.session_hash, number, choice)
         asked = [message for message in ballot.messages if message["role"] != "system"]
         kept = "Your vote is counted." if counts else "Your first vote on this question is counted."
-        names = f"A was {ballot.models[0]}, B was {ballot.models[1]}."
-        return [*asked, {"role": "assistant", "content": ballot.chosen(choice)}], f"{names} {kept} {self.so_far()}"
+        return [
+            *asked,
+            {"role": "assistant", "content": ballot.chosen(choice)},
+        ], f"{ballot.revealed} {kept} {self.so_far()}"
 
 
 @dataclass(eq=False)
