@@ -4,7 +4,6 @@ Every training is measured on the same held-out pairs. What was measured is kept
 that was stopped, or gets further values, trains only what is new. The Optuna study lies in search/study.journal.
 """
 
-import gc
 import hashlib
 import json
 import warnings
@@ -96,12 +95,13 @@ def _search(request: Request, folder: Path) -> list[Row]:
                 raise optuna.TrialPruned
         return row.pooled(request.seeds).value
 
-    rows = [_row(request, place, trainings, losses) for place in range(len(texts))]
-    while waiting := [row.values for row in rows if row.values not in _finished(study) or not row.losses]:
-        study.enqueue_trial(waiting[0])
+    while True:
+        rows, finished = _rows(request.seeds, texts, trainings, losses), _finished(study)
+        waiting = next((row.values for row in rows if row.values not in finished or not row.losses), None)
+        if waiting is None:
+            return rows
+        study.enqueue_trial(waiting)
         study.optimize(objective, n_trials=1)
-        rows = [_row(request, place, trainings, losses) for place in range(len(texts))]
-    return rows
 
 
 def _texts(request: Request) -> list[dict[str, str]]:
@@ -121,9 +121,14 @@ def _report(trial: optuna.Trial, row: Row, seed: int) -> None:
         trial.report(value / weight, begun + number)
 
 
-def _row(request: Request, place: int, trainings: list[list[Training]], losses: rate_search.Losses) -> Row:
-    named = zip(request.seeds, trainings[place], strict=True)
-    return Row(_texts(request)[place], {seed: losses.get(t.name) for seed, t in named if t.name in losses.found})
+def _rows(
+    seeds: list[int], texts: list[dict[str, str]], trainings: list[list[Training]], losses: rate_search.Losses
+) -> list[Row]:
+    """Each combination with what was measured of it."""
+    return [
+        Row(values, {s: losses.get(t.name) for s, t in zip(seeds, row, strict=True) if t.name in losses.found})
+        for values, row in zip(texts, trainings, strict=True)
+    ]
 
 
 def _study(request: Request, trainings: list[list[Training]], folder: Path) -> optuna.Study:
@@ -148,7 +153,7 @@ def _trainings(request: Request) -> list[list[Training]]:
         key = json.dumps([getattr(settings, name) for name in READ])
         if key not in read:
             read[key] = _inputs(settings, request.fixed, base)
-        made.append([_training(request, replace(settings, seed=seed), read[key]) for seed in request.seeds])
+        made.append(_by_seed(request, settings, read[key]))
     return made
 
 
@@ -171,11 +176,21 @@ def _in_loss(example: dict) -> list[int]:
     return [label for label in example["labels"] if label != IGNORE_INDEX]
 
 
-def _training(request: Request, settings: Finetuning, inputs: RunInputs) -> Training:
+def _by_seed(request: Request, settings: Finetuning, inputs: RunInputs) -> list[Training]:
+    """The training of a combination with each seed: all have one plan, and one identity but for the seed."""
     plan = planning.plan_run(replace(settings, resume=False), inputs)
     steps = plan.search_steps if request.steps is None else request.steps
+    shared = trainer.identity(settings, plan, inputs, steps)
+    return [
+        _training(request, replace(settings, seed=seed), plan, inputs, shared | {"seed": seed}, steps)
+        for seed in request.seeds
+    ]
+
+
+def _training(
+    request: Request, settings: Finetuning, plan: planning.Plan, inputs: RunInputs, identity: dict, steps: int
+) -> Training:
     own = {name: value for name, value in asdict(settings).items() if name not in parameters.OUTPUT_NAMES}
-    identity = trainer.identity(settings, replace(plan, settings=settings), inputs, steps)
     name = _digest([own, identity, steps])
     folder = request.output / "search" / name
     whole = {name: getattr(settings, name) for name in ("eval_steps", "early_stopping_patience")}
@@ -207,7 +222,6 @@ def _loss(training: Training, losses: rate_search.Losses, folder: Path) -> Sampl
         made = trainer.AssistantTrainer(model, training.settings, training.plan, training.inputs)
         losses.put(training.name, rate_search.measured(made))
         del made, model
-        gc.collect()
         hardware.free_memory()
         drive.remove(folder / training.name, ignore_errors=True)
     return losses.get(training.name)
