@@ -5,6 +5,7 @@ weights, which proves that a machine can hold the real job. Code from a model re
 `trust_remote_code` stays off, transformers has Phi's own.
 """
 
+import functools
 import math
 import re
 from collections.abc import Collection, Iterator
@@ -189,7 +190,14 @@ def commit_of(model_path: Path) -> str | None:
 
 def fingerprint(model_path: Path) -> str:
     """What tells a base's weights from others: its commit on the Hub, or one SHA-256 of its weight files."""
-    return commit_of(model_path) or checksums.hash_together(sorted(model_path.glob("*.safetensors")))
+    files = sorted(model_path.glob("*.safetensors"))
+    return commit_of(model_path) or _hash_of(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+@functools.cache
+def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """One SHA-256 of (file, its size, time of its change) each: gigabytes, read once as long as they stay the same."""
+    return checksums.hash_together([file for file, _, _ in files])
 
 
 def _hub_id_or_folder(model_name: str) -> str:
