@@ -15,6 +15,7 @@ from llm_finetuning.data.recipes import prompters_of
 from llm_finetuning.files.atomic import write_json_lines
 
 UNIT = "preference pair"
+SIDES = ("chosen", "rejected")
 WAYS = ("best-worst", "adjacent", "all")
 
 
@@ -63,7 +64,7 @@ def _sides(record: dict) -> list[dict]:
     shared["history"] = record.get("history") or []
     return [
         shared | {"response": record[side], "message_id": record.get(f"{side}_id"), "rank": record.get(f"{side}_rank")}
-        for side in ("chosen", "rejected")
+        for side in SIDES
     ]
 
 
@@ -134,7 +135,7 @@ def check_record(record: dict) -> None:
     """Raises ValueError with the reason if a dictionary is not a preference record."""
     if missing := [name for name in ("prompt", "chosen", "rejected") if record.get(name) is None]:
         raise ValueError(f"{' and '.join(missing)} missing: a preference pair has prompt, chosen and rejected")
-    for side, pair in zip(("chosen", "rejected"), _sides(record), strict=True):
+    for side, pair in zip(SIDES, _sides(record), strict=True):
         try:
             check(pair)
         except ValueError as error:

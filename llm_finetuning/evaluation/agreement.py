@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from llm_finetuning import prompts
-from llm_finetuning.data import pairs
+from llm_finetuning.data import pairs, preferences
 from llm_finetuning.evaluation import likelihood
 from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.prompts import Template
@@ -25,7 +25,7 @@ def ranked_pairs(records: list[dict], template: Template, max_seq_length: int) -
     sides = [
         {"prompt": record["prompt"], "history": record.get("history") or [], "response": record[side]}
         for record in records
-        for side in ("chosen", "rejected")
+        for side in preferences.SIDES
     ]
     cut = prompts.truncate_histories(sides, template, max_seq_length)
     made = []
@@ -61,7 +61,7 @@ def rank_agreement(model: torch.nn.Module, ranked: Sequence[dict], template: Tem
 
 def losses(model: torch.nn.Module, ranked: Sequence[dict], template: Template) -> Sample:
     """Negative log-likelihood of the responses of ranked pairs (`ranked_pairs`), chosen and rejected in turn."""
-    return likelihood.losses(model, [pair[side] for pair in ranked for side in ("chosen", "rejected")], template)
+    return likelihood.losses(model, [pair[side] for pair in ranked for side in preferences.SIDES], template)
 
 
 def figures(found: Sample) -> dict[str, Sample]:

@@ -1,6 +1,5 @@
-"""The configuration that every trainer here has, and how many steps it takes."""
+"""The configuration that every trainer here has."""
 
-import math
 from typing import Any
 
 import torch
@@ -56,10 +55,3 @@ def on_one_gpu(config: TrainingArguments) -> TrainingArguments:
 def warmup_steps(settings: Finetuning, steps: int) -> int:
     """Optimizer steps of the run over which the learning rate rises; "constant" knows no warm-up."""
     return 0 if settings.lr_scheduler_type == "constant" else round(settings.warmup_ratio * steps)
-
-
-def count_steps(batches: int, settings: Finetuning, plan: Plan) -> int:
-    """Optimizer steps of the whole run: micro-batches of one epoch over the accumulation, rounded up."""
-    if settings.max_steps > 0:
-        return settings.max_steps
-    return math.ceil(-(-batches // (plan.accumulation * plan.processes)) * settings.num_train_epochs)

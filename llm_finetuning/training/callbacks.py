@@ -200,7 +200,7 @@ class Monitor(TrainerCallback):
             full = True
             print(f"{self.settings.folders.checkpoints} is full: the best adapter so far is kept in memory alone")
         if largest_of_all(full, self.plan):
-            self.unsaved_best = {name: tensor.cpu().clone() for name, tensor in trained.items()}
+            self.unsaved_best = qlora.on_cpu(trained)
 
     def close(self) -> None:
         """Closes the bar and gives SIGTERM its handler back: ours would keep the model in memory. Idempotent."""
@@ -247,15 +247,18 @@ def restore_best(trainer: "ResumableTrainer") -> float | None:
     Says so where even that one is worse than the base: it is kept all the same, for a base is no result.
     """
     settings, unsaved = trainer.settings, trainer.monitor.unsaved_best
-    losses = trainer.monitor.metrics.evaluations(settings.patience_on)
     best = settings.folders.checkpoints / checkpoints.BEST
-    if not settings.patience or not (unsaved or best.exists()) or best_of(losses) is None:
+    if not settings.patience or not (unsaved or best.exists()):
+        return None
+    losses = trainer.monitor.metrics.evaluations(settings.patience_on)
+    if (found := best_of(losses)) is None:
         return None
     if unsaved:
         qlora.set_trained(trainer.model, unsaved)
     else:
         qlora.set_adapter(trainer.model, best)
-    (loss, step), start = best_of(losses), dict(map(reversed, losses)).get(0, math.inf)
+    loss, step = found
+    start = next((value for value, at in losses if at == 0), math.inf)
     if loss >= start and trainer.monitor.main:
         print(
             f"the best {settings.patience_words}, {loss:.4f} at step {step}, is not below the {start:.4f} before"

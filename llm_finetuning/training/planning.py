@@ -226,7 +226,6 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
     memory = StepMemory(settings, machine, size, dtype, implementation, shards, processes).with_base()
     checkpointing, micro = memory.choose_micro_batch()
     accumulation = max(1, round(settings.tokens_per_step / micro / processes))
-    epoch_steps = math.ceil(math.ceil(sum(lengths) / micro) / (accumulation * processes))
     return Plan(
         settings=memory.settings,
         machine=machine,
@@ -241,10 +240,17 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
         optimizer=choose_optimizer(settings, machine, processes, shards),
         examples=len(lengths),
         tokens=sum(lengths),
-        steps=settings.max_steps if settings.max_steps > 0 else math.ceil(epoch_steps * settings.num_train_epochs),
+        steps=count_steps(-(-sum(lengths) // micro), settings, accumulation * processes),
         memory=memory.parts(checkpointing, micro),
         four_bit=memory.four_bit,
     )
+
+
+def count_steps(batches: int, settings: Finetuning, together: int) -> int:
+    """Optimizer steps of the whole run; batches: micro-batches of an epoch, so many of which `together` make a step."""
+    if settings.max_steps > 0:
+        return settings.max_steps
+    return math.ceil(-(-batches // together) * settings.num_train_epochs)
 
 
 def choose_optimizer(settings: Finetuning, machine: Machine, processes: int, shards: int) -> str:

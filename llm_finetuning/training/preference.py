@@ -9,12 +9,14 @@ from peft import PeftModel
 from torch.utils.data import Sampler
 from trl import DPOConfig, DPOTrainer
 
+from llm_finetuning.data import preferences
 from llm_finetuning.evaluation import preference
 from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.atomic import building
 from llm_finetuning.settings import LOSSES, PreferenceTuning
 from llm_finetuning.training import qlora
-from llm_finetuning.training.arguments import count_steps, on_one_gpu, shared_arguments
+from llm_finetuning.training.arguments import on_one_gpu, shared_arguments
+from llm_finetuning.training.planning import count_steps
 from llm_finetuning.training.preference_data import ByLength, PreferenceData, PreferenceInputs
 from llm_finetuning.training.preference_plan import PreferencePlan
 from llm_finetuning.training.resumable import ResumableTrainer
@@ -65,9 +67,9 @@ class PreferenceTrainer(ResumableTrainer, DPOTrainer):
 
     def __init__(self, model: PeftModel, settings: PreferenceTuning, plan: PreferencePlan, inputs: PreferenceInputs):
         self.settings, self.plan, self.run_inputs = settings, plan, inputs
-        self.steps = count_steps(-(-len(inputs.data.pairs) // plan.pairs), settings, plan)
+        self.steps = count_steps(-(-len(inputs.data.pairs) // plan.pairs), settings, plan.accumulation * plan.processes)
         self.identity = run_identity(settings, plan, inputs, self.steps)
-        self.reference = {n: tensor.to("cpu", copy=True) for n, tensor in qlora.gather_adapter(model).items()}
+        self.reference = qlora.on_cpu(qlora.gather_adapter(model))
         super().__init__(
             model=model,
             args=arguments(settings, plan, self.steps),
@@ -135,7 +137,7 @@ class PreferenceTrainer(ResumableTrainer, DPOTrainer):
 def run_identity(settings: PreferenceTuning, plan: PreferencePlan, inputs: PreferenceInputs, steps: int) -> dict:
     """What two runs must share for one to resume the other's checkpoints; written to run.json in each of them."""
     shared = identity(settings, plan, inputs, steps)
-    measured = (json.dumps(pair[side]["input_ids"]) for pair in inputs.ranked for side in ("chosen", "rejected"))
+    measured = (json.dumps(pair[side]["input_ids"]) for pair in inputs.ranked for side in preferences.SIDES)
     return (
         shared
         | {name: getattr(settings, name) for name in SAME_RUN}

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from llm_finetuning.training.planning import Plan
     from llm_finetuning.training.preference_plan import PreferencePlan
 
-SIDES = ("chosen", "rejected")
-
 
 @dataclass(frozen=True)
 class PreferenceData:
@@ -35,7 +33,7 @@ class PreferenceData:
     @property
     def examples(self) -> list[dict]:
         """Both responses of each pair in turn, as examples of their own."""
-        return [pair[side] for pair in self.pairs for side in SIDES]
+        return [pair[side] for pair in self.pairs for side in preferences.SIDES]
 
     @property
     def lengths(self) -> list[int]:
@@ -52,7 +50,7 @@ class PreferenceData:
         """The pairs as TRL's collator takes them: {"prompt_ids", "chosen_ids", "rejected_ids"}."""
         for pair in self.pairs:
             asked = pair["chosen"]["labels"].count(prompts.IGNORE_INDEX)
-            ids = {f"{side}_ids": pair[side]["input_ids"][asked:] for side in SIDES}
+            ids = {f"{side}_ids": pair[side]["input_ids"][asked:] for side in preferences.SIDES}
             yield {"prompt_ids": pair["chosen"]["input_ids"][:asked]} | ids
 
     def table(self) -> pd.DataFrame:

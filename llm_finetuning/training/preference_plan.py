@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from llm_finetuning.hardware import readable_seconds
-from llm_finetuning.training.planning import EFFICIENCY, Plan
+from llm_finetuning.training.planning import EFFICIENCY, Plan, count_steps
 from llm_finetuning.training.preference_data import PreferenceData, padded_tokens
 
 
@@ -59,12 +59,11 @@ def in_pairs(plan: Plan, data: PreferenceData) -> PreferencePlan:
     wanted = math.ceil(settings.pairs_per_step / plan.processes)
     pairs = max(1, min(plan.micro_batch_tokens // max(data.padded), wanted, len(data.pairs)))
     accumulation = max(1, round(wanted / pairs))
-    epoch_steps = math.ceil(math.ceil(len(data.pairs) / pairs) / (accumulation * plan.processes))
     tokens = padded_tokens(data, pairs, settings.seed)
     changed = {
         "accumulation": accumulation,
         "examples": len(data.pairs),
         "tokens": tokens,
-        "steps": settings.max_steps if settings.max_steps > 0 else math.ceil(epoch_steps * settings.num_train_epochs),
+        "steps": count_steps(-(-len(data.pairs) // pairs), settings, accumulation * plan.processes),
     }
     return PreferencePlan(**vars(plan) | changed, pairs=pairs, padding=1 - sum(data.lengths) / tokens)

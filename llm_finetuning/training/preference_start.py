@@ -50,7 +50,7 @@ def from_adapter(settings: PreferenceTuning) -> PreferenceTuning:
         "lora_target_modules": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
         "lora_dropout": 0.0,  # both models of a comparison are the same but for what is learned
     }
-    _check_base(settings, folder, trained.get("model_name") or config.get("base_model_name_or_path"))
+    _check_base(settings, folder, trained.get("model_name") or config.get("base_model_name_or_path"), run)
     return dataclasses.replace(settings, adapter_folder=str(folder), **decided)
 
 
@@ -68,11 +68,12 @@ def adapter_folder(settings: PreferenceTuning) -> Path:
     )
 
 
-def _check_base(settings: PreferenceTuning, folder: Path, trained_on: str | None) -> None:
+def _check_base(settings: PreferenceTuning, folder: Path, trained_on: str | None, run: dict) -> None:
     """Raises ValueError unless the adapter was trained on `model_name`; a folder is told by its weights."""
-    here, run = Path(settings.model_name), read_json(folder / checkpoints.RUN_FILE)
-    same_weights = here.is_dir() and run.get("base") and models.fingerprint(here) == run["base"]
-    if trained_on and trained_on != settings.model_name and not same_weights:
+    if not trained_on or trained_on == settings.model_name:
+        return
+    here = Path(settings.model_name)
+    if not (here.is_dir() and run.get("base") and models.fingerprint(here) == run["base"]):
         raise ValueError(
             f"{folder} is an adapter of {trained_on}, and model_name = {settings.model_name!r}: set model_name to the"
             " base that it was trained on, or adapter_folder to another adapter"

@@ -210,6 +210,11 @@ def gather_adapter(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained.items()}
 
 
+def on_cpu(whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A copy in main memory of what `gather_adapter` gave; later steps leave it as it is."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in whole.items()}
+
+
 def save_adapter_weights(model: "PeftModel", whole: dict[str, torch.Tensor], folder: Path) -> None:
     """Writes what `gather_adapter` gave as PEFT does; the base is not looked for on the Hub."""
     model.save_pretrained(folder, state_dict=whole, save_embedding_layers=False)

@@ -7,7 +7,7 @@ a new trainer sets the random numbers.
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ class Losses:
 
     def put(self, name: str, sample: Sample | None) -> None:
         finite = sample is not None and math.isfinite(sample.value)
-        self.found[name] = {"values": list(sample.values), "weights": list(sample.weights)} if finite else None
+        self.found[name] = asdict(sample) if finite else None
         self.save()
 
     def save(self) -> None:
@@ -123,7 +123,7 @@ def find(
     settings = trainer.settings
     if not settings.find_learning_rate:
         return trainer, None
-    start = {name: tensor.cpu().clone() for name, tensor in qlora.gather_adapter(trainer.model).items()}
+    start = qlora.on_cpu(qlora.gather_adapter(trainer.model))
     try:
         search = _search(trainer, build, measure, start)
     finally:

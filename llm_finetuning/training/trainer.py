@@ -13,9 +13,9 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from llm_finetuning import models
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import qlora
-from llm_finetuning.training.arguments import count_steps, on_one_gpu, shared_arguments, warmup_steps
+from llm_finetuning.training.arguments import on_one_gpu, shared_arguments, warmup_steps
 from llm_finetuning.training.dataset import RunInputs
-from llm_finetuning.training.planning import Plan
+from llm_finetuning.training.planning import Plan, count_steps
 from llm_finetuning.training.resumable import ResumableTrainer
 
 SAME_RUN = (
@@ -79,7 +79,8 @@ class AssistantTrainer(ResumableTrainer, SFTTrainer):
     def __init__(self, model: PeftModel, settings: Finetuning, plan: Plan, inputs: RunInputs):
         packed = pack(inputs.data.examples, settings, plan)
         self.settings, self.plan, self.run_inputs = settings, plan, inputs
-        self.steps = count_steps(-(-len(packed) // batch_size(settings, plan)), settings, plan)
+        batches = -(-len(packed) // batch_size(settings, plan))
+        self.steps = count_steps(batches, settings, plan.accumulation * plan.processes)
         self.identity = identity(settings, plan, inputs, self.steps)
         super().__init__(
             model=model,
