@@ -15,10 +15,9 @@ import torch
 from llm_finetuning import hardware, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.settings import Finetuning
+from llm_finetuning.training import qlora
 
 BASES = ("dequantized", "original")
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
-"""First weights of an adapter that PEFT takes out of the base: the adapter belongs to what was left of it."""
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
 
 
@@ -62,9 +61,7 @@ def read_adapter(folder: Path) -> Adapter:
     if not config_file.is_file():
         raise FileNotFoundError(f"{config_file} not found: train first, the notebook writes the adapter there")
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    special = ("fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
-    unsupported = [name for name in special if config.get(name)]
-    unsupported += [f"init_lora_weights = {start}" for start in [_start(config)] if start in CHANGE_THE_BASE]
+    unsupported = qlora.beyond_lora(config)
     if config.get("peft_type") != "LORA" or unsupported:
         raise ValueError(
             f"{config_file}: only LoRA and DoRA on an unchanged base can be merged here, found"
@@ -84,11 +81,6 @@ def read_adapter(folder: Path) -> Adapter:
     scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     lengths = {name: found["magnitude_vector"] for name, found in parts.items() if "magnitude_vector" in found}
     return Adapter({name: (found["A"], found["B"]) for name, found in parts.items()}, scaling, lengths)
-
-
-def _start(config: dict) -> str:
-    """The kind of the first weights of an adapter: 'pissa_niter_16' → 'pissa'."""
-    return str(config.get("init_lora_weights")).lower().partition("_niter")[0]
 
 
 def quantize_dequantize(weight: torch.Tensor, settings: Finetuning, dtype: torch.dtype) -> torch.Tensor:

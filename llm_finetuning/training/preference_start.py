@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from llm_finetuning.training.planning import Plan
 
-SPECIAL = ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern")
-"""What makes of an adapter another function than that of plain LoRA."""
 QUANTISATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 _CURE = "set model_name to its base, or adapter_folder to another adapter"
 
@@ -32,7 +30,7 @@ def from_adapter(settings: PreferenceTuning) -> PreferenceTuning:
     """
     folder = adapter_folder(settings)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    special = [name for name in SPECIAL if config.get(name)]
+    special = ["use_dora"] * bool(config.get("use_dora")) + qlora.beyond_lora(config)
     if config.get("peft_type") != "LORA" or special:
         found = ", ".join(special) or f"peft_type {config.get('peft_type')}"
         raise ValueError(

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from llm_finetuning.training.planning import Plan
 
 
+BEYOND_LORA = ("fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
+"""Entries of an adapter's configuration by which it is another function than scaled products beside the base."""
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""First weights of an adapter that PEFT takes out of the base: the adapter belongs to what was left of it."""
+
+
+def beyond_lora(config: dict) -> list[str]:
+    """What in an adapter_config.json makes of an adapter more than LoRA or DoRA on an unchanged base."""
+    start = str(config.get("init_lora_weights")).lower().partition("_niter")[0]  # 'pissa_niter_16' is 'pissa'
+    found = [name for name in BEYOND_LORA if config.get(name)]
+    return found + [f"init_lora_weights = {start}"] * (start in CHANGE_THE_BASE)
+
+
 def load_base(settings: Finetuning, plan: "Plan") -> "PreTrainedModel":
     """Loads the frozen base to the plan's device, in 4 bits where the plan says so; its cache is off.
 

@@ -141,6 +141,8 @@ def test_an_adapter_of_another_template_is_refused(changed, folder, tiny_base, t
     [
         ({"peft_type": "IA3"}, "has peft_type IA3"),
         ({"peft_type": "LORA", "use_dora": True}, "has use_dora"),
+        ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_16"}, "has init_lora_weights = pissa"),
+        ({"peft_type": "LORA", "lora_bias": True}, "has lora_bias"),
         (None, "is damaged"),
     ],
 )
