@@ -13,7 +13,7 @@ from pathlib import Path
 import measuring
 from PIL import Image
 
-from llm_finetuning.files.atomic import writing
+from llm_finetuning.files.atomic import write_bytes
 
 NOTEBOOK = "Phi-2 QLoRA Finetuning.html"
 WIDTH, HEIGHT, SHRINK = 960, 600, 0.75
@@ -87,8 +87,7 @@ def write(shown: list[tuple[Image.Image, float]], path: Path) -> int:
     small[0].save(content, "WEBP", quality=60, method=4, **options)
     if content.tell() > LARGEST:
         raise ValueError(f"{path.name} would take {content.tell():,} bytes of {LARGEST:,}: show fewer screens")
-    with writing(path) as partial:
-        partial.write_bytes(content.getvalue())
+    write_bytes(path, content.getvalue())
     return content.tell()
 
 

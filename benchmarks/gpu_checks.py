@@ -34,7 +34,7 @@ def record(given: argparse.Namespace, check: str, figures: list[dict]) -> None:
 
 def attention_kernel(given: argparse.Namespace) -> None:
     """Variable-length attention against fp64 on each document, output and gradients; raises ValueError if far."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if on_gpu() else "cpu"
     if not hardware.has_varlen_kernel(device):
         print("no kernel for variable lengths on this machine")
         return

@@ -6,7 +6,6 @@ most 1,024 tokens. What the plan predicted stands beside what was measured.
 
 import argparse
 import time
-from collections.abc import Callable
 
 import measuring
 import scaling
@@ -115,9 +114,8 @@ def data_sheet(name: str) -> "scaling.Sheet | None":
 
 def ratios(found: dict[str, dict]) -> list[dict]:
     """How many times as many tokens a second ours has as each other variant that was measured."""
-    made: Callable = measuring.compare
     if "ours" not in found:
         return []
     mine = ("ours", [found["ours"]["tokens_per_second"]])
     others = [(name, [result["tokens_per_second"]]) for name, result in found.items() if name != "ours"]
-    return [made("tokens per second", "tokens/s", mine, other)[-1] for other in others]
+    return [measuring.compare("tokens per second", "tokens/s", mine, other)[-1] for other in others]

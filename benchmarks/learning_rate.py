@@ -12,16 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package of this checkout, installed or not
+import measuring  # noqa: F401  (it finds the package of this checkout)
 
-from llm_finetuning import settings  # noqa: E402
-from llm_finetuning.files.atomic import read_json, write_json  # noqa: E402
-from llm_finetuning.runner.parameters import read_profile  # noqa: E402
-from llm_finetuning.training import planning, rate_search  # noqa: E402
-from llm_finetuning.training.dataset import read_inputs  # noqa: E402
-from llm_finetuning.training.qlora import add_adapters, load_base  # noqa: E402
-from llm_finetuning.training.trainer import AssistantTrainer  # noqa: E402
+from llm_finetuning import settings
+from llm_finetuning.files.atomic import read_json, write_json
+from llm_finetuning.runner.parameters import read_profile
+from llm_finetuning.training import planning, rate_search
+from llm_finetuning.training.dataset import read_inputs
+from llm_finetuning.training.qlora import add_adapters, load_base
+from llm_finetuning.training.trainer import AssistantTrainer
 
 RESULTS = Path(__file__).with_suffix(".json")
 SEEDS = (1, 2, 3)

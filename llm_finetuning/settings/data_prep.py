@@ -11,6 +11,7 @@ from llm_finetuning.settings.checks import (
     Length,
     Model,
     Must,
+    Share,
     Switch,
     TemplateFile,
     Threshold,
@@ -115,7 +116,7 @@ class DataPrep:
     """Similarity from which on two prompts count as equal, 0 to 1; 0 = off."""
     remove_leaks: bool = True
     """Take out of the training file what also stands in the validation file."""
-    leak_similarity: Annotated[float, Must(lambda value: 0 <= value <= 1, "0 to 1")] = 0.9
+    leak_similarity: Share = 0.9
     """Similarity from which on a prompt in both files is a leak, 0 to 1; 0 = equal prompts only."""
 
     @property

@@ -43,7 +43,7 @@ class Evaluation:
     """Questions of each task; 0 = all."""
     task_folder: str = ""
     """Folder with task files (YAML) of your own for tasks; "" = the harness's own tasks alone."""
-    seed: Annotated[int, Must(lambda value: value >= 0, "0 or more")] = 42
+    seed: CountOrZero = 42
     """Draws the held-out pairs; the finetuning notebook's gives the same ones."""
 
     folders = property(lambda self: Folders.in_one(self.drive_folder))

@@ -51,6 +51,7 @@ class Finetuning:
     patience_on: ClassVar[str] = "held_out_loss"
     """The figure of an evaluation that early stopping goes by, the smaller the better; in words:"""
     patience_words: ClassVar[str] = "held-out loss"
+    layout: ClassVar[type[Folders]] = Folders
 
     drive_folder: Folder = DRIVE_FOLDER
     """Where everything lives, the same in every notebook: data/, checkpoints, the adapter, the finished model."""
@@ -240,4 +241,4 @@ class Finetuning:
     def folders(self) -> Folders:
         """The layout of the run's two folders; a quick trial reads the same data, and writes to folders of its own."""
         drive, work = Path(self.drive_folder), Path(self.work_folder)
-        return Folders(drive / TRIAL, work / TRIAL, drive / "data") if self.quick_trial else Folders(drive, work)
+        return self.layout(*(drive / TRIAL, work / TRIAL, drive / "data") if self.quick_trial else (drive, work))

@@ -1,12 +1,21 @@
 """The settings of the preference tuning notebook: those of the finetuning, with other defaults, and what pairs need."""
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from llm_finetuning.settings.checks import CountOrZero, Fraction, Must, NotNegative, Positive, Share, Switch, validated
-from llm_finetuning.settings.finetuning import TRIAL, Count, Finetuning
+from llm_finetuning.settings.checks import (
+    Count,
+    CountOrZero,
+    Fraction,
+    Must,
+    NotNegative,
+    Positive,
+    Share,
+    Switch,
+    validated,
+)
+from llm_finetuning.settings.finetuning import Finetuning
 from llm_finetuning.settings.folders import Folders, PreferenceFolders
 
 LOSSES = {
@@ -30,6 +39,7 @@ class PreferenceTuning(Finetuning):
     )
     """Settings of the finetuning that its adapter decides (`preference_start`), or that pairs do not use."""
     patience_on: ClassVar[str] = "disagreement"
+    layout: ClassVar[type[Folders]] = PreferenceFolders
     patience_words: ClassVar[str] = "share of held-out pairs in which the rejected response is the more probable one"
 
     adapter_folder: str = ""
@@ -84,11 +94,3 @@ class PreferenceTuning(Finetuning):
     def unit_tokens(self) -> int:
         """Tokens of the longest pair, chosen and rejected."""
         return 2 * self.max_seq_length
-
-    @property
-    def folders(self) -> Folders:
-        """The layout of the run's two folders, with the names of preference tuning."""
-        drive, work = Path(self.drive_folder), Path(self.work_folder)
-        if self.quick_trial:
-            return PreferenceFolders(drive / TRIAL, work / TRIAL, drive / "data")
-        return PreferenceFolders(drive, work)
