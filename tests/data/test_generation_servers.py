@@ -19,7 +19,6 @@ from llm_finetuning.files import checksums
 from llm_finetuning.inference.chat import Chat
 
 pytestmark = pytest.mark.more
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

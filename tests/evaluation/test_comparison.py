@@ -8,7 +8,7 @@ import shutil
 import pytest
 from inference_fixtures import known_pairs
 from safetensors.torch import load_file, save_file
-from training_fixtures import prepare, small_pairs, small_settings
+from training_fixtures import prepare, small_pairs, small_settings, write_lines
 
 from llm_finetuning import prompts
 from llm_finetuning.data import oasst
@@ -28,11 +28,6 @@ def preferences(better: bool = True) -> list[dict]:
         asked = {"prompt": pair["prompt"], "history": pair.get("history", [])}
         records.append(asked | {"chosen": sides[0], "rejected": sides[1]})
     return records
-
-
-def write_lines(path, records) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 @pytest.fixture

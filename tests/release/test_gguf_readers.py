@@ -15,7 +15,7 @@ import test_ollama
 from gguf_world import merged
 from inference_fixtures import ask, make_model, make_tokenizer, pairs, teach, write_folder
 from servers import serving
-from training_fixtures import save_base, small_pairs
+from training_fixtures import save_base, small_pairs, write_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_finetuning import prompts
@@ -24,7 +24,7 @@ from llm_finetuning.release import gguf, ollama
 
 pytestmark = pytest.mark.more
 REAL = {"llama3_1": "llama", "qwen3": "qwen3", "gemma3": "gemma3_text"}
-TALKS = [[*pair.get("history", []), {"role": "user", "content": pair["prompt"]}] for pair in pairs()]
+TALKS = [prompts.question(pair) for pair in pairs()]
 NEW = [
     ask(f"Which {what} does {name} like?") for what in ("house", "dog") for name in ("mira", "bram", "odrin", "petra")
 ]
@@ -151,10 +151,8 @@ def test_real_tokenizers_read_alike(tmp_path, llama_cpp, name, family):
 @pytest.mark.pipeline
 def test_the_notebook_leaves_gguf_files_beside_the_model(tmp_path, llama_cpp):
     output = tmp_path / "out"
-    (output / "data").mkdir(parents=True)
     for split in ("train", "val"):
-        lines = [json.dumps(pair) for pair in small_pairs()]
-        (output / "data" / f"finetuning_data_{split}.jsonl").write_text("\n".join(lines) + "\n")
+        write_lines(output / "data" / f"finetuning_data_{split}.jsonl", small_pairs())
     save_base(tmp_path / "base", *untaught())
     cut = {"model_name": tmp_path / "base", "gguf": "f16,Q4_K_M", "max_steps": 2, "save_steps": 2, "eval_steps": 2}
     cut |= {"eval_pairs": 4, "eval_answers": 2, "max_new_tokens": 8, "max_seq_length": 96}

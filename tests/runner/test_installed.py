@@ -73,10 +73,6 @@ def elsewhere(tmp_path) -> Path:
 
 
 def test_the_installed_command_knows_its_notebooks_and_profiles(python, elsewhere):
-    knows_its_notebooks_and_profiles(python, elsewhere)
-
-
-def knows_its_notebooks_and_profiles(python: Path, elsewhere: Path) -> None:
     code = "import llm_finetuning; from llm_finetuning.runner.steps import STEPS;"
     found = run(python, "-c", f"{code} print(llm_finetuning.__file__, *STEPS, sep='\\n')", folder=elsewhere)
     assert found.stdout.startswith(str(python.parents[1])), found
@@ -90,10 +86,6 @@ def knows_its_notebooks_and_profiles(python: Path, elsewhere: Path) -> None:
 
 
 def test_the_installed_notebooks_are_those_of_the_checkout(python):
-    has_the_notebooks_of_the_checkout(python)
-
-
-def has_the_notebooks_of_the_checkout(python: Path) -> None:
     installed = next(python.parents[1].glob("lib/python*/site-packages/llm_finetuning/notebooks"))
     for step in STEPS:
         assert (installed / step.notebook.relative_to(ROOT)).read_bytes() == step.notebook.read_bytes()
@@ -125,11 +117,9 @@ def test_a_tag_of_a_bare_repository_installs_as_the_wheel_does(source, elsewhere
         assert done.returncode == 0, done.stderr
     (tmp_path / "environment").mkdir()
     python = environment(tmp_path / "environment", f"git+{bare.as_uri()}@v1")
-    knows_its_notebooks_and_profiles(python, elsewhere)
-    has_the_notebooks_of_the_checkout(python)
-    done = run(python, "-c", FIRST_NOTEBOOK, folder=elsewhere)
-    assert done.returncode == 0, done.stderr
-    assert (elsewhere / "out" / "data" / "finetuning_data_train.jsonl").is_file()
+    test_the_installed_command_knows_its_notebooks_and_profiles(python, elsewhere)
+    test_the_installed_notebooks_are_those_of_the_checkout(python)
+    test_an_installed_notebook_runs_with_the_installed_package(python, elsewhere)
 
 
 @pytest.mark.more

@@ -14,7 +14,6 @@ from llm_finetuning import models
 from llm_finetuning.files import checksums
 from llm_finetuning.runner import notebooks, parameters
 
-ROOT = Path(__file__).parents[2]
 CUT = {
     "max_steps": 8,
     "save_steps": 4,

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 from headless import ROOT
-from training_fixtures import SMALL, small_pairs
+from training_fixtures import SMALL, small_pairs, write_lines
 
 from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.runner import search, search_report
@@ -114,10 +114,8 @@ def small(tmp_path, tiny_base):
     """(profile, output folder with pairs) of a search that takes seconds."""
     profile, output = tmp_path / "small.yaml", tmp_path / "out"
     profile.write_text(yaml.safe_dump(SMALL | {"model_name": str(tiny_base), "eval_pairs": 24, "lora_dropout": 0.0}))
-    (output / "data").mkdir(parents=True)
     for name in ("train", "val"):
-        lines = "".join(json.dumps(pair) + "\n" for pair in small_pairs())
-        (output / "data" / f"finetuning_data_{name}.jsonl").write_text(lines)
+        write_lines(output / "data" / f"finetuning_data_{name}.jsonl", small_pairs())
     return profile, output
 
 

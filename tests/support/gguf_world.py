@@ -17,7 +17,6 @@ SHAPES = {
     "qwen3": {"num_key_value_heads": 1, "head_dim": 32},
     "gemma3_text": {"num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32},
 }
-REAL = {"llama3_1": "llama", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 
 
 def merged(folder: Path, family: str, tokenizer_files: Path, system: str = "Answer in one sentence.") -> Path:

@@ -1,12 +1,11 @@
 """A small preference run: a finetuned adapter of the tiny base, and pairs of which one response is preferred."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from training_fixtures import SMALL, Run, prepare, small_pairs, small_settings
+from training_fixtures import SMALL, Run, prepare, small_pairs, small_settings, write_lines
 
 from llm_finetuning import models, settings
 from llm_finetuning.training import qlora
@@ -32,12 +31,6 @@ def small_preferences(count: int = 14, first: int = 0) -> list[dict]:
         records.append({"prompt": pair["prompt"], "history": pair.get("history", []), "chosen": pair["response"],
                         "rejected": worse})  # fmt: skip
     return records
-
-
-def write_lines(path: Path, records: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
 
 
 def finetuned_folder(folder: Path, base: Path) -> Path:

@@ -3,12 +3,11 @@
 Prints a line with the name of each stage when it begins.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import torch
-from training_fixtures import prepare, small_pairs, small_settings
+from training_fixtures import prepare, small_pairs, small_settings, write_lines
 
 from llm_finetuning import hardware
 from llm_finetuning.evaluation import scoreboard
@@ -28,9 +27,8 @@ def main(folder: Path, base: str) -> None:
     torch.set_num_threads(1)
     settings = small_settings(folder, base, num_train_epochs=1.0)
     folders = settings.folders
-    folders.train_file.parent.mkdir(parents=True, exist_ok=True)
     for file in (folders.train_file, folders.val_file):
-        file.write_text("".join(json.dumps(pair) + "\n" for pair in small_pairs()))
+        write_lines(file, small_pairs())
     small = prepare(settings)
     stage("training")
     print(train(small.trainer))

@@ -1,6 +1,8 @@
 """A small run: a tiny base model in a folder, pairs, and settings that train it in seconds on a CPU."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,18 @@ def small_pairs(count: int = 24) -> list[dict]:
             pair["history"] = turns
         made.append(pair)
     return made
+
+
+def write_lines(path: Path, records: list[dict]) -> Path:
+    """A file of JSON lines, and the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def digest(adapter: Path) -> str:
+    """SHA-256 of the weights in an adapter's folder."""
+    return hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 def save_base(folder: Path, model, tokenizer) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from broken_bases import config, copy_of, pickled, renamed
-from training_fixtures import SMALL, small_pairs
+from training_fixtures import SMALL, small_pairs, write_lines
 
 from llm_finetuning import hardware, settings
 from llm_finetuning.training import planning, qlora
@@ -83,10 +83,8 @@ CASES = [  # (what is wrong: settings, base, files), (cell that says it, words o
 def test_it_is_said_before_the_base_is_loaded(case, tiny_base, tmp_path, monkeypatch):
     changed, base_change, file_change, expected, words = case
     base = copy_of(tiny_base, tmp_path / "base", *[base_change] * callable(base_change))
-    (tmp_path / "data").mkdir()
     for name in ("train", "val"):
-        lines = "".join(json.dumps(pair) + "\n" for pair in small_pairs())
-        (tmp_path / "data" / f"finetuning_data_{name}.jsonl").write_text(lines)
+        write_lines(tmp_path / "data" / f"finetuning_data_{name}.jsonl", small_pairs())
     if isinstance(base_change, str):
         usual = hardware.detect()
         other = {"slow": {"flops": 1e3}, "no room": {"free_memory": 2**20}}[base_change]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from servers import free_port
-from training_fixtures import prepare, small_pairs, small_settings
+from training_fixtures import prepare, small_pairs, small_settings, write_lines
 
 from llm_finetuning import settings
 from llm_finetuning.training import checkpoints, qlora
@@ -28,9 +28,8 @@ WATCHED = {"tokens_per_step": 384, "eval_steps": 2, "early_stopping_patience": 3
 def write_run(folder: Path, base: Path, **changed) -> Path:
     """A folder with pairs and settings.json, as the notebooks leave it."""
     chosen = small_settings(folder, base, lora_dropout=0.0, num_train_epochs=1.0, **changed)
-    chosen.folders.train_file.parent.mkdir(parents=True)
     for file, count in ((chosen.folders.train_file, 24), (chosen.folders.val_file, 4)):
-        file.write_text("".join(json.dumps(pair) + "\n" for pair in small_pairs(count)))
+        write_lines(file, small_pairs(count))
     return chosen.folders.settings if chosen.save(chosen.folders.settings) else None
 
 

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from test_faults import at_once, digest  # noqa: F401
-from training_fixtures import prepare, small_settings
+from test_faults import at_once  # noqa: F401
+from training_fixtures import digest, prepare, small_settings
 
 from llm_finetuning import colab, plotting
 from llm_finetuning.data import reports

@@ -2,13 +2,12 @@
 
 import dataclasses
 import errno
-import hashlib
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from training_fixtures import prepare, small_settings
+from training_fixtures import digest, prepare, small_settings
 from transformers import TrainerCallback
 
 from llm_finetuning.files import copying
@@ -67,10 +66,6 @@ def trained(folder: Path, base: Path, drive: Drive, fails=lambda call: False):
         drive.watch(None)
     training.save_adapter(small.trainer)
     return outcome, calls, digest(chosen.folders.adapter)
-
-
-def digest(adapter: Path) -> str:
-    return hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")

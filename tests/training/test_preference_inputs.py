@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from preference_fixtures import preference_settings, prepare_preference, small_preferences, write_lines
+from preference_fixtures import preference_settings, prepare_preference, small_preferences
+from training_fixtures import write_lines
 
 from llm_finetuning import models, prompts
 from llm_finetuning.data import preferences

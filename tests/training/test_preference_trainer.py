@@ -1,6 +1,5 @@
 """Preference tuning: what the reference is, what the loss is, and that nothing is lost when the process dies."""
 
-import hashlib
 import math
 import random
 import shutil
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from preference_fixtures import plain_model, preference_settings, prepare_preference, small_preferences, write_lines
+from preference_fixtures import plain_model, preference_settings, prepare_preference, small_preferences
 from safetensors.torch import load_file, save_file
-from training_fixtures import small_pairs
+from training_fixtures import digest, small_pairs, write_lines
 
 from llm_finetuning.files import checksums
 from llm_finetuning.training import checkpoints, qlora, selfcheck
@@ -27,13 +26,16 @@ SUPPORT = Path(__file__).parents[1] / "support"
 SIDES = ("chosen", "rejected")
 
 
+def beside(finetuned: Path, folder: Path, base: Path, **changed):
+    """Settings of a run in `folder` on the data and the adapter of a finished finetuning."""
+    (folder / "data").symlink_to(finetuned / "data")
+    return preference_settings(folder, base, adapter_folder=str(finetuned / "adapter"), **changed)
+
+
 @pytest.fixture(scope="module")
 def run(finetuned, tiny_base, tmp_path_factory):
     """A prepared run that is not trained."""
-    chosen = preference_settings(tmp_path_factory.mktemp("run"), tiny_base, adapter_folder=str(finetuned / "adapter"))
-    for name in ("data",):
-        (chosen.folders.drive / name).symlink_to(finetuned / name)
-    return prepare_preference(chosen)
+    return prepare_preference(beside(finetuned, tmp_path_factory.mktemp("run"), tiny_base))
 
 
 def plain_logps(model: torch.nn.Module, example: dict) -> torch.Tensor:
@@ -63,9 +65,8 @@ def test_the_loss_begins_at_ln_2(run):
 
 def test_in_16_bits_the_adapter_starts_as_it_was_saved(finetuned, tiny_base, tmp_path):
     """As on a GPU, with activation checkpointing: nothing of the float32 adapter is rounded on the way."""
-    (tmp_path / "data").symlink_to(finetuned / "data")
-    changed = {"dtype": "bfloat16", "gradient_checkpointing": "on", "adapter_folder": str(finetuned / "adapter")}
-    run = prepare_preference(preference_settings(tmp_path, tiny_base, **changed))
+    changed = {"dtype": "bfloat16", "gradient_checkpointing": "on"}
+    run = prepare_preference(beside(finetuned, tmp_path, tiny_base, **changed))
     saved = load_file(finetuned / "adapter" / "adapter_model.safetensors")
     for name, tensor in qlora.gather_adapter(run.model).items():
         assert torch.equal(tensor, saved[name.replace(".default.", ".")]), name
@@ -119,10 +120,8 @@ MORE = [pytest.param(*loss, marks=pytest.mark.more) for loss in LOSSES[2:5]]
 
 @pytest.mark.parametrize(("name", "alpha"), [*LOSSES[:2], LOSSES[5], *MORE])
 def test_loss_and_gradients_of_three_pairs_equal_a_plain_implementation(name, alpha, finetuned, tiny_base, tmp_path):
-    chosen = preference_settings(tmp_path, tiny_base, adapter_folder=str(finetuned / "adapter"), loss=name,
-                                 ld_alpha=alpha, label_smoothing=0.2, sft_weight=0.5, beta=BETA)  # fmt: skip
-    (tmp_path / "data").symlink_to(finetuned / "data")
-    run = prepare_preference(chosen)
+    changed = {"loss": name, "ld_alpha": alpha, "label_smoothing": 0.2, "sft_weight": 0.5, "beta": BETA}
+    run = prepare_preference(beside(finetuned, tmp_path, tiny_base, **changed))
     pairs = run.data.pairs[:3]
     with torch.no_grad():
         reference = [[plain_logps(run.model, pair[side]) for side in SIDES] for pair in pairs]
@@ -197,10 +196,6 @@ def test_a_run_learns_the_preference_and_leaves_the_finetuning_as_it_was(folder,
     assert (outcome.ended_by, second.ended_by) == ("finished", "finished before")
     assert digest(saved) == first
     assert again.trainer.seen_tokens == 0
-
-
-def digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 def test_the_reference_is_computed_once(folder, tiny_base, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fixtures import prepare, small_pairs, small_settings
+from training_fixtures import prepare, small_pairs, small_settings, write_lines
 
 from llm_finetuning import models
 from llm_finetuning import settings as all_settings
@@ -191,9 +191,8 @@ def test_several_processes_are_refused_before_the_base_is_loaded(tiny_base, tmp_
 def test_a_search_that_is_killed_goes_on_to_the_same_adapter(tiny_base, tmp_path):
     def command(folder: Path, **changed) -> list[str]:
         made = searching(folder, tiny_base, max_steps=12, save_steps=2, **changed)
-        made.folders.data.mkdir(parents=True, exist_ok=True)
         for file in (made.folders.train_file, made.folders.val_file):
-            file.write_text("".join(json.dumps(pair) + "\n" for pair in small_pairs()))
+            write_lines(file, small_pairs())
         return [sys.executable, "-m", "llm_finetuning.train", str(made.save(made.folders.settings))]
 
     killed = command(tmp_path / "killed")

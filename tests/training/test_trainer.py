@@ -1,7 +1,6 @@
 """Training: what is trained, in which steps, and that nothing is lost when the process dies."""
 
 import dataclasses
-import hashlib
 import json
 import random
 import signal
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_fixtures import prepare, small_pairs, small_settings
+from training_fixtures import digest, prepare, small_pairs, small_settings
 from transformers import TrainerCallback
 
 from llm_finetuning.evaluation import mode, scoreboard
@@ -165,10 +164,6 @@ def test_steps_are_counted_as_the_trainer_does(tiny_base, tmp_path):
         assert small.trainer.state.global_step == small.steps
 
 
-def digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
 def command(folder: Path, base: Path, epochs: int = 3) -> list[str]:
     return [sys.executable, str(SUPPORT / "train_small.py"), str(folder), str(base), str(epochs)]
 
@@ -196,7 +191,7 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(kills, tiny_base, tmp
         command(folder, tiny_base, epochs), capture_output=True, text=True, cwd=SUPPORT.parents[1]
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert digest(folder) == digest(tmp_path / "whole")
+    assert digest(folder / "adapter") == digest(tmp_path / "whole" / "adapter")
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +245,7 @@ def test_run_all_after_the_end_changes_nothing(changed, tiny_base, tmp_path):
         small = prepare(small_settings(tmp_path, tiny_base, **changed))
         outcomes.append(training.train(small.trainer))
         training.save_adapter(small.trainer)
-        digests.add(digest(tmp_path))
+        digests.add(digest(tmp_path / "adapter"))
     assert len(digests) == 1
     assert outcomes[0].ended_by != "finished before"
     assert [outcome.ended_by for outcome in outcomes[1:]] == ["finished before"] * 2
@@ -276,7 +271,7 @@ def test_more_steps_go_on_where_the_schedule_so_far_is_the_same(tiny_base, tmp_p
         outcome = training.train(small.trainer)
         training.save_adapter(small.trainer)
     assert (outcome.resumed_from, outcome.step) == ("checkpoint-2", 4)
-    assert digest(tmp_path / "twice") == digest(tmp_path / "at once")
+    assert digest(tmp_path / "twice" / "adapter") == digest(tmp_path / "at once" / "adapter")
     warm = dataclasses.replace(first, max_steps=40, warmup_ratio=0.1)
     with pytest.raises(ValueError, match="warmup_steps: 0 in the checkpoint, 4 now"):
         training.train(prepare(warm).trainer)
