@@ -26,14 +26,16 @@ class TorchEngine:
     def take_cache(self, ids: list[int]) -> "tuple[transformers.DynamicCache, int]":
         """Returns the last sequence's cache, cut to the prefix that it shares with `ids`, and the prefix's length.
 
-        The last id stays outside the prefix, as its logits have to be computed.
+        The last id stays outside the prefix, as its logits have to be computed. A cache that has forgotten earlier
+        tokens cannot be cut.
         """
         prefix, self.prefix = self.prefix, None
         length = common_prefix(prefix[0], ids[:-1]) if prefix else 0
-        if not length:
+        beyond = len(prefix[0]) - length if prefix else 0
+        if not length or (beyond and not all(map(remembers_all, prefix[1].layers))):
             return transformers.DynamicCache(config=self.model.config), 0
-        if length < len(prefix[0]):
-            prefix[1].crop(length - len(prefix[0]))  # negative: so many tokens are taken off the end
+        if beyond:
+            prefix[1].crop(-beyond)  # negative: so many tokens are taken off the end
         return prefix[1], length
 
 
@@ -73,6 +75,14 @@ class TorchSession:
             padded = {"attention_mask": self.mask, "position_ids": positions}
         output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **padded)
         self.logits = output.logits[:, -1]
+
+
+def remembers_all(layer: "transformers.cache_utils.CacheLayerMixin") -> bool:
+    """Whether a layer of a cache holds every token: no state that runs along, no window that is full."""
+    kinds = transformers.cache_utils
+    if isinstance(layer, kinds.DynamicSlidingWindowLayer):
+        return type(layer) is kinds.DynamicSlidingWindowLayer and layer.get_seq_length() < layer.sliding_window
+    return type(layer) is kinds.DynamicLayer
 
 
 def common_prefix(first: list[int], second: list[int]) -> int:

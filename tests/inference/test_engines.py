@@ -18,11 +18,19 @@ SMALL = {
 }
 
 
-def model_of(family: str):
+def model_of(family: str, **changed):
     if family == "phi":
         return make_model(rows=320).eval()
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL)).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL | changed)).eval()
+
+
+FORGETFUL = {
+    "gemma3_text": {"sliding_window": 16, "head_dim": 32, "layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {"sliding_window": 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}
+"""Families whose caches hold a window, or a state that runs along, and what makes them do it in small."""
 
 
 @pytest.mark.parametrize("family", ["phi", "llama", "qwen2"])
@@ -40,3 +48,22 @@ def test_the_cache_grows_by_one_for_each_token_that_is_pushed(family, prompts):
     with torch.no_grad():
         expected = model(input_ids=whole, use_cache=False).logits[0, -1]
     assert torch.allclose(session.logits[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FORGETFUL)
+@pytest.mark.parametrize("asked", [60, 10], ids=["beyond the window", "within the window"])
+def test_a_cache_that_forgets_tokens_serves_another_question(family, asked):
+    """The next conversation shares its beginning alone with the last; what came after it has to be taken back."""
+    model = model_of(family, **FORGETFUL[family])
+    first = [5 + number for number in range(asked)]
+    second = [*first[: asked // 2], 301, 302, 303]
+    engine = TorchEngine(model)
+    for ids, next_ids in ((first, [7, 8]), (second, [9, 10])):
+        fresh = TorchEngine(model).session([ids])
+        session = engine.session([ids])
+        for token in next_ids:
+            assert torch.allclose(session.logits, fresh.logits, atol=1e-4)
+            session.push([token])
+            fresh.push([token])
+        assert torch.allclose(session.logits, fresh.logits, atol=1e-4)
+        session.close()
