@@ -119,7 +119,8 @@ def _generator(seed: int) -> torch.Generator:
 def decode(engine: Engine, requests: list[Request], rules: TokenRules, sampling: SamplingParameters) -> Iterator[None]:
     """Generates one token a step for every request, and yields after each step; nothing is computed in between.
 
-    Closing the generator ends the work. Requests that have ended leave the batch.
+    Closing the generator ends the work. Requests that have ended leave the batch. Raises ValueError where the logits
+    are not numbers: the most probable token would be any one.
     """
     deadline = time.monotonic() + sampling.max_seconds if sampling.max_seconds else float("inf")
     session = engine.session([request.prompt_ids for request in requests])
@@ -128,6 +129,11 @@ def decode(engine: Engine, requests: list[Request], rules: TokenRules, sampling:
     try:
         while True:
             logits = session.logits.float().index_fill(1, suppressed, float("-inf"))
+            if logits.isnan().any():
+                raise ValueError(
+                    f"{engine.name}: the model computes NaN in place of logits: its weights or sizes are damaged, or too"
+                    " large for this dtype. Fetch the folder again, or take another backend, such as float32"
+                )
             for request, token in zip(active, next_tokens(logits, active, sampling), strict=True):
                 request.append(token, rules.stop_token_ids, time.monotonic() > deadline)
             yield

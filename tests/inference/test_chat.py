@@ -168,6 +168,17 @@ def test_a_repetition_penalty_takes_the_second_most_probable_token(chat):
     assert ids_of(looping.stream(ask("a"), SamplingParameters(2, repetition_penalty=1.5))) == [300, 301]
 
 
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+def test_a_model_that_computes_no_numbers_is_said_and_answers_nothing(published, damage):
+    """The largest of NaNs is the first token, which ends an answer: it would be empty, without a word."""
+    chat = Chat.load(published, "float32")
+    with torch.no_grad():
+        next(chat.engine.model.parameters()).fill_(damage)
+    for sampling in (SamplingParameters(), SamplingParameters(temperature=1.0, repetition_penalty=1.5)):
+        with pytest.raises(ValueError, match="computes NaN in place of logits"):
+            chat.answer(ask("Who is Tessaly?"), sampling)
+
+
 def test_suppressed_ids_never_come(chat):
     banned = chat.template.tokenizer(" one").input_ids[0]
     rules = type(chat.rules)(chat.rules.stop_token_ids, (*chat.rules.suppressed_token_ids, banned))
