@@ -32,11 +32,16 @@ NOT_FOUND = (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundErro
 MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
 LARGEST = {
     "layers?$": 300,
-    "heads?$|experts?$|labels$|groups?$": 10_000,
+    "heads?$|experts?$|labels$|groups?$": 100_000,
     "size$|dim$|embd$|inner$": 2**22,
     "positions$|position_embeddings$|_ctx$": 2**25,
 }
 """By the end of its name, the largest size in a configuration that is built: the largest known model has 126 layers."""
+AT_LEAST_ONE = re.compile(
+    "(num_hidden_layers|n_layers?|hidden_size|n_embd|d_model|num_attention_heads|n_heads?|vocab_size"
+    "|max_position_embeddings|n_positions)$"
+)
+"""Sizes without which there is no model; others may be 0, or -1 for none."""
 
 
 def tokenizer(
@@ -111,7 +116,7 @@ def configuration(model_name: str, revision: str = "main") -> "transformers.PreT
 
 
 def _check_sizes(name: str, revision: str) -> None:
-    """Raises ValueError for a size above `LARGEST` in a configuration, before transformers makes anything of it."""
+    """Raises ValueError for sizes that no model has, before transformers makes anything of the configuration."""
     with asking_the_hub("model_name", name), reading(name, "config.json"):
         entries, _ = transformers.PreTrainedConfig.get_config_dict(name, revision=revision)
         absurd = list(_absurd_sizes(entries))
@@ -120,12 +125,14 @@ def _check_sizes(name: str, revision: str) -> None:
 
 
 def _absurd_sizes(entries: dict) -> Iterator[str]:
-    """ "name = value" of each size above `LARGEST`, in nested configurations too."""
+    """ "name = value" of each size above `LARGEST`, below one, or that is no number; in nested configurations too."""
     for name, value in entries.items():
         if isinstance(value, dict):
             yield from _absurd_sizes(value)
         elif isinstance(value, int | float):
-            yield from (f"{name} = {value:g}" for end, most in LARGEST.items() if re.search(end, name) and value > most)
+            too_large = any(re.search(end, name) and value > most for end, most in LARGEST.items())
+            if too_large or (AT_LEAST_ONE.match(name) and value < 1) or math.isnan(value):
+                yield f"{name} = {value:g}"
 
 
 def locate(model_name: str, folder: str | Path, tokenizer_folder: str = "", revision: str = "main") -> Path:
@@ -223,6 +230,7 @@ def check_shapes(config: "transformers.PreTrainedConfig", weights: Weights) -> N
 
     Known from the files' headers, before anything is allocated. Tensors that transformers joins on loading have other
     names in a checkpoint; there, no more weights may be described than there are. Those of experts may be transposed.
+    Where none are joined, a checkpoint with further layers is refused: it would answer without them.
     """
     import torch
 
@@ -230,16 +238,28 @@ def check_shapes(config: "transformers.PreTrainedConfig", weights: Weights) -> N
     with reading(str(weights.folder), "config.json"), torch.device("meta"):
         described = dict(transformers.AutoModelForCausalLM.from_config(config).named_parameters())
     begun = f"{weights.folder}: config.json describes another model than its weights are of: "
-    joined = 0
+    joined, used = 0, set()
     for name, tensor in described.items():
         place = stored_name(name, stored, config)
         joined += place is None
+        used.add(place)
         shape, found = list(tensor.shape), stored.get(place, list(tensor.shape))
         if found != shape and (len(shape) < 3 or sorted(found) != sorted(shape)):
             raise ValueError(f"{begun}{name} is {shape} there and {found} here")
     count, there = sum(t.numel() for t in described.values()), sum(map(math.prod, stored.values()))
     if joined and count > 1.01 * there:
         raise ValueError(f"{begun}{count:,} weights there and {there:,} here")
+    if not joined and (further := _further_layers(stored, used, config)):
+        raise ValueError(f"{begun}it has no {further[0]}, which is here: set its number of layers right")
+
+
+def _further_layers(stored: Collection[str], used: set[str], config: "transformers.PreTrainedConfig") -> list[str]:
+    """The tensors that are named like a used one of another layer, but for those that transformers leaves out."""
+    model_class = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+    left_out = getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or []
+    kinds = {re.sub(r"\d+", "", name) for name in used}
+    further = [name for name in stored if name not in used and re.sub(r"\d+", "", name) in kinds]
+    return [name for name in further if not any(re.search(pattern, name) for pattern in left_out)]
 
 
 def one_kernel_gelu(config: "transformers.PreTrainedConfig") -> "transformers.PreTrainedConfig":
