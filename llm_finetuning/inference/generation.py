@@ -131,8 +131,8 @@ def decode(engine: Engine, requests: list[Request], rules: TokenRules, sampling:
             logits = session.logits.float().index_fill(1, suppressed, float("-inf"))
             if logits.isnan().any():
                 raise ValueError(
-                    f"{engine.name}: the model computes NaN in place of logits: its weights or sizes are damaged, or too"
-                    " large for this dtype. Fetch the folder again, or take another backend, such as float32"
+                    f"{engine.name}: the model computes NaN in place of logits: its weights or sizes are damaged, or"
+                    " too large for this dtype. Fetch the folder again, or take another backend, such as float32"
                 )
             for request, token in zip(active, next_tokens(logits, active, sampling), strict=True):
                 request.append(token, rules.stop_token_ids, time.monotonic() > deadline)
