@@ -6,6 +6,7 @@ weights, which proves that a machine can hold the real job. Code from a model re
 """
 
 import functools
+import json
 import math
 import re
 from collections.abc import Collection, Iterator
@@ -20,7 +21,6 @@ import transformers  # lazy: torch comes with what is used of it
 from huggingface_hub import errors as hub_errors
 
 from llm_finetuning.files import checksums
-from llm_finetuning.files.shards import Weights
 from llm_finetuning.sample import making, phi
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ LARGEST = {
     "positions$|position_embeddings$|_ctx$": 2**25,
 }
 """By the end of its name, the largest size in a configuration that is built: the largest known model has 126 layers."""
+MOST_GROWTH = 1000
+"""Letters that a tokenizer may make of one; SentencePiece's make three bytes of a blank."""
 AT_LEAST_ONE = re.compile(
     "(num_hidden_layers|n_layers?|hidden_size|n_embd|d_model|num_attention_heads|n_heads?|vocab_size"
     "|max_position_embeddings|n_positions)$"
@@ -64,12 +66,34 @@ def read_tokenizer(name: str, revision: str = "main") -> "transformers.PreTraine
     """The tokenizer of a hub id or a folder. Raises ValueError for a folder whose files are not those of one."""
     if (Path(name) / "config.json").is_file():
         _check_sizes(name, revision)  # transformers reads it for a tokenizer too
+    _check_growth(Path(name) / "tokenizer.json")
     with asking_the_hub("model_name", name), reading(name, "tokenizer"):
         loaded = transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         loaded("a b")  # some that are wrong can be loaded, and not used
     if not isinstance(loaded.chat_template, str | dict | None):
         raise ValueError(f"{name}: the chat template of its tokenizer is no text, but {loaded.chat_template!r:.80}")
     return loaded
+
+
+def _check_growth(file: Path) -> None:
+    """Raises ValueError for a tokenizer.json that makes a text much longer, step by step: it would fill the memory."""
+    if not file.is_file():
+        return
+    with reading(str(file.parent), "tokenizer"):
+        written = json.loads(file.read_bytes())
+        factor = math.prod(max(1, len(text)) for text in _inserted([written.get("normalizer"), written.get("decoder")]))
+    if factor > MOST_GROWTH:
+        raise ValueError(f"{file} replaces a letter by up to {factor:,}: fetch the folder again, or take another")
+
+
+def _inserted(written: object) -> Iterator[str]:
+    """The texts that the steps of a normalizer or decoder put in."""
+    if isinstance(written, list):
+        for part in written:
+            yield from _inserted(part)
+    elif isinstance(written, dict):
+        yield from (written[key] for key in ("content", "prepend") if isinstance(written.get(key), str))
+        yield from _inserted([part for part in written.values() if isinstance(part, list | dict)])
 
 
 @contextmanager
@@ -223,43 +247,6 @@ def _hub_id_or_folder(model_name: str) -> str:
             f" {SAMPLE} or {REHEARSAL}"
         )
     return model_name
-
-
-def check_shapes(config: "transformers.PreTrainedConfig", weights: Weights) -> None:
-    """Raises ValueError unless a folder's tensors are those of the model that its configuration describes.
-
-    Known from the files' headers, before anything is allocated. Tensors that transformers joins on loading have other
-    names in a checkpoint; there, no more weights may be described than there are. Those of experts may be transposed.
-    Where none are joined, a checkpoint with further layers is refused: it would answer without them.
-    """
-    import torch
-
-    stored = weights.shapes()
-    with reading(str(weights.folder), "config.json"), torch.device("meta"):
-        described = dict(transformers.AutoModelForCausalLM.from_config(config).named_parameters())
-    begun = f"{weights.folder}: config.json describes another model than its weights are of: "
-    joined, used = 0, set()
-    for name, tensor in described.items():
-        place = stored_name(name, stored, config)
-        joined += place is None
-        used.add(place)
-        shape, found = list(tensor.shape), stored.get(place, list(tensor.shape))
-        if found != shape and (len(shape) < 3 or sorted(found) != sorted(shape)):
-            raise ValueError(f"{begun}{name} is {shape} there and {found} here")
-    count, there = sum(t.numel() for t in described.values()), sum(map(math.prod, stored.values()))
-    if joined and count > 1.01 * there:
-        raise ValueError(f"{begun}{count:,} weights there and {there:,} here")
-    if not joined and (further := _further_layers(stored, used, config)):
-        raise ValueError(f"{begun}it has no {further[0]}, which is here: set its number of layers right")
-
-
-def _further_layers(stored: Collection[str], used: set[str], config: "transformers.PreTrainedConfig") -> list[str]:
-    """The tensors that are named like a used one of another layer, but for those that transformers leaves out."""
-    model_class = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
-    left_out = getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or []
-    kinds = {re.sub(r"\d+", "", name) for name in used}
-    further = [name for name in stored if name not in used and re.sub(r"\d+", "", name) in kinds]
-    return [name for name in further if not any(re.search(pattern, name) for pattern in left_out)]
 
 
 def one_kernel_gelu(config: "transformers.PreTrainedConfig") -> "transformers.PreTrainedConfig":

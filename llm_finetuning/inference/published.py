@@ -3,7 +3,10 @@
 What is wrong is said before the model is loaded, in one sentence, whatever a library would have made of it.
 """
 
+import math
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 import transformers
@@ -61,7 +64,44 @@ def check_weights(folder: Path, config: "transformers.PreTrainedConfig", listed:
     weights = Weights(folder)
     if unlisted := sorted(set(weights.files.values()) - set(listed)):
         raise ValueError(f"{folder}: its weights are also in {unlisted[0]}, which {checksums.NAME} does not list")
-    models.check_shapes(config, weights)
+    check_shapes(config, weights)
+
+
+def check_shapes(config: "transformers.PreTrainedConfig", weights: Weights) -> None:
+    """Raises ValueError unless a folder's tensors are those of the model that its configuration describes.
+
+    Known from the files' headers, before anything is allocated. Tensors that transformers joins on loading have other
+    names in a checkpoint; there, no more weights may be described than there are. Those of experts may be transposed.
+    Where none are joined, a checkpoint with further layers is refused: it would answer without them.
+    """
+    import torch
+
+    stored = weights.shapes()
+    with models.reading(str(weights.folder), "config.json"), torch.device("meta"):
+        described = dict(transformers.AutoModelForCausalLM.from_config(config).named_parameters())
+    begun = f"{weights.folder}: config.json describes another model than its weights are of: "
+    joined, used = 0, set()
+    for name, tensor in described.items():
+        place = models.stored_name(name, stored, config)
+        joined += place is None
+        used.add(place)
+        shape, found = list(tensor.shape), stored.get(place, list(tensor.shape))
+        if found != shape and (len(shape) < 3 or sorted(found) != sorted(shape)):
+            raise ValueError(f"{begun}{name} is {shape} there and {found} here")
+    count, there = sum(t.numel() for t in described.values()), sum(map(math.prod, stored.values()))
+    if joined and count > 1.01 * there:
+        raise ValueError(f"{begun}{count:,} weights there and {there:,} here")
+    if not joined and (further := _further_layers(stored, used, config)):
+        raise ValueError(f"{begun}it has no {further[0]}, which is here: set its number of layers right")
+
+
+def _further_layers(stored: Collection[str], used: set[str], config: "transformers.PreTrainedConfig") -> list[str]:
+    """The tensors that are named like a used one of another layer, but for those that transformers leaves out."""
+    model_class = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+    left_out = getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or []
+    kinds = {re.sub(r"\d+", "", name) for name in used}
+    further = [name for name in stored if name not in used and re.sub(r"\d+", "", name) in kinds]
+    return [name for name in further if not any(re.search(pattern, name) for pattern in left_out)]
 
 
 def load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":

@@ -59,6 +59,10 @@ def link(name: str, target: str):
 HEAD = "lm_head.weight"
 PIECES = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
 BROKEN = [{"SpecialToken": {"id": "X", "type_id": 0}}]
+TENFOLD = {
+    "type": "Sequence",
+    "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}] * 4,
+}
 FOLDERS = {
     "hidden_size 10**9": (config(hidden_size=10**9), "hidden_size = 1e"),
     "hidden_size 2**20": (config(hidden_size=2**20), "another model than its weights"),
@@ -100,6 +104,11 @@ FOLDERS = {
     "tokenizer binary": (write("tokenizer.json", b"\xff\xfe\0\1"), "tokenizer cannot be read"),
     "tokenizer too deep": (write("tokenizer.json", "[" * 10**5), "tokenizer cannot be read"),
     "tokenizer without model": (write("tokenizer.json", '{"version": "1.0"}'), "tokenizer cannot be read"),
+    "tokenizer makes 10**12 of one": (entries("tokenizer.json", normalizer=TENFOLD), "a letter by up to 1,000,000,"),
+    "tokenizer prepends 10**6": (
+        entries("tokenizer.json", normalizer={"type": "Prepend", "prepend": "x" * 10**6}),
+        "replaces a letter by up to 1,000,000",
+    ),
     "tokenizer panics": (entries("tokenizer.json", post_processor=PIECES | {"single": BROKEN}), "tokenizer cannot be"),
     "tokenizer_config a list": (write("tokenizer_config.json", "[]"), "tokenizer cannot be read"),
     "eos_token a number": (entries("tokenizer_config.json", eos_token=5), "tokenizer cannot be read"),
@@ -124,7 +133,8 @@ FOLDERS = {
 }
 ALWAYS = (
     "hidden_size 10**9", "num_labels 10**8", "model_type evil", "eos out of range", "suppress all", "tokenizer panics",
-    "shape turned round", "weight map: other folder", "weight map: not in SHA256SUMS", "link out of the folder",
+    "shape turned round", "layers 1 of 2", "tokenizer makes 10**12 of one", "weight map: other folder",
+    "weight map: not in SHA256SUMS", "link out of the folder",
     "template: loops in loops", "template: centred in 10**10",
 )  # fmt: skip
 
