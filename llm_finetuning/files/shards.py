@@ -58,6 +58,10 @@ class Weights:
         return ((name, self.read(name)) for name in self.files)
 
 
+FLOATS = ("BF16", "F16", "F32", "F64")
+"""Types of weights, as safetensors names them; in fewer bits they need scales."""
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     """{tensor: file} of an index. Raises ValueError unless each file is one of the index's own folder."""
     try:
@@ -71,12 +75,20 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _shapes(path: Path) -> list[tuple[str, list[int]]]:
-    """(name, shape) of each tensor of a file, from its header."""
+    """(name, shape) of each tensor of a file, from its header. Raises ValueError for weights that are quantised."""
     try:
         with safe_open(path, "pt") as file:
-            return [(name, file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            headers = [(name, part.get_shape(), part.get_dtype()) for name, part in parts.items()]
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    for name, _, dtype in headers:
+        if name.endswith(".weight") and dtype not in FLOATS:
+            raise ValueError(
+                f"{path}: {name} is {dtype}: quantised weights mean nothing without their scales. Take the model with"
+                " 16 or 32 bits"
+            )
+    return [(name, shape) for name, shape, _ in headers]
 
 
 def write_shards(

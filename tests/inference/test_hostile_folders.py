@@ -5,8 +5,10 @@ import struct
 import time
 
 import pytest
+import torch
 from broken_bases import config, copy_of, entries
 from hostile_templates import TEMPLATES
+from safetensors.torch import load_file, save_file
 
 from llm_finetuning import models
 from llm_finetuning.files import checksums
@@ -44,6 +46,16 @@ def sharded(weight_map):
     def apply(folder) -> None:
         (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return apply
+
+
+def in_dtype(dtype: torch.dtype):
+    """The weights in another dtype, as a quantised model has them whose configuration does not say so."""
+
+    def apply(folder) -> None:
+        file = folder / "model.safetensors"
+        save_file({name: t.to(dtype) for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
 
     return apply
 
@@ -117,6 +129,8 @@ FOLDERS = {
     "header no JSON": (write("model.safetensors", struct.pack("<Q", 4) + b"oops"), "is damaged"),
     "offsets beyond the end": (tensor(HEAD, data_offsets=[0, 2**60]), "is damaged"),
     "another shape": (tensor(HEAD, shape=[10**9, 10**9]), "is damaged"),
+    "weights of one byte": (in_dtype(torch.int8), "is I8: quantised weights mean nothing"),
+    "weights of eight bits": (in_dtype(torch.float8_e4m3fn), "is F8_E4M3: quantised weights mean nothing"),
     "shape turned round": (header(lambda told: told | {HEAD: told[HEAD] | {"shape": told[HEAD]["shape"][::-1]}}), HEAD),
     "weight map: other folder": (sharded({HEAD: "../model.safetensors"}), "'../model.safetensors', which is no file"),
     "weight map: from the root": (sharded({HEAD: "/etc/passwd"}), "'/etc/passwd', which is no file of its folder"),
