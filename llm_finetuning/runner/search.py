@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_finetuning import settings
+from llm_finetuning.files.atomic import read_json
 from llm_finetuning.runner import parameters, steps
 from llm_finetuning.settings import Finetuning
 
@@ -18,6 +19,7 @@ BEFORE = (steps.NAMED["training-data"], steps.NAMED["validation-data"])
 """What makes the data where the output folder has none."""
 STEP = steps.NAMED["finetuning"]
 SEARCHES_ITSELF = "find_learning_rate"
+SHARED = "decides the data, which all trainings share: search once for each value, each with an --output of its own"
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,20 @@ def request(
     tried = [*_product(lists), *({"seed": value} for value in lists.get("seed", []))]
     for problem in (*_name_problems(profile, output, fixed), *_value_problems(cell, tried)):
         problems.setdefault(problem)
+    hints = {name: f"{name} {SHARED}" for name, text in fixed if name not in defaults and "," in text}
     if not problems and not set(lists) - {"seed"}:
-        problems["nothing to compare: give a parameter several values, such as -p learning_rate 1e-4,2e-4"] = None
+        nothing = "nothing to compare: give a parameter several values, such as -p learning_rate 1e-4,2e-4"
+        problems |= dict.fromkeys([nothing, *hints.values()])
     if problems:
         raise ValueError("\n".join(problems))
-    *data, cell = steps.prepare(profile, output, fixed, chosen)
+    try:
+        *data, cell = steps.prepare(profile, output, fixed, chosen)
+    except ValueError as error:
+        said = [hint for name, hint in hints.items() if f"{name} = " in str(error)]
+        raise ValueError("\n".join([str(error), *said])) from None
     base = settings.from_cell(Finetuning, defaults | cell)
+    if problems := _data_problems(base.folders.train_file, data[0], [n for n, _ in fixed if n not in defaults]):
+        raise ValueError("\n".join(problems))
     drawn = lists.pop("seed", [base.seed + number for number in range(seeds)])
     return Request(output, data, base, lists, drawn, training_steps)
 
@@ -74,6 +84,8 @@ def request(
 def _split(typed: list[tuple[str, str]], defaults: dict) -> tuple[dict[str, list], list[tuple[str, str]], dict]:
     """(values of each parameter that has several, what has one as it is typed, problems as keys)."""
     lists, fixed, problems = {}, {}, {}
+    names = [name for name, _ in typed]
+    problems |= {f"{n} is given twice: give its values as {n} A,B": None for n in names if names.count(n) > 1}
     for name, text in typed:
         known = name in defaults and name not in parameters.OUTPUT_NAMES
         values = _values(text, defaults[name]) if known else [text]
@@ -111,6 +123,20 @@ def _name_problems(profile: str, output: Path, fixed: list[tuple[str, str]]) -> 
     except ValueError as error:
         return str(error).splitlines()
     return []
+
+
+def _data_problems(train_file: Path, values: dict, names: list[str]) -> list[str]:
+    """What was typed for the data notebooks and is not what the data in the folder was made with."""
+    if not train_file.exists():
+        return []
+    report = read_json(train_file.with_suffix(".report.json"))
+    made = report.get("recipe", {}) | {"source": report.get("source", {}).get("source")}
+    return [
+        f"{name} = {values[name]!r}: the data in {train_file.parent} was made with {made.get(name)!r}; leave it out, or"
+        " set --output to another folder"
+        for name in names
+        if name in values and (name in made or not report) and values[name] != made.get(name)
+    ]
 
 
 def _value_problems(cell: dict, combinations: list[dict[str, object]]) -> list[str]:

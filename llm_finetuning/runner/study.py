@@ -7,7 +7,7 @@ that was stopped, or gets further values, trains only what is new. The Optuna st
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -24,7 +24,7 @@ from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.files import drive
 from llm_finetuning.files.atomic import write_json
 from llm_finetuning.prompts import IGNORE_INDEX
-from llm_finetuning.runner import notebooks, parameters, search_report
+from llm_finetuning.runner import notebooks, search_report
 from llm_finetuning.runner.search import BEFORE, Request
 from llm_finetuning.runner.search_report import Row
 from llm_finetuning.settings import Finetuning
@@ -154,7 +154,16 @@ def _trainings(request: Request) -> list[list[Training]]:
         if key not in read:
             read[key] = _inputs(settings, request.fixed, base)
         made.append(_by_seed(request, settings, read[key]))
+    _check_distinct(request.combinations, [row[0].name for row in made])
     return made
+
+
+def _check_distinct(combinations: list[dict[str, object]], names: list[str]) -> None:
+    """Raises ValueError for two combinations that come to the same training."""
+    for place, name in enumerate(names):
+        if (first := names.index(name)) != place:
+            same = [", ".join(f"{n} = {v}" for n, v in combinations[i].items()) for i in (first, place)]
+            raise ValueError(f"{' and '.join(same)} come to the same training, step by step: leave one out")
 
 
 def _inputs(settings: Finetuning, fixed: Finetuning, base: RunInputs) -> RunInputs:
@@ -190,11 +199,11 @@ def _by_seed(request: Request, settings: Finetuning, inputs: RunInputs) -> list[
 def _training(
     request: Request, settings: Finetuning, plan: planning.Plan, inputs: RunInputs, identity: dict, steps: int
 ) -> Training:
-    own = {name: value for name, value in asdict(settings).items() if name not in parameters.OUTPUT_NAMES}
-    name = _digest([own, identity, steps])
+    watched = {name: getattr(settings, name) for name in ("eval_steps", "early_stopping_patience")}
+    changed = {"max_steps": steps} if steps else watched
+    name = _digest([identity, changed])
     folder = request.output / "search" / name
-    whole = {name: getattr(settings, name) for name in ("eval_steps", "early_stopping_patience")}
-    short = rate_search.short_training(settings, folder, **({"max_steps": steps} if steps else whole))
+    short = rate_search.short_training(settings, folder, **changed)
     return Training(short, replace(plan, settings=short, steps=steps or plan.steps), inputs, name)
 
 

@@ -62,6 +62,12 @@ def test_texts_that_hold_commas_are_a_yaml_list(asked):
         ([("max_seq_length", "256,4096")], ["tokens_per_step = 1024: at least max_seq_length (4096)"]),
         ([("lora_r", "16")], ["nothing to compare"]),
         ([("seed", "1,2")], ["nothing to compare"]),
+        ([("lora_r", "16,16")], ["nothing to compare"]),
+        ([("lora_r", "16"), ("lora_r", "64")], ["lora_r is given twice: give its values as lora_r A,B"]),
+        ([("lora_r", "8,16"), ("lora_r", "64")], ["lora_r is given twice"]),
+        ([("replies", "best,all")], ["nothing to compare", "replies decides the data", "--output of its own"]),
+        ([("replies", "best,all"), ("lora_r", "4,8")], ["replies = 'best,all'", "replies decides the data"]),
+        ([("validation_share", "0.1,0.2"), ("lora_r", "4,8")], ["validation_share decides the data"]),
         (
             [("lora_r", "a,0"), ("lora_alpha", "1,,"), ("loralpha", "1,2"), ("learning_rate", "x")],
             ["lora_r = 'a'", "lora_r = 0", "lora_alpha = '1,,'", "loralpha: no", "learning_rate = 'x'"],
@@ -73,6 +79,28 @@ def test_what_cannot_be_searched_is_one_error(asked, tmp_path, typed, said):
         asked(*typed)
     assert all(part in str(error.value) for part in said), error.value
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("replies", "all"), "replies = 'all': the data in .* was made with 'best'; leave it out, or set --output"),
+        (("source", "sample"), None),
+        (("replies", "best"), None),
+        (("languages", "en,de"), "languages = 'en,de': .* made with 'en'"),
+    ],
+)
+def test_data_that_was_made_otherwise_is_not_taken_for_what_was_typed(asked, tmp_path, typed, said):
+    """A finished folder has its data: no data notebook runs again for a search."""
+    train = tmp_path / "out" / "data" / "finetuning_data_train.jsonl"
+    write_lines(train, small_pairs())
+    report = {"recipe": {"replies": "best", "languages": "en"}, "source": {"source": "sample"}}
+    train.with_suffix(".report.json").write_text(json.dumps(report))
+    if said is None:
+        assert asked(typed, ("lora_r", "4,8")).values == {"lora_r": [4, 8]}
+    else:
+        with pytest.raises(ValueError, match=said):
+            asked(typed, ("lora_r", "4,8"))
 
 
 def test_without_optuna_the_cure_is_said(tmp_path, monkeypatch):
@@ -163,6 +191,58 @@ def test_losses_that_do_not_compare_are_refused(small, tmp_path):
         study.run(search.request(str(profile), output, [("chat_template", f'["", "{template}"]')], 1, 1))
     study.run(search.request(str(profile), output, [("max_seq_length", "64,96"), ("system_message", "A,B")], 1, 1))
     assert len(json.loads((output / "search" / "search.json").read_text())) == 4
+
+
+@pytest.mark.more
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("save_steps", "10,20"), "save_steps = 10 and save_steps = 20 come to the same training"),
+        (("merge_base", "best,original"), "merge_base = best and merge_base = original"),
+        (("max_steps", "10,20"), "max_steps = 10 and max_steps = 20"),
+    ],
+)
+def test_values_that_change_nothing_are_refused_before_anything_is_trained(small, monkeypatch, typed, said):
+    pytest.importorskip("optuna")
+    from llm_finetuning.runner import study
+
+    profile, output = small
+    monkeypatch.setattr(study.rate_search, "measured", lambda made: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=said):
+        study.run(search.request(str(profile), output, [typed], 1, 2))
+
+
+@pytest.mark.more
+def test_a_second_search_in_the_folder_is_refused_while_one_is_at_work(small, monkeypatch):
+    pytest.importorskip("optuna")
+    from llm_finetuning.runner import study
+
+    profile, output = small
+    request = search.request(str(profile), output, TYPED, 1, 2)
+    measured, second = study.rate_search.measured, []
+
+    def meanwhile(made):
+        with pytest.raises(RuntimeError, match="another search is at work"):
+            study.run(request)
+        second.append(made)
+        return measured(made)
+
+    monkeypatch.setattr(study.rate_search, "measured", meanwhile)
+    study.run(request)
+    assert len(second) == 2
+
+
+@pytest.mark.more
+def test_one_held_out_pair_gives_a_table_without_intervals(small, capsys):
+    pytest.importorskip("optuna")
+    from llm_finetuning.runner import study
+
+    profile, output = small
+    write_lines(output / "data" / "finetuning_data_val.jsonl", small_pairs(1))
+    study.run(search.request(str(profile), output, TYPED, 2, 2))
+    found = json.loads((output / "search" / "search.json").read_text())
+    assert found[0]["loss"]["n"] == 1 and found[0]["loss"]["low"] is None
+    assert "does not exclude zero" in capsys.readouterr().out
 
 
 @pytest.mark.more
