@@ -249,6 +249,22 @@ def _hub_id_or_folder(model_name: str) -> str:
     return model_name
 
 
+def weights_of(folder: Path, given: str) -> Weights:
+    """The safetensors of a model folder; no tensor is read. `given`: what named it, for errors.
+
+    Raises FileNotFoundError for pickled weights and for a file that is missing, ValueError for one that is damaged.
+    """
+    try:
+        weights = Weights(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{given}: {error}. Pickled weights (pytorch_model.bin) are never opened: choose another base or revision,"
+            " or convert it (https://huggingface.co/spaces/safetensors/convert)"
+        ) from None
+    weights.check_files()
+    return weights
+
+
 def one_kernel_gelu(config: "transformers.PreTrainedConfig") -> "transformers.PreTrainedConfig":
     """The configuration with `gelu_new` replaced by the same function in one kernel instead of eight.
 

@@ -3,6 +3,7 @@
 It needs no judge, and says how far a model has learned what people prefer (HumanRankEval, arXiv 2405.09186).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -80,5 +81,6 @@ def figures(found: Sample) -> dict[str, Sample]:
 
 
 def _smaller_first(values: list[float]) -> Sample:
-    """Of values in twos, whether the first of each two is the smaller one: 1, 0, or 0.5 where both are equal."""
-    return Sample([(a < b) + (a == b) / 2 for a, b in zip(values[::2], values[1::2], strict=True)])
+    """Of values in twos, whether the first of each two is the smaller one: 1, 0, 0.5 where both are equal, or NaN."""
+    twos = list(zip(values[::2], values[1::2], strict=True))
+    return Sample([math.nan if math.isnan(a + b) else (a < b) + (a == b) / 2 for a, b in twos])

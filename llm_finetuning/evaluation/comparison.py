@@ -7,17 +7,19 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from llm_finetuning import hardware, prompts
 from llm_finetuning.data import pairs, preferences
 from llm_finetuning.evaluation import agreement, candidates, generic, likelihood, mode, rules, scoreboard, tasks
 from llm_finetuning.evaluation.candidates import Candidate
 from llm_finetuning.evaluation.intervals import Sample
+from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import read_json, write_json
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
@@ -52,27 +54,39 @@ class Result:
 
 
 def templates(found: list[Candidate]) -> dict[str, Template]:
-    """Each model's own chat template; a base without one is asked as the first model that has one.
+    """Each model's own chat template; a base without one is asked as the first model of its tokens that has one.
 
     Raises ValueError where no model has a chat template.
     """
-    own = {candidate.name: candidate.own_template() for candidate in found}
-    shared = next((template for template in own.values() if template), None)
-    if shared is None:
+    tokenizers = {candidate.name: candidate.tokenizer() for candidate in found}
+    own = {name: prompts.template_for(tokenizer) for name, tokenizer in tokenizers.items() if tokenizer.chat_template}
+    if not own:
         raise ValueError(
-            f"none of the models has a chat template ({', '.join(own)}): add the finetuned one, whose folder has one"
+            f"none of the models has a chat template ({', '.join(tokenizers)}): add the finetuned one, whose folder"
+            " has one"
         )
-    return {name: template or shared for name, template in own.items()}
+    return {c.name: own.get(c.name) or _borrowed(c, tokenizers[c.name], list(own.values())) for c in found}
+
+
+def _borrowed(candidate: Candidate, tokenizer: PreTrainedTokenizerBase, others: list[Template]) -> Template:
+    """The first of the others whose token ids are the model's too; without one the fallback, in its own tokens."""
+    vocabulary, rows = tokenizer.get_vocab().items(), candidate.config.get_text_config().vocab_size
+    for template in others:
+        if vocabulary <= template.tokenizer.get_vocab().items() and len(template.tokenizer) <= rows:
+            return template
+    print(f"{candidate.name} has no chat template, and other tokens than those that do: it is asked in Phi-2's format")
+    return prompts.template_for(tokenizer)
 
 
 def held_out(settings: Evaluation, used: dict[str, Template]) -> HeldOut:
     """Draws the held-out set from the files that the data preparation wrote, the same for every model.
 
     A pair that is too long under one of the templates is left out for all. Raises FileNotFoundError without a
-    validation file, ValueError where nothing fits.
+    validation file, ValueError where nothing fits, or a record is none.
     """
     drawn = pairs.read_prepared(settings.folders.val_file, "Validation")
-    ranked = preferences.read(settings.folders.val_preferences)
+    ranks = settings.folders.val_preferences
+    ranked = preferences.read_prepared(ranks, "Validation") if ranks.is_file() and ranks.stat().st_size else []
     length, count, seed = settings.max_seq_length, settings.eval_pairs, settings.seed
     for template in {id(template): template for template in used.values()}.values():
         drawn = [cut.pair for cut in scoreboard.fitting(drawn, template, length)]
@@ -86,18 +100,31 @@ def measure(
     candidate: Candidate, template: Template, data: HeldOut, settings: Evaluation, machine: hardware.Machine
 ) -> Result:
     """Measures a model, or what is still missing of it; each part is kept as soon as it is measured."""
-    kept = _Kept(settings.folders.evaluated / f"{candidate.name.replace('/', '--')}.json", _identity(
-        candidate, template, data, settings))  # fmt: skip
+    dtype = hardware.choose_dtype(settings.dtype, machine.capability)
+    asked = replace(settings, dtype=str(dtype).removeprefix("torch."))
+    path = settings.folders.evaluated / f"{candidate.name.replace('/', '--')}.json"
+    kept = _Kept(path, _identity(candidate, template, data, asked))
     steps = [step for step in _steps(template, data, settings) if step.name not in kept.parts]
     if steps:
-        dtype = hardware.choose_dtype(settings.dtype, machine.capability)
         with hardware.timed(candidate.name):
             model = candidate.load(dtype, machine.device)
             for step in steps:
-                kept.add(step.name, step.run(model))
+                if not kept.has(step.name):
+                    kept.add(step.name, _finite(candidate.name, step.run(model)))
         del model
         hardware.free_memory()
     return kept.result()
+
+
+def _finite(name: str, part: dict) -> dict:
+    """The part, if all that was measured is finite. Raises ValueError otherwise: its figures would say nothing."""
+    for figure, sample in part.get("samples", {}).items():
+        if odd := sum(not math.isfinite(value) for value in sample.values):
+            raise ValueError(
+                f"models: of {name} the {figure} is not finite on {odd} of {len(sample.values)} units: its weights are"
+                " damaged, or the dtype overflows. Set dtype = 'float32', or leave it out of models"
+            )
+    return part
 
 
 @dataclass(frozen=True)
@@ -155,8 +182,8 @@ def _ranks(model: torch.nn.Module, template: Template, records: list[dict], sett
 
 
 def _generic(model: torch.nn.Module, template: Template, name: str, texts: list[str], settings: Evaluation) -> dict:
-    loss = likelihood.losses(model, generic.examples(texts, template, settings.max_seq_length), template)
-    return {"samples": {name: loss}}
+    examples = generic.examples(texts, template, settings.max_seq_length)
+    return {"samples": {name: likelihood.losses(model, examples, template)} if examples else {}}
 
 
 def _rules(model: torch.nn.Module, template: Template, settings: Evaluation) -> dict:
@@ -170,22 +197,39 @@ def _rules(model: torch.nn.Module, template: Template, settings: Evaluation) -> 
 def _identity(candidate: Candidate, template: Template, data: HeldOut, settings: Evaluation) -> str:
     """A hash of all that the figures of a model depend on."""
     asked = {name: value for name, value in asdict(settings).items() if name not in ("drive_folder", "models")}
+    if settings.task_folder:
+        files = sorted(path for path in Path(settings.task_folder).rglob("*") if path.is_file())
+        asked["task_folder"] = checksums.hash_together(files)
     parts = [FORM, candidate.fingerprint(), template.tokenizer.chat_template, asdict(data), asked]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class _Kept:
-    """The parts that were measured of a model, in a file that is begun afresh when what they depend on changed."""
+    """The parts that were measured of a model, in a file that is begun afresh when what they depend on changed.
+
+    Another evaluation that is at work in the same folder adds to it too: neither measures what the other has.
+    """
 
     def __init__(self, path: Path, identity: str):
         self.path, self.identity = path, identity
-        found = read_json(path)
-        self.parts: dict[str, dict] = found["parts"] if found.get("identity") == identity else {}
+        self.parts: dict[str, dict] = {}
+        self.has("")
+
+    def has(self, name: str) -> bool:
+        """Whether the part was measured, here or by another evaluation."""
+        try:
+            found = read_json(self.path)
+        except ValueError:  # of a disk that was full
+            found = {}
+        if isinstance(found, dict) and found.get("identity") == self.identity:
+            self.parts = found["parts"] | self.parts
+        return name in self.parts
 
     def add(self, name: str, part: dict) -> None:
+        self.has(name)
         samples = {figure: asdict(sample) for figure, sample in part.get("samples", {}).items()}
         self.parts[name] = part | {"samples": samples}
-        write_json(self.path, {"identity": self.identity, "parts": self.parts})
+        write_json(self.path, {"identity": self.identity, "parts": self.parts}, shared=True)
 
     def result(self) -> Result:
         made = Result({}, {}, [])
@@ -194,6 +238,15 @@ class _Kept:
             made.tasks |= part.get("tasks", {})
             made.answers = part.get("answers") or made.answers
         return made
+
+
+def _within_positions(settings: Evaluation, found: list[Candidate]) -> Evaluation:
+    """The settings with a max_seq_length that every model has positions for."""
+    shortest = min(found, key=lambda candidate: candidate.positions)
+    if shortest.positions >= settings.max_seq_length:
+        return settings
+    print(f"max_seq_length = {shortest.positions} in place of {settings.max_seq_length}: {shortest.name} has no more")
+    return replace(settings, max_seq_length=shortest.positions)
 
 
 def compare(settings: Evaluation) -> dict[str, Result]:
@@ -207,7 +260,10 @@ def compare(settings: Evaluation) -> dict[str, Result]:
         tasks.check(names, settings.task_folder)
     found = candidates.named(settings)
     used = templates(found)
+    for candidate in found:
+        candidate.check()
     machine = hardware.detect(settings.dtype)
     candidates.check_memory(found, hardware.choose_dtype(settings.dtype, machine.capability), machine)
+    settings = _within_positions(settings, found)
     data = held_out(settings, used)
     return {candidate.name: measure(candidate, used[candidate.name], data, settings, machine) for candidate in found}

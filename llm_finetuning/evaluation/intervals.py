@@ -7,6 +7,8 @@ import numpy as np
 
 RESAMPLES = 2000
 QUANTILES = (0.025, 0.975)
+FEWEST_PAIRED = 6
+"""Units from which on a paired difference can be told at 95%: that n signs all agree has a chance of 2 / 2^n."""
 Z = 1.959964
 """Quantile of the normal distribution for 95%."""
 
@@ -64,13 +66,13 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 def difference(first: Sample, second: Sample) -> dict:
     """`second` - `first` on the same units, {"value", "low", "high", "n"}, by a paired bootstrap.
 
-    Raises ValueError for samples of different lengths.
+    low and high are None for fewer than FEWEST_PAIRED units. Raises ValueError for samples of different lengths.
     """
     n = len(first.values)
     if n != len(second.values):
         raise ValueError(f"a paired difference needs the same units: {n} and {len(second.values)} were measured")
     found = {"value": second.value - first.value, "low": None, "high": None, "n": n}
-    if n > 1:
+    if n >= FEWEST_PAIRED:
         low, high = np.quantile(second.resampled() - first.resampled(), QUANTILES)
         found |= {"low": float(low), "high": float(high)}
     return found

@@ -37,7 +37,7 @@ def _place(name: str) -> tuple[int, str]:
 def write(results: dict[str, Result], path: Path) -> dict[str, dict]:
     """Writes evaluation.json, {model: {figure: {"value", "low", "high", "n"}}}, atomically; returns it."""
     record = {model: figures(result) for model, result in results.items()}
-    write_json(path, record)
+    write_json(path, record, shared=True)
     return record
 
 

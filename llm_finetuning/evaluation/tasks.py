@@ -3,10 +3,12 @@
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from llm_finetuning.evaluation.intervals import Sample, Z
 from llm_finetuning.prompts import Template
@@ -26,13 +28,52 @@ def install() -> None:
 
 
 def check(names: list[str], folder: str = "") -> None:
-    """Raises ValueError that names the tasks which the harness does not know, before a model is loaded.
+    """Makes each task, before a model is loaded. Raises ValueError for one that is none, or cannot be made.
 
-    folder: with task files (YAML) of one's own; "" = the harness's alone.
+    folder: with task files (YAML) of one's own; "" = the harness's alone. Raises FileNotFoundError for one that is not
+    there.
     """
-    known = _manager(folder).all_tasks
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"tasks: {', '.join(unknown)} is no task of lm-evaluation-harness (`lm-eval ls tasks`)")
+    if folder and not Path(folder).is_dir():
+        raise FileNotFoundError(f"task_folder {folder} is no folder: give one that holds task files (YAML), or ''")
+    manager = _manager(folder)
+    if groups := sorted(set(names) & {*manager.all_groups, *manager.all_tags}):
+        raise ValueError(f"tasks: {', '.join(groups)} is a group: name its tasks (`lm-eval ls subtasks`)")
+    if unknown := [name for name in names if name not in manager.all_subtasks]:
+        broken = "".join(f"; {reason}" for reason in _unread(folder))
+        raise ValueError(
+            f"tasks: {', '.join(unknown)} is no task of lm-evaluation-harness (`lm-eval ls tasks`){broken}"
+        )
+    for name in names:
+        _make(manager, name)
+
+
+def _unread(folder: str) -> Iterator[str]:
+    """Why task files of a folder are passed over by the harness, which says nothing."""
+    for path in sorted(Path(folder).rglob("*.yaml")) if folder else ():
+        try:
+            if not isinstance(entries := yaml.load(path.read_text(encoding="utf-8"), _AnyTag), dict):
+                yield f"{path} holds {type(entries).__name__}, not `task: NAME` and its entries"
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            yield f"{path} is not YAML: {' '.join(str(error).split())}"
+
+
+class _AnyTag(yaml.SafeLoader):
+    """Reads tags such as the harness's `!function` as nothing."""
+
+
+_AnyTag.add_constructor(None, lambda loader, node: None)
+
+
+def _make(manager: Any, name: str) -> None:
+    """Makes a task, which fetches its questions. Raises ValueError where it cannot be made, or has none."""
+    try:
+        (task,) = manager.load([name])["tasks"].values()
+        count = len(task.eval_docs)
+    except Exception as error:  # of whatever the task's file names
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"tasks: {name} cannot be made ({type(error).__name__}: {reason})") from error
+    if not count:
+        raise ValueError(f"tasks: {name} has no questions")
 
 
 def figures(

@@ -45,13 +45,13 @@ def write_text(path: Path, text: str) -> Path:
     return write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Writes a file atomically; returns its path.
+def write_bytes(path: Path, content: bytes, shared: bool = False) -> Path:
+    """Writes a file atomically; returns its path. shared: as in `writing`.
 
     Raises OSError that names the file when the folder cannot be made or written, or the disk is full.
     """
     try:
-        with writing(path) as partial:
+        with writing(path, shared) as partial:
             partial.write_bytes(content)
     except OSError as error:
         if error.errno == errno.ENOTCONN:
@@ -66,9 +66,9 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8") or "{}") if path.exists() else {}
 
 
-def write_json(path: Path, value: object, indent: int = 1) -> Path:
-    """Writes `value` as JSON atomically; returns the path. Raises what `write_text` raises."""
-    return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: object, indent: int = 1, shared: bool = False) -> Path:
+    """Writes `value` as JSON atomically; returns the path. shared, and what it raises: as `write_bytes`."""
+    return write_bytes(path, (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode(), shared)
 
 
 def write_json_lines(path: Path, records: Iterable[dict]) -> Path:

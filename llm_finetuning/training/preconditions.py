@@ -16,7 +16,6 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from transformers.training_args import OptimizerNames
 
 from llm_finetuning import colab, models
-from llm_finetuning.files.shards import Weights
 from llm_finetuning.hardware import as_gib, readable_seconds
 from llm_finetuning.prompts import IGNORE_INDEX
 from llm_finetuning.settings import AUTO, Finetuning
@@ -55,14 +54,7 @@ def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) 
 
     Raises FileNotFoundError for a checkpoint that is not safetensors.
     """
-    try:
-        weights = Weights(folder)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"model_name = {settings.model_name!r}: {error}. Pickled weights (pytorch_model.bin) are never opened:"
-            " choose another base or revision, or convert it (https://huggingface.co/spaces/safetensors/convert)"
-        ) from None
-    weights.check_files()
+    weights = models.weights_of(folder, f"model_name = {settings.model_name!r}")
     stored, model = set(weights.names()), model_size.build_on_meta(config, torch.bfloat16)
     modules = qlora.linear_modules(model) if settings.use_4bit == "yes" else qlora.adapted_modules(model, settings)
     names = [f"{name}.weight" for name in modules]

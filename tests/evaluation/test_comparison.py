@@ -6,6 +6,7 @@ import random
 import shutil
 
 import pytest
+from evaluation_fixtures import finished_run, preferences
 from inference_fixtures import known_pairs
 from safetensors.torch import load_file, save_file
 from training_fixtures import prepare, small_pairs, small_settings, write_lines
@@ -15,42 +16,12 @@ from llm_finetuning.data import oasst
 from llm_finetuning.evaluation import agreement, comparison, generic, intervals, report, rules
 from llm_finetuning.files import checksums
 from llm_finetuning.release.evaluated import add_evaluation
-from llm_finetuning.settings import Evaluation
-
-
-def preferences(better: bool = True) -> list[dict]:
-    """To each known prompt its answer against that of another one of about the same length."""
-    made, records = known_pairs(), []
-    for pair in made:
-        others = [p["response"] for p in made if p["response"] != pair["response"]]
-        other = min(others, key=lambda text: (abs(len(text) - len(pair["response"])), text))
-        sides = (pair["response"], other) if better else (other, pair["response"])
-        asked = {"prompt": pair["prompt"], "history": pair.get("history", [])}
-        records.append(asked | {"chosen": sides[0], "rejected": sides[1]})
-    return records
 
 
 @pytest.fixture
 def finished(published, tiny_base, tmp_path):
-    """The results of a finished run: the fixture model that knows its answers, and an untrained base."""
-    shutil.copytree(published, tmp_path / "finetuned_phi2")
-    (tmp_path / "finetuned_phi2" / "README.md").write_text("# A model\n\nIts card.\n", encoding="utf-8")
-    checksums.write_checksums(tmp_path / "finetuned_phi2")
-    write_lines(tmp_path / "data" / "finetuning_data_val.jsonl", known_pairs())
-    write_lines(tmp_path / "data" / "preferences_val.jsonl", preferences())
-    passages = [f"The {word} lies behind the hill, and nobody knows why." for word in ("lake", "mill", "road")]
-    (tmp_path / "plain.txt").write_text("\n\n".join(passages), encoding="utf-8")
-    return Evaluation(
-        drive_folder=str(tmp_path),
-        model_name=str(tiny_base),
-        max_seq_length=200,
-        max_new_tokens=48,
-        eval_answers=6,
-        judge_exact_match=True,
-        generic_text=str(tmp_path / "plain.txt"),
-        follow_rules=False,
-        dtype="float32",
-    )
+    """The results of a finished run."""
+    return finished_run(published, tiny_base, tmp_path)
 
 
 def test_base_and_finetuned_are_told_apart(finished, monkeypatch):
@@ -104,6 +75,76 @@ def test_a_killed_evaluation_goes_on_and_measures_nothing_twice(finished, monkey
     write_lines(finished.folders.val_preferences, preferences(better=False))
     comparison.compare(finished)
     assert measured == whole + whole, "other ranks: everything is measured again"
+
+
+class Killed(BaseException):
+    """As a process ends that is killed."""
+
+
+STEPS = 5
+"""Parts of the evaluation of a model: pairs, answers, ranks, plain text, rules."""
+
+
+@pytest.mark.parametrize("where", [0, 3, *(pytest.param(n, marks=pytest.mark.more) for n in (1, 2, 4, 5, 7, 9))])
+@pytest.mark.parametrize("written", [False, pytest.param(True, marks=pytest.mark.more)])
+def test_killed_in_any_part_it_comes_to_the_same(finished, monkeypatch, where, written):
+    """Each part is measured once; the one that was at work when the process ended, twice unless it was written."""
+    finished = dataclasses.replace(finished, follow_rules=True, eval_answers=2)
+    added, add = [], comparison._Kept.add
+
+    def killed(kept, name, part):
+        added.append((kept.path.stem, name))
+        if written or len(added) != where + 1:
+            add(kept, name, part)
+        if len(added) == where + 1:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparison._Kept, "add", killed)
+        with pytest.raises(Killed):
+            comparison.compare(finished)
+    seen = lambda kept, name, part: (added.append((kept.path.stem, name)), add(kept, name, part))  # noqa: E731
+    monkeypatch.setattr(comparison._Kept, "add", seen)
+    resumed = report.write(comparison.compare(finished), finished.folders.evaluation)
+    assert len(set(added)) == 2 * STEPS and len(added) == 2 * STEPS + (not written)
+    shutil.rmtree(finished.folders.evaluated)
+    assert report.write(comparison.compare(finished), finished.folders.evaluation) == resumed
+
+
+def test_two_at_once_in_one_folder_measure_everything_once(finished, monkeypatch):
+    """A second evaluation begins and ends while the first measures ranks."""
+    added, add, ranks = [], comparison._Kept.add, comparison._ranks
+    seen = lambda kept, name, part: (added.append((kept.path.stem, name)), add(kept, name, part))  # noqa: E731
+    monkeypatch.setattr(comparison._Kept, "add", seen)
+
+    def meanwhile(*given):
+        monkeypatch.setattr(comparison, "_ranks", ranks)
+        second.append(comparison.compare(finished))
+        return ranks(*given)
+
+    second = []
+    monkeypatch.setattr(comparison, "_ranks", meanwhile)
+    first = comparison.compare(finished)
+    assert len(added) == len(set(added)) + 1, "the ranks of the base, at which both were"
+    records = [{name: report.figures(result) for name, result in found.items()} for found in (first, *second)]
+    assert records[0] == records[1]
+
+
+def test_a_record_that_was_cut_off_is_begun_afresh(finished):
+    whole = report.write(comparison.compare(dataclasses.replace(finished, eval_answers=0)), finished.folders.evaluation)
+    for text in ("{", "[]", "", '{"identity": 3}'):
+        (finished.folders.evaluated / "base.json").write_text(text)
+        results = comparison.compare(dataclasses.replace(finished, eval_answers=0))
+        assert {name: report.figures(found) for name, found in results.items()} == whole
+
+
+def test_another_held_out_set_is_measured_anew(finished):
+    settings = dataclasses.replace(finished, models=["finetuned"], eval_answers=0)
+    counts = []
+    for pairs in (known_pairs(), known_pairs()[:7], known_pairs()):
+        write_lines(finished.folders.val_file, pairs)
+        counts.append(report.figures(comparison.compare(settings)["finetuned"])["loss"]["n"])
+    assert counts == [len(known_pairs()), 7, len(known_pairs())]
 
 
 def test_an_adapter_on_its_base_is_measured_like_the_model_in_training(finished, tiny_base, tmp_path):

@@ -73,3 +73,12 @@ def test_one_unit_has_no_interval_and_other_units_are_refused():
     assert not intervals.is_apart(intervals.difference(one, one))
     with pytest.raises(ValueError, match="the same units: 1 and 2"):
         intervals.difference(one, Sample([1.0, 1.0]))
+
+
+@pytest.mark.parametrize(("n", "apart"), [(2, False), (5, False), (6, True), (60, True)])
+def test_units_that_all_differ_alike_say_something_where_there_are_enough(n, apart):
+    """The bootstrap of equal differences is a point, however few they are; by chance n signs agree in 2 of 2^n."""
+    yes, no = Sample([1.0] * n), Sample([0.0] * n)
+    assert intervals.is_apart(intervals.difference(no, yes)) is apart
+    assert not intervals.is_apart(intervals.difference(yes, yes))
+    assert yes.figure()["low"] < 1.0 == yes.figure()["high"]

@@ -86,3 +86,53 @@ def test_a_task_stands_in_the_evaluation(published, tiny_base, task_folder, tmp_
     assert record["finetuned_phi2"]["known_answers"]["n"] == 10
     with pytest.raises(ValueError, match="arc_hesy is no task"):
         tasks.check(["arc_hesy"])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("task: known_answers\n  dataset_path: [json\n", "known_answers is no task.*own.yaml is not YAML"),
+        ("- task\n- known_answers\n", "known_answers is no task.*own.yaml holds list"),
+        (TASK.format(file="/nowhere/questions.jsonl"), r"known_answers cannot be made \(FileNotFoundError"),
+        (TASK.format(file="{file}").replace("test_split: test", "test_split: exam"), "known_answers cannot be made"),
+        (TASK.format(file="{file}").replace("multiple_choice", "many_choices"), "known_answers cannot be made"),
+    ],
+)
+def test_a_task_file_that_is_broken_is_told_before_a_model_is_loaded(task_folder, text, problem):
+    folder, _ = task_folder
+    (folder / "known_answers.yaml").unlink()
+    (folder / "own.yaml").write_text(text.replace("{file}", str(folder / "questions.jsonl")), encoding="utf-8")
+    with pytest.raises(ValueError, match=problem):
+        tasks.check(["known_answers"], str(folder))
+
+
+def test_a_broken_file_beside_a_sound_task_harms_nothing(task_folder):
+    folder, _ = task_folder
+    (folder / "broken.yaml").write_text("task: [", encoding="utf-8")
+    tasks.check(["known_answers"], str(folder))
+
+
+def test_groups_and_folders_that_are_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="mmlu is a group: name its tasks"):
+        tasks.check(["mmlu"])
+    with pytest.raises(FileNotFoundError, match="task_folder .* is no folder"):
+        tasks.check(["known_answers"], str(tmp_path / "nowhere"))
+
+
+def test_a_limit_beyond_the_task_is_all_of_it_and_a_changed_task_is_measured_anew(published, task_folder, tmp_path):
+    folder, questions = task_folder
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "finetuning_data_val.jsonl").write_text(json.dumps(known()[0]) + "\n", encoding="utf-8")
+    settings = Evaluation(
+        drive_folder=str(tmp_path), models=[str(published)], eval_answers=0, follow_rules=False, generic_text="",
+        tasks="known_answers", task_limit=1000, task_folder=str(folder), max_seq_length=200,
+    )  # fmt: skip
+
+    def measured() -> dict:
+        return report.figures(comparison.compare(settings)["finetuned_phi2"])["known_answers"]
+
+    before = measured()
+    assert before["n"] == len(questions) == 20
+    wrong = [question | {"right": 1} for question in questions]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in wrong), encoding="utf-8")
+    assert measured()["value"] == pytest.approx(1 - before["value"])
