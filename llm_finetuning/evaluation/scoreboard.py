@@ -4,6 +4,7 @@ The held-out set is a list of examples (`prompts.encode`) with the pair beside t
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -62,13 +63,13 @@ def measure(
     ranked: Sequence[dict] = (),
     more: Mapping[str, Sample] = MappingProxyType({}),
 ) -> dict:
-    """One column of the scoreboard: each figure as a number, their intervals, and samples of answers.
+    """One column of the scoreboard: each figure as a number, their intervals, samples of answers, and what it took.
 
     loss, perplexity; stop_rate, repetition_rate and maybe exact_match where answers are asked for; rank_agreement
     where there are ranked pairs (`agreement.ranked_pairs`); `more`: figures that were measured elsewhere. `intervals`
     holds {"low", "high", "n"} of each, `own` the answers to the user's own questions, which no figure counts.
     """
-    asked = held_out[: settings.eval_answers]
+    begun, asked = time.perf_counter(), held_out[: settings.eval_answers]
     own = [{"pair": {"prompt": question, "response": ""}} for question in settings.own_questions]
     given = answers(model, asked + own, template, settings.max_new_tokens)
     given, own_answers = given[: len(asked)], given[len(asked) :]
@@ -81,6 +82,7 @@ def measure(
         "perplexity": math.exp(min(loss.value, 700)),
         "intervals": {name: sample.interval() | {"n": len(sample.values)} for name, sample in measured.items()},
         "samples": _samples(asked, given),
+        "seconds": time.perf_counter() - begun,
         **({"own": _samples(own, own_answers)} if own else {}),
     }
 

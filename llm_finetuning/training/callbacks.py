@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from llm_finetuning.training.resumable import ResumableTrainer
 
 SAMPLES = 3
+SAMPLE_TOKENS = 64
+"""Longest of these answers: each token is a forward pass of its own, and a training step waits for all of them."""
 MOST_SKIPPED = 16
 """Steps in a row that float16's gradient scaler may leave out: it halves 2^16, its first scale, at each of them."""
 
@@ -158,6 +160,7 @@ class Monitor(TrainerCallback):
         begun = time.perf_counter()
         loss, answers = self._measure(state)
         entry = {"step": state.global_step, "held_out_loss": loss, "answers": answers} | self.trainer.figures()
+        entry["evaluation_seconds"] = time.perf_counter() - begun
         self.losses.append((entry[self.settings.patience_on], state.global_step))
         if self.main:
             self.metrics.write(entry)
@@ -172,7 +175,8 @@ class Monitor(TrainerCallback):
             return self.before["loss"], [sample["text"] for sample in self.before["samples"][:SAMPLES]]
         model, asked = self.trainer.model, self.held_out[:SAMPLES]
         loss = scoreboard.held_out_loss(model, self.held_out, self.template)
-        given = scoreboard.answers(model, asked, self.template, self.settings.max_new_tokens)
+        longest = min(SAMPLE_TOKENS, self.settings.max_new_tokens)
+        given = scoreboard.answers(model, asked, self.template, longest)
         return loss, [answer.text for answer in given]
 
     def _stop_early(self, state: TrainerState, control: TrainerControl) -> None:

@@ -67,6 +67,18 @@ class Metrics:
         write_text(self.path, "".join(map(self.line, kept)))
 
 
+def evaluation_share(board: dict, entries: list[dict]) -> str:
+    """What the evaluations took, the scoreboard's and those while training, as a share of the training's time."""
+    seconds = {name: scores["seconds"] for name, scores in board.items() if "seconds" in scores}
+    watched = [entry["evaluation_seconds"] for entry in entries if "evaluation_seconds" in entry]
+    trained = sum(entry["seconds"] for entry in entries if "tokens_per_second" in entry)
+    whole = sum(seconds.values()) + sum(watched)
+    share = f", {whole / trained:.0%} of the training's {hardware.readable_seconds(trained)}" if trained else ""
+    parts = [f"{name} {hardware.readable_seconds(value)}" for name, value in seconds.items()]
+    parts.append(f"{len(watched)} while training {hardware.readable_seconds(sum(watched))}")
+    return f"evaluation took {hardware.readable_seconds(whole)}{share} ({', '.join(parts)})"
+
+
 def predicted_and_measured(plan: planning.Plan, checks: "Checks", entries: list[dict]) -> pd.DataFrame:
     """Memory and time of the run: planned before the start, predicted after the self-check, measured."""
     trained = [entry for entry in entries if "tokens_per_second" in entry]

@@ -90,7 +90,7 @@ def test_own_questions_stand_in_the_table_and_count_in_no_figure(world, tmp_path
     plain = scoreboard.measure(model, held_out, template, chosen)
     asked = dataclasses.replace(chosen, own_questions=["What is\nthis?", known[0]["prompt"]])
     scores = scoreboard.measure(model, held_out, template, asked)
-    assert {name: scores[name] for name in plain} == plain
+    assert {name: scores[name] for name in plain} | {"seconds": plain["seconds"]} == plain
     board = {"before": plain | {"own": []}, "after": scores}
     assert len(scoreboard.side_by_side(board)) == 2, "the base was not asked"
     table = scoreboard.side_by_side({"before": scores, "after": scores})
