@@ -39,6 +39,10 @@ class Machine:
     flops: float
     varlen: bool = False
     """Whether torch's variable-length attention runs on it."""
+    float32_flops: float = 0.0
+    """The same in float32, as measured; 0 = not known."""
+    bandwidth: float = 0.0
+    """Bytes a second that a copy in its memory reads and writes, as measured; 0 = not known."""
 
     @property
     def on_gpu(self) -> bool:
@@ -46,7 +50,7 @@ class Machine:
 
 
 def detect(dtype: str = "auto") -> Machine:
-    """Detects the machine; its peak matmul throughput is measured in under a second, in the dtype of the training."""
+    """Detects the machine; its peak throughput is measured in about a second, in the dtype of the training."""
     host = host_memory()
     if torch.cuda.is_available():
         free_memory()  # blocks that an earlier run left in torch's cache are free
@@ -56,8 +60,11 @@ def detect(dtype: str = "auto") -> Machine:
     else:
         device, name, capability = "cpu", cpu_name(), None
         free, total = min(psutil.virtual_memory().available, host), host
-    rate = peak_matmul_flops(device, choose_dtype(dtype, capability))
-    return Machine(device, name, capability, total, free, host, cores(), rate, has_varlen_kernel(device))
+    chosen = choose_dtype(dtype, capability)
+    rate = peak_matmul_flops(device, chosen)
+    float32 = rate if chosen == torch.float32 else peak_matmul_flops(device, torch.float32)
+    known = total, free, host, cores(), rate, has_varlen_kernel(device), float32, copy_bandwidth(device)
+    return Machine(device, name, capability, *known)
 
 
 def cores() -> int:
@@ -105,9 +112,20 @@ def peak_matmul_flops(device: str, dtype: torch.dtype) -> float:
     """Peak matmul throughput in operations per second, median of five products after a warm-up."""
     size = 8192 if device.startswith("cuda") else 768
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())  # it waits for the GPU
-    seconds = [timer.timeit(1).median for _ in range(5)]
-    return 2 * size**3 / sorted(seconds)[2]
+    return 2 * size**3 / _seconds("a @ b", a, b)
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes per second that a copy reads and writes, median of five after a warm-up."""
+    count = 2**28 if device.startswith("cuda") else 2**26
+    a, b = (torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * count / _seconds("a.copy_(b)", a, b)
+
+
+def _seconds(statement: str, a: torch.Tensor, b: torch.Tensor) -> float:
+    """The median time of a statement on two tensors; the GPU is waited for."""
+    timer = Timer(statement, globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return sorted(timer.timeit(1).median for _ in range(5))[2]
 
 
 def threads_for(parameters: int, cores: int) -> int:

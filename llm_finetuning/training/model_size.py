@@ -1,7 +1,7 @@
 """Counts a model's weights and saved activations on torch's meta device, which has shapes and no memory."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,26 @@ from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import attention, qlora
 
 PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Sums over the linear layers that get an adapter."""
+
+    weights: int
+    """in · out."""
+    squares: int
+    """in · in: of the unit matrix that PEFT multiplies DoRA's factors with."""
+    outputs: int
+
+    @classmethod
+    def of(cls, modules: Collection[torch.nn.Linear]) -> "Adapted":
+        """The sums of these layers."""
+        return cls(
+            sum(m.in_features * m.out_features for m in modules),
+            sum(m.in_features**2 for m in modules),
+            sum(m.out_features for m in modules),
+        )
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,7 @@ class ModelSize:
     layers: int
     hidden: int
     vocabulary: int
+    adapted: "Adapted"
     largest_linear: int
     """Weights of the largest linear layer inside the decoder."""
     parallel_linears: int
@@ -62,6 +83,7 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
     total = sum(p.numel() for p in model.parameters())
     config = model_config.get_text_config()
     modules = qlora.linear_modules(model)
+    adapted = Adapted.of(qlora.adapted_modules(model, settings).values())
     with torch.device("meta"):
         qlora.add_adapters(model, settings)  # what PEFT refuses is known before the base loads
     try:
@@ -78,6 +100,7 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
+        adapted=adapted,
         largest_linear=max(linears),
         parallel_linears=max(1, linears.count(max(linears)) // config.num_hidden_layers - 1),
         activation_bytes=per_layer * config.num_hidden_layers,

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from llm_finetuning import hardware, models
 from llm_finetuning.hardware import Machine, as_gib, readable_seconds
 from llm_finetuning.settings import AUTO, Finetuning
-from llm_finetuning.training import attention, checkpoints, model_size, preconditions, storage
+from llm_finetuning.training import attention, checkpoints, dora, model_size, preconditions, storage
 from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.memory import StepMemory, shares_a_mask
 from llm_finetuning.training.model_size import ModelSize
@@ -97,8 +97,13 @@ class Plan:
 
     def _seconds_of(self, steps: int) -> float:
         flops = flops_per_token(self.size, self.attended_length, self.gradient_checkpointing)
-        tokens = steps * min(self.step_tokens, self.tokens)
-        return tokens * flops / (self.machine.flops * EFFICIENCY * self.processes)
+        tokens = steps * min(self.step_tokens, self.tokens) / self.processes
+        seconds = tokens * flops / (self.machine.flops * EFFICIENCY)
+        if self.settings.use_dora:
+            given = self.settings.lora_r, self.dtype.itemsize, self.four_bit, 1 + self.gradient_checkpointing
+            batches = tokens / self.micro_batch_tokens
+            seconds += dora.work(self.size, *given).seconds(self.machine, EFFICIENCY, batches, tokens)
+        return seconds
 
     @property
     def attended_length(self) -> float:

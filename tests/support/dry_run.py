@@ -84,6 +84,32 @@ def matrix_operations(chosen, plan, config, monkeypatch) -> int:
     return sum(count for operator, count in counted.items() if "attn" not in str(operator))
 
 
+class MovedBytes(TorchDispatchMode):
+    """Bytes that all operators read and write, those that only look at a storage in another way left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        out = operator(*args, **(kwargs or {}))
+        if not operator.is_view and not any(part in str(operator) for part in ("empty", "_view", "prim.")):
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+            self.bytes += sum(tensor.nbytes for tensor in tensors)
+        return out
+
+
+def moved_bytes(chosen, plan, config, monkeypatch) -> int:
+    """Bytes that the operators of one step of `plan` read and write."""
+    model = without_weights(chosen, plan, config, monkeypatch)
+    moved = MovedBytes()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        give_weights(model, plan)
+        with moved:
+            step(model, plan)
+    return moved.bytes
+
+
 def _gemm_operations(values, packed, weight_shape, *others, out_shape=None, **more) -> int:
     rows, (out, inner) = math.prod(values[:-1]), weight_shape
     return 2 * rows * out * inner
