@@ -109,6 +109,11 @@ def newest_run(work: Path, drive: Path) -> dict | None:
     return json.loads(runs[-1]) if runs else None
 
 
+def newest_step(work: Path, drive: Path) -> int:
+    """The step of the newest checkpoint, here or on Drive; 0 where there is none."""
+    return max((step_of(checkpoint) for folder in (work, drive) for checkpoint in found(folder)), default=0)
+
+
 def keep_newest(folder: Path, limit: int) -> None:
     """Removes all but the `limit` newest checkpoints."""
     for old in found(folder)[:-limit]:

@@ -17,7 +17,7 @@ from llm_finetuning import hardware, prompts
 from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import AUTO
-from llm_finetuning.training import callbacks, qlora
+from llm_finetuning.training import callbacks, checkpoints, qlora
 from llm_finetuning.training.resumable import ResumableTrainer
 from llm_finetuning.training.trainer import compile_layers
 
@@ -61,11 +61,12 @@ def check_steps(trainer: ResumableTrainer) -> tuple[list[tuple[str, str]], float
     """(lines of the table, predicted seconds of the run, peak bytes) from steps that leave no trace."""
     plan = trainer.plan
     with torch.random.fork_rng(), hardware.PeakMemory(plan.device, plan.machine.free_memory) as peak:
+        as_set = trainer.settings.compile_layers == "yes"
+        compiled = [("compiled layers", keep_if_it_compiles(trainer))] if as_set else []
         loss, norm = check_longest(trainer)
         per_token, tokens = seconds_per_token(trainer), trainer.steps * min(plan.step_tokens, plan.tokens)
-        compiled = []
         if trainer.settings.compile_layers == AUTO:
-            per_token, said = compile_if_it_pays(trainer, per_token, tokens / plan.processes)
+            per_token, said = compile_if_it_pays(trainer, per_token, tokens * _left(trainer) / plan.processes)
             compiled = [("compiled layers", said)]
     trainer.model.zero_grad(set_to_none=True)
     trainer.forget()
@@ -176,7 +177,7 @@ def seconds_per_token(trainer: ResumableTrainer) -> float:
 def compile_if_it_pays(trainer: ResumableTrainer, per_token: float, tokens: float) -> tuple[float, str]:
     """Compiles the layers where that saves more of the run than it takes; returns (seconds per token, what was found).
 
-    per_token: seconds without; tokens: of the run in this process. Processes decide together.
+    per_token: seconds without; tokens: of what is left of the run in this process. Processes decide together.
     """
     if not callbacks.largest_of_all(per_token * tokens >= COMPILED_FROM, trainer.plan):
         return per_token, f"off: not tried for a run of less than {readable_seconds(COMPILED_FROM)}"
@@ -189,12 +190,37 @@ def compile_if_it_pays(trainer: ResumableTrainer, per_token: float, tokens: floa
         saved = (per_token - compiled) * tokens
         pays = saved > spent
         said = f"{per_token / compiled:.2f} times as fast, compiled in {readable_seconds(spent)}"
-    except Exception as error:  # of the compiler or what it calls: without it the run is the same, and slower
-        said = f"cannot be made here ({type(error).__name__}: {' '.join(str(error).split()[:20])})"
+    except Exception as error:
+        said = _not_made(error)
     if callbacks.largest_of_all(not pays, trainer.plan):
         compile_layers(trainer.model, on=False)
         return per_token, f"off: {said}"
     return compiled, f"on: {said}"
+
+
+def _left(trainer: ResumableTrainer) -> float:
+    """The share of the run's steps that no checkpoint has yet."""
+    folders = trainer.settings.folders
+    done = checkpoints.newest_step(folders.checkpoints, folders.mirrored) if trainer.settings.resume else 0
+    return max(0.0, 1 - done / trainer.steps)
+
+
+def keep_if_it_compiles(trainer: ResumableTrainer) -> str:
+    """Tries the compiled layers of `compile_layers = "yes"`; where they cannot be made they run as they are."""
+    begun, said = time.perf_counter(), ""
+    try:
+        seconds_per_token(trainer)
+    except Exception as error:
+        said = f"off: {_not_made(error)}"
+    if callbacks.largest_of_all(bool(said), trainer.plan):
+        compile_layers(trainer.model, on=False)
+        return said or "off: another process cannot make them"
+    return f"on: as set, compiled in {readable_seconds(time.perf_counter() - begun)}"
+
+
+def _not_made(error: Exception) -> str:
+    """What the compiler, or what it calls, failed with; without it the run is the same, and slower."""
+    return f"cannot be made here ({type(error).__name__}: {' '.join(str(error).split()[:20])})"
 
 
 def check_checkpoint(model: PeftModel) -> str:

@@ -18,7 +18,7 @@ def compiled(model) -> set[bool]:
 
 @pytest.fixture(scope="module")
 def small(tiny_base, tmp_path_factory):
-    return prepare(small_settings(tmp_path_factory.mktemp("run"), tiny_base, compile_layers="auto"))
+    return prepare(small_settings(tmp_path_factory.mktemp("run"), tiny_base, compile_layers="auto", resume=False))
 
 
 @pytest.fixture
@@ -59,6 +59,17 @@ def test_a_short_run_is_not_compiled_to_find_out(untouched, monkeypatch):
     seconds, said = selfcheck.compile_if_it_pays(untouched.trainer, 1.0, selfcheck.COMPILED_FROM - 1)
     assert (seconds, said) == (1.0, "off: not tried for a run of less than 10 min 0 s")
     assert compiled(untouched.model) == {False}
+
+
+@pytest.mark.parametrize(("resume", "left"), [(True, 0.25), (False, 1.0)])
+def test_only_what_is_left_of_a_run_has_to_pay(tiny_base, tmp_path, monkeypatch, resume, left):
+    run = prepare(small_settings(tmp_path, tiny_base, compile_layers="auto", max_steps=4, resume=resume))
+    (run.settings.folders.checkpoints / "checkpoint-3").mkdir(parents=True)
+    asked = []
+    keep = lambda trainer, per_token, tokens: (asked.append(tokens), (per_token, "off"))[1]  # noqa: E731
+    monkeypatch.setattr(selfcheck, "compile_if_it_pays", keep)
+    selfcheck.run(run.trainer)
+    assert asked == [left * 4 * run.plan.step_tokens]
 
 
 def broken_compiler(graph, inputs):
