@@ -15,7 +15,7 @@ from training_fixtures import prepare, small_pairs, small_settings, write_lines
 from llm_finetuning import models
 from llm_finetuning import settings as all_settings
 from llm_finetuning.evaluation.intervals import Sample
-from llm_finetuning.training import figures, planning, rate_search, selfcheck
+from llm_finetuning.training import callbacks, figures, planning, rate_search, selfcheck
 from llm_finetuning.training.dataset import encode_inputs
 from llm_finetuning.training.resumable import save_adapter, train
 from llm_finetuning.training.trainer import AssistantTrainer
@@ -153,6 +153,23 @@ def test_rates_that_diverge_are_passed_over(tiny_base, tmp_path, untrained):
     assert trainer.settings.learning_rate == RATES[0] and list(search.finite) == RATES[:1]
     assert "lowest" in str(search)
     assert figures.loss_by_rate(search).alt_text().startswith("Held-out loss")
+
+
+def test_one_pair_and_one_step_are_enough_to_search_with(tiny_base, tmp_path):
+    run = prepare(searching(tmp_path, tiny_base, max_steps=1), small_pairs(1))
+    trainer, search = rate_search.find(run.trainer, AssistantTrainer)
+    assert search.steps == trainer.steps == 1 and {len(sample.values) for sample in search.losses.values()} == {1}
+    assert "does not exclude zero" in str(search) and "(n = 1)" in rate_search.shown(search.losses[search.best])
+    assert figures.loss_by_rate(search).alt_text().startswith("Held-out loss")
+
+
+def test_early_stopping_watches_the_run_and_not_the_search(tiny_base, tmp_path, monkeypatch):
+    run = prepare(searching(tmp_path, tiny_base, max_steps=2, eval_steps=1, early_stopping_patience=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Monitor, "evaluate", lambda *given: pytest.fail("evaluated"))
+        trainer, _ = rate_search.find(run.trainer, AssistantTrainer)
+    assert (trainer.settings.patience, trainer.settings.eval_steps) == (1, 1)
+    assert train(trainer).best_loss is not None
 
 
 def test_no_finite_rate_is_an_error(tiny_base, tmp_path):
