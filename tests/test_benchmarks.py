@@ -68,6 +68,10 @@ def test_every_part_runs_and_keeps_the_form(benchmarks, tmp_path):
             check_form(entry)
     ratios = {part: [e for e in figures if e["unit"] == "x"] for part, figures in found.items()}
     assert all(ratios[part] for part in ("data", "training", "packing", "merge", "inference"))
+    epoch = [e["name"] for e in found["packing"] if "an epoch of the sample" in e["name"]]
+    for what in ("tokens computed", "time"):
+        of_both = [name for name in epoch if what in name]
+        assert len(of_both) == 3, "with pairs, with conversations, and one over the other"
     for part in ("data", "training", "inference"):
         assert any(e["name"].endswith("exponent") for e in found[part]), f"{part} says how it grows"
     everything = [entry for figures in found.values() for entry in figures]
