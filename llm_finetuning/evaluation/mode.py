@@ -14,7 +14,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     was_training = model.training
     model.eval()
     try:
-        with attention_for(model), torch.no_grad(), _uncompiled(model):
+        with attention_for(model), torch.no_grad(), uncompiled(model):
             yield model
     finally:
         model.train(was_training)
@@ -32,7 +32,7 @@ def attention_for(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
         base.set_attn_implementation(before)
 
 
-def _uncompiled(model: torch.nn.Module) -> AbstractContextManager:
+def uncompiled(model: torch.nn.Module) -> AbstractContextManager:
     """Runs compiled layers eagerly: each length of an answer would be compiled anew, until torch's limit is reached."""
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 
 from llm_finetuning import hardware, prompts
+from llm_finetuning.evaluation import mode
 from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import AUTO
@@ -95,7 +96,7 @@ def check_packing(trainer: ResumableTrainer) -> str:
         ids = [token for example in examples for token in example]
         batch = _batch(trainer, [{"input_ids": ids, "labels": ids, "seq_lengths": [*map(len, examples)]}])
         del batch["labels"]
-        with trainer.accelerator.autocast():
+        with trainer.accelerator.autocast(), mode.uncompiled(trainer.model):
             return trainer.model(**batch, use_cache=False).logits[0, -len(examples[-1]) :].float()
 
     trainer.model.eval()

@@ -125,13 +125,15 @@ def noise(settings: Finetuning, plan: Plan) -> float | None:
 def compile_layers(model: torch.nn.Module, on: bool = True) -> None:
     """Compiles each decoder layer by itself: quick to build, and adapters and 4-bit layers trace whole.
 
+    Layers of one kind share what is compiled, for any number of tokens: once for a first layer, whose input has no
+    gradient, once for the others, and both again for a micro-batch that needs no mask.
     on: False has them run as they are again.
     """
     for module in model.get_base_model().modules():
         if isinstance(module, torch.nn.ModuleList):
             for layer in module:
                 if on:
-                    layer.compile()
+                    layer.compile(dynamic=True)
                 else:
                     layer._compiled_call_impl = None
 

@@ -81,7 +81,7 @@ def broken_compiler(graph, inputs):
 )
 def test_a_compiler_that_fails_leaves_the_run_as_it_was(backend, on, untouched, monkeypatch):
     whole = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: whole(module, backend=backend))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: whole(module, backend=backend, **options))
     monkeypatch.setattr(selfcheck, "COMPILED_FROM", 0)
     clock(monkeypatch, 0, 9, 10, 10, 11, 11, 11, 11.1)  # a measurement, the compiler's first steps, a measurement
     checks = dict(selfcheck.run(untouched.trainer).table.itertuples(index=False))

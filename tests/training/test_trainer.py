@@ -424,7 +424,7 @@ def test_compiled_layers_run_as_they_are_between_training_steps():
 
     calls, layer = [], Layer()
     layer.compile(backend=lambda graph, inputs: calls.append(1) or graph.forward)
-    with mode._uncompiled(layer):
+    with mode.uncompiled(layer):
         layer(torch.ones(2))
     assert not calls
     layer(torch.ones(2))
