@@ -35,7 +35,7 @@ def check(names: list[str], folder: str = "") -> None:
     """
     if folder and not Path(folder).is_dir():
         raise FileNotFoundError(f"task_folder {folder} is no folder: give one that holds task files (YAML), or ''")
-    manager = _manager(folder)
+    manager = _manager(names, folder)
     if groups := sorted(set(names) & {*manager.all_groups, *manager.all_tags}):
         raise ValueError(f"tasks: {', '.join(groups)} is a group: name its tasks (`lm-eval ls subtasks`)")
     if unknown := [name for name in names if name not in manager.all_subtasks]:
@@ -89,15 +89,25 @@ def figures(
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in its layers
     wrapped = HFLM(pretrained=inner, tokenizer=template.tokenizer, batch_size=BATCH_SIZE)
     found = simple_evaluate(
-        wrapped, tasks=names, limit=limit or None, task_manager=_manager(folder), bootstrap_iters=0, verbosity="ERROR"
+        wrapped,
+        tasks=names,
+        limit=limit or None,
+        task_manager=_manager(names, folder),
+        bootstrap_iters=0,
+        verbosity="ERROR",
     )
     return {name: _figure(found["results"][name], found["n-samples"][name]["effective"]) for name in names}
 
 
-def _manager(folder: str) -> Any:
+def _manager(names: list[str], folder: str) -> Any:
+    """The harness's index of tasks; without its own thousands, which take long to read, where the folder has all."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(Path(folder)) if folder else None)
+    if folder:
+        own = TaskManager(include_path=folder, include_defaults=False)
+        if set(names) <= set(own.all_subtasks):
+            return own
+    return TaskManager(include_path=folder or None)
 
 
 def _figure(result: dict, n: int) -> dict:

@@ -92,7 +92,6 @@ def test_a_task_stands_in_the_evaluation(published, tiny_base, task_folder, tmp_
     ("text", "problem"),
     [
         ("task: known_answers\n  dataset_path: [json\n", "known_answers is no task.*own.yaml is not YAML"),
-        ("- task\n- known_answers\n", "known_answers is no task.*own.yaml holds list"),
         (TASK.format(file="/nowhere/questions.jsonl"), r"known_answers cannot be made \(FileNotFoundError"),
         (TASK.format(file="{file}").replace("test_split: test", "test_split: exam"), "known_answers cannot be made"),
         (TASK.format(file="{file}").replace("multiple_choice", "many_choices"), "known_answers cannot be made"),
@@ -108,8 +107,11 @@ def test_a_task_file_that_is_broken_is_told_before_a_model_is_loaded(task_folder
 
 def test_a_broken_file_beside_a_sound_task_harms_nothing(task_folder):
     folder, _ = task_folder
-    (folder / "broken.yaml").write_text("task: [", encoding="utf-8")
+    for name, text in {"broken": "task: [", "list": "- task\n", "tag": "task: x\nprocess_docs: !function x.y"}.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     tasks.check(["known_answers"], str(folder))
+    told = list(tasks._unread(str(folder)))
+    assert len(told) == 2 and "broken.yaml is not YAML" in told[0] and "list.yaml holds list" in told[1]
 
 
 def test_groups_and_folders_that_are_none_are_refused(tmp_path):
