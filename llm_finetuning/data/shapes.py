@@ -4,13 +4,15 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
-from llm_finetuning.data.reading import all_of, as_number, excerpt, is_text
+from llm_finetuning.data.reading import all_of, as_number, excerpt, is_text, literal
 from llm_finetuning.data.turns import (
     BETWEEN,
     Turn,
     Unusable,
     is_given,
+    is_turn,
     pairs_of,
     turns_of,
     with_canonical_names,
@@ -52,7 +54,7 @@ RESPONSES = ("response", "completion", "output", "answer", "assistant")
 EXPLAINED = {"instruction", "question", "query"}
 """Prompts that a column `input` or `context` belongs to (Alpaca, Dolly)."""
 SHAPES = (
-    Shape("prompt", "chosen", "rejected"),
+    *(Shape(prompt, "chosen", "rejected", context=prompt in EXPLAINED) for prompt in (*PROMPTS, "conversations")),
     Shape("", "chosen", "rejected"),
     Shape(chat="messages"),
     Shape(chat="conversations"),
@@ -63,9 +65,9 @@ SHAPES = (
 
 def known_shapes() -> str:
     """Names all shapes in words."""
-    special = [" + ".join(shape.needs) for shape in SHAPES if shape.chat or shape.rejected]
-    pairs = f"one of {', '.join(PROMPTS)} + one of {', '.join(RESPONSES)} (+ input or context)"
-    return "; ".join(["trees and messages of Open-Assistant", *special, pairs])
+    special = [shape for shape in SHAPES if shape.chat or shape.rejected and shape.prompt in ("", "prompt")]
+    pairs = f"one of {', '.join(PROMPTS)} + one of {', '.join(RESPONSES)} (+ input or context) or chosen + rejected"
+    return "; ".join(["trees and messages of Open-Assistant", *(" + ".join(shape.needs) for shape in special), pairs])
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class Reader:
     def _pairs(self, record: dict, shape: Shape, before: list) -> tuple[list[dict], list[Unusable]]:
         if shape.chat:
             return pairs_of([*before, *turns_of(record[shape.chat], shape.chat, self.not_used)])
+        record = record | {name: _as_turns(record[name]) for name in shape.needs}
         if shape.rejected:
             return self._preferred(record, shape, before)
         return pairs_of([*before, *self._prompt(record, shape), *self._response(record, shape.response)])
@@ -203,7 +206,8 @@ class Reader:
     def _compared(self, record: dict, shape: Shape, name: str) -> list[Turn | Unusable]:
         """Returns the turns up to a chosen or rejected response; only the last one is in the loss."""
         value, prompt = record[name], record.get(shape.prompt)
-        transcript = f"{prompt or ''}{value}"
+        whole = re.match(r"\s*Human:", value) if type(value) is str else None
+        transcript = value if whole else f"{prompt or ''}{value}"
         if type(value) is str and TRANSCRIPT.match(transcript) and "\n\nAssistant:" in transcript:
             turns = _transcript(transcript)
         elif type(value) is str and not shape.prompt:
@@ -214,6 +218,14 @@ class Reader:
             if prompt is not None and not whole:
                 turns = [*self._prompt(record, shape), *turns]
         return [*_masked(turns[:-1]), *turns[-1:]]
+
+
+def _as_turns(value: Any) -> Any:
+    """Returns a list of turns that is written as a text, and a single turn as a list; anything else as it is."""
+    if is_text(value) and value.lstrip().startswith("[{"):
+        turns = literal(value)
+        return turns if all_of(dict, turns) and all(map(is_turn, turns)) else value
+    return [value] if is_turn(value) else value
 
 
 def _masked(turns: list[Turn | Unusable]) -> list[Turn | Unusable]:
