@@ -159,6 +159,9 @@ def finish(
     funnel.replies_left = Counter(Counter(candidates.prompters).values())
     ranked = siblings or candidates
     records, owners = preferences.of_siblings(ranked.pairs, ranked.prompters, preference_pairs)
+    liked = [pair.pop("liked", True) for pair in candidates.pairs]
+    if not all(liked):
+        candidates.filter(funnel, "response that people liked", liked)
     if replies == "best":
         candidates.choose_best(funnel)
     candidates.drop_duplicates(funnel, filters)

@@ -12,6 +12,7 @@ from llm_finetuning.data.filters import Filters, speaks
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.pairs import check, checked
 from llm_finetuning.data.recipes import prompters_of
+from llm_finetuning.data.shapes import differ
 from llm_finetuning.files.atomic import write_json_lines
 
 UNIT = "preference pair"
@@ -36,7 +37,7 @@ def of_siblings(pairs: list[dict], prompters: list[Hashable], way: str) -> tuple
         ranked = sorted(replies, key=lambda pair: pair["rank"])
         found = {"all": combinations(ranked, 2), "adjacent": pairwise(ranked)}.get(way, [(ranked[0], ranked[-1])])
         for better, worse in found:
-            if better["rank"] < worse["rank"] and better["response"] != worse["response"]:
+            if better["rank"] < worse["rank"] and differ(better["response"], worse["response"]):
                 records.append(_record(better, worse))
                 owners.append(prompter)
     return records, owners
@@ -87,7 +88,7 @@ def filter_ready(records: list[dict], filters: Filters, funnel: Funnel) -> list[
         like = like_earlier(chosen, prompters_of(chosen), filters.near_duplicates or 0.0)
         sides = [two for two, one in zip(sides, like, strict=True) if one is None]
         _step(funnel, "prompt not seen before", sides)
-    return [_record(*two) for two in sides if two[0]["response"] != two[1]["response"]]
+    return [_record(*two) for two in sides if differ(two[0]["response"], two[1]["response"])]
 
 
 def _step(funnel: Funnel, name: str, sides: list) -> None:
@@ -140,6 +141,8 @@ def check_record(record: dict) -> None:
             check(pair)
         except ValueError as error:
             raise ValueError(str(error).replace("response", f"{side} response")) from error
+    if empty := [side for side in SIDES if not record[side].strip()]:
+        raise ValueError(f"the {empty[0]} response is blank")
     if record["chosen"].strip() == record["rejected"].strip():
         raise ValueError(f"chosen and rejected are the same text ({record['chosen']!r:.60}): that is no preference")
 

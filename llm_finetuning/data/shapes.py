@@ -21,7 +21,9 @@ from llm_finetuning.data.turns import (
 NO_SHAPE = "no known shape"
 OWN_COLUMNS = ("lang", "message_tree_id", "message_id", "rank")
 """What a record of any shape may say of its pairs."""
-SYSTEM, HISTORY, CONTEXT = "system", "history", ("input", "context")
+SYSTEM, HISTORY, CONTEXT, LABEL = "system", "history", ("input", "context"), "label"
+SCORES = ("score_chosen", "score_rejected")
+VOTE = {"prompt", "history", "models", "answers", "choice"}
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 
 
@@ -46,7 +48,7 @@ class Shape:
     def uses(self, system: str) -> set[str]:
         """Returns all columns that are read."""
         optional = () if self.chat else (HISTORY, *CONTEXT * self.context)
-        return {*self.needs, *OWN_COLUMNS, system, *optional}
+        return {*self.needs, *OWN_COLUMNS, system, *optional, *SCORES * bool(self.rejected)}
 
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "human", "user")
@@ -130,16 +132,22 @@ class Reader:
     def pairs(self, record: dict) -> tuple[list[dict], list[Unusable]]:
         """Returns (the pairs of a record, what in it could not be used); raises ValueError if it has no known shape."""
         keys, record = list(record), with_canonical_names(record)
+        if _is_vote(record):
+            if (preference := of_vote(record)) is None:
+                self.reasons["votes for neither of two different answers"] += 1
+                return [], []
+            record = preference
         names = _given_names(record)
         shape = shape_of(names, self.columns) or shape_of(tuple(record), self.columns)
         if shape is None:
             raise self._no_shape(keys, names)
         self.shapes[" + ".join(shape.needs)] += 1
         system = self.columns.system or SYSTEM
-        used = shape.uses(system)
+        thumb = _thumb(record.get(LABEL)) if shape.response and not shape.rejected else {}
+        used = shape.uses(system) | ({LABEL} if thumb else set())
         self.not_used.update(name for name in names if name not in used)
         before = self._before(record, shape, system)
-        own = {name: record[name] for name in OWN_COLUMNS if is_given(record.get(name))}
+        own = thumb | {name: record[name] for name in OWN_COLUMNS if is_given(record.get(name))}
         if "rank" in own:
             own["rank"] = as_number(own["rank"])
         pairs, faults = self._pairs(record, shape, before)
@@ -197,6 +205,8 @@ class Reader:
         pair, other = chosen[-1], rejected[-1] if rejected else {"response": ""}
         if other["response"] in ("", pair["response"]):
             self.reasons["no preference pair: chosen and rejected are alike, or one is empty"] += 1
+        elif _scored_alike(record):
+            self.reasons["no preference pair: score_chosen is not above score_rejected"] += 1
         elif pair != other | {"response": pair["response"]}:
             self.reasons["no preference pair: chosen and rejected answer different prompts"] += 1
         else:
@@ -218,6 +228,39 @@ class Reader:
             if prompt is not None and not whole:
                 turns = [*self._prompt(record, shape), *turns]
         return [*_masked(turns[:-1]), *turns[-1:]]
+
+
+def differ(chosen: str, rejected: str) -> bool:
+    """Whether two responses can be a preference: none is blank, and more than the blanks around them differs."""
+    return "" != chosen.strip() != rejected.strip() != ""
+
+
+def of_vote(vote: dict) -> dict | None:
+    """The preference record of a blind vote; None for one that is for neither answer, or whose answers are alike."""
+    if vote["choice"] not in ("left", "right"):
+        return None
+    chosen, rejected = vote["answers"] if vote["choice"] == "left" else vote["answers"][::-1]
+    if not differ(chosen, rejected):
+        return None
+    return {"prompt": vote["prompt"], "history": vote["history"], "chosen": chosen, "rejected": rejected}
+
+
+def _is_vote(record: dict) -> bool:
+    """Whether a record is one of the file of votes that the page and the notebook write."""
+    answers = record.get("answers")
+    return record.keys() >= VOTE and type(answers) is list and len(answers) == 2 and all_of(str, answers)
+
+
+def _scored_alike(record: dict) -> bool:
+    """Whether scores stand beside both responses, and the chosen one's is not the higher one."""
+    scores = [as_number(record.get(name)) for name in SCORES]
+    return all(type(score) in (int, float) for score in scores) and scores[0] <= scores[1]
+
+
+def _thumb(label: Any) -> dict:
+    """Returns what a thumb up (True) or down (False) says of a response, as in KTO's data; {} for any other label."""
+    text = str(label).strip().casefold() if type(label) in (bool, str) else ""
+    return {"rank": 0 if text == "true" else 1, "liked": text == "true"} if text in ("true", "false") else {}
 
 
 def _as_turns(value: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llm_finetuning.data import preferences
+from llm_finetuning.data import preferences, shapes
 from llm_finetuning.evaluation import intervals
 from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.inference.votes import CHOICES
@@ -91,7 +91,7 @@ def export(votes: list[dict], path: Path) -> Path | None:
 
     Left out: ties, answers that are alike, and votes in which an answer is empty. Without any there is no file.
     """
-    return preferences.write([record for vote in votes if (record := _preference(vote))], path)
+    return preferences.write([record for vote in votes if (record := shapes.of_vote(vote))], path)
 
 
 def main() -> None:
@@ -105,15 +105,6 @@ def main() -> None:
     votes = read(given.votes)
     print(export(votes, given.preferences) or f"{given.votes} holds no vote for one of two answers")
     print(so_far(given.votes, list(dict.fromkeys(model for vote in votes for model in vote["models"]))))
-
-
-def _preference(vote: dict) -> dict | None:
-    if vote["choice"] not in WORTH:
-        return None
-    chosen, rejected = vote["answers"] if vote["choice"] == "left" else vote["answers"][::-1]
-    if chosen == rejected or not chosen.strip() or not rejected.strip():
-        return None
-    return {"prompt": vote["prompt"], "history": vote["history"], "chosen": chosen, "rejected": rejected}
 
 
 if __name__ == "__main__":

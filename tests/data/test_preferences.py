@@ -6,8 +6,9 @@ import pytest
 from test_filters import QUESTIONS, settings_for
 from test_prepare import prepared_split, template, tree  # noqa: F401 (template is a fixture)
 
-from llm_finetuning.data import preferences, prepare, reports
+from llm_finetuning.data import pairs, preferences, prepare, reports
 from llm_finetuning.data.oasst import flatten, read_messages
+from llm_finetuning.data.shapes import Reader, differ
 
 TREES = [tree(f"t{n}", f"What is a {name}?", f"A {name}.", "Not bad.", "Bad.") for n, name in enumerate(QUESTIONS)]
 
@@ -153,3 +154,93 @@ def test_own_preferences_are_read_and_written_by_both_notebooks(tmp_path, templa
     assert {(r["prompt"], r["chosen"], r["rejected"]) for r in found} == expected and len(found) == len(READY)
     assert sum(len(part.pairs) for part in parts) == len(READY) and "rejected" not in parts[0].pairs.columns
     assert prepare.check_leaks(parts[1], template).to_numpy().sum() == 0
+
+
+def turns(*texts: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def answer(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+SAID = {"chosen": [answer("good")], "rejected": [answer("bad")]}
+WHOLE = {"chosen": turns("Q", "good"), "rejected": turns("Q", "bad")}
+HH = {side: f"\n\nHuman: Q\n\nAssistant: {text}" for side, text in (("chosen", "good"), ("rejected", "bad"))}
+FORMS = {
+    "TRL, explicit prompt": {"prompt": turns("Q"), **SAID},
+    "TRL, implicit prompt": WHOLE,
+    "UltraFeedback, binarised": {"prompt": "Q", "prompt_id": "1", "messages": turns("Q", "good"), **WHOLE}
+    | {"score_chosen": 8.5, "score_rejected": 4.0},
+    "the same from a CSV": {"prompt": "Q", "chosen": str(WHOLE["chosen"]), "rejected": json.dumps(WHOLE["rejected"])},
+    "HH-RLHF": HH,
+    "HH-RLHF, its question beside it": {"question": "Q"} | HH,
+    "Orca": {"question": "Q", "chosen": "good", "rejected": "bad"},
+    "Alpaca": {"instruction": "Q", "input": "", "chosen": "good", "rejected": "bad"},
+    "ShareGPT": {
+        "conversations": [{"from": "human", "value": "Q"}],
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": {"from": "gpt", "value": "bad"},
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_chosen_and_rejected_are_read_in_the_forms_of_others(form):
+    (pair,), faults = Reader().pairs(FORMS[form])
+    assert (pair["prompt"], pair["history"], pair["response"], pair["rejected"]) == ("Q", [], "good", "bad")
+    assert not faults
+
+
+def test_a_shared_beginning_of_several_turns_is_the_history():
+    shared = [{"role": "system", "content": "S"}, *turns("Q1", "A1", "Q2")]
+    record = {"chosen": [*shared, answer("good")], "rejected": [*shared, answer("bad")]}
+    ((pair,), _), ((parted,), _) = (
+        (reader := Reader()).pairs(each)
+        for each in (record, record | {"rejected": [*shared[:2], answer("other"), shared[3], answer("bad")]})
+    )
+    assert (pair["prompt"], pair["history"], pair["rejected"]) == ("Q2", shared[:3], "bad")
+    assert "rejected" not in parted and reader.reasons.total() == 1, "they answer different conversations"
+
+
+@pytest.mark.parametrize(
+    ("scores", "preferred"), [((8, 4.5), True), (("7.5", "7"), True), ((5, 5.0), False), ((1, 2), False)]
+)
+def test_equal_scores_are_no_preference(scores, preferred):
+    reader = Reader()
+    (pair,), _ = reader.pairs(
+        {"prompt": "Q"} | WHOLE | dict(zip(("score_chosen", "score_rejected"), scores, strict=True))
+    )
+    assert ("rejected" in pair) == preferred == (not reader.reasons)
+
+
+@pytest.mark.parametrize("labels", [(True, False), ("True", "FALSE")])
+def test_thumbs_up_and_down_on_one_prompt_are_a_preference(labels, tmp_path, template):  # noqa: F811
+    up, down = ({"label": label} for label in labels)
+    records = [{"prompt": f"Describe a {name}.", "completion": text} | thumb for name in QUESTIONS[:3]
+               for text, thumb in (("Fine.", up), ("Dunno.", down))]  # fmt: skip
+    records += [
+        {"prompt": "Only down?", "completion": "Bad."} | down,
+        {"prompt": "Only up?", "completion": "Good."} | up,
+    ]
+    for replies in ("best", "all"):
+        part = prepared_split(settings_for(tmp_path, records, validation_share=0.0, replies=replies), "train", template)
+        found = preferences.read(part.preferences_path)
+        assert [(record["chosen"], record["rejected"]) for record in found] == [("Fine.", "Dunno.")] * 3
+        written = pairs.read_jsonl(part.path)
+        assert written["response"].tolist() == ["Fine."] * 3 + ["Good."], "nothing that people disliked is imitated"
+        assert "liked" not in written.columns and "label" not in part.source.attrs["not_used"]
+    other = [{"prompt": f"Say {name}.", "completion": name, "label": "positive"} for name in QUESTIONS]
+    part = prepared_split(settings_for(tmp_path, other, validation_share=0.0), "train", template)
+    assert len(part.pairs) == len(other) and not preferences.read(part.preferences_path)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("Yes.", " Yes.\n"), (" \n", "Yes."), ("Yes.", "\u2003"), ("", "Yes.")]
+)
+def test_what_differs_in_blanks_alone_is_no_preference(chosen, rejected):
+    assert not differ(chosen, rejected) and differ("Yes.", "Yes, sir.")
+    both = [
+        {"prompt": "Q", "history": [], "response": text, "rank": rank} for rank, text in enumerate((chosen, rejected))
+    ]
+    assert preferences.of_siblings(both, ["q", "q"], "best-worst") == ([], [])

@@ -8,6 +8,7 @@ import sys
 import pytest
 from inference_fixtures import ask
 from scipy import stats
+from training_fixtures import write_lines
 
 from llm_finetuning.data import own_data, preferences
 from llm_finetuning.evaluation import votes
@@ -84,6 +85,9 @@ def test_the_export_is_read_as_an_own_source(tmp_path):
     flat = own_data.flatten_pairs(read)
     kept = [{name: record[name] for name in ("prompt", "history", "chosen", "rejected")} for record in flat.preferences]
     assert kept == preferences.read(path)
+    raw = own_data.read_pairs(write_lines(tmp_path / "votes.jsonl", cast))
+    assert own_data.flatten_pairs(raw).preferences == flat.preferences, "the file of votes is a source too"
+    assert sum(raw.attrs["reasons"].values()) == len(cast) - 3
     assert votes.export(cast[3:], tmp_path / "none.jsonl") is None and not (tmp_path / "none.jsonl").exists()
 
 
