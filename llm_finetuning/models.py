@@ -21,6 +21,7 @@ import transformers  # lazy: torch comes with what is used of it
 from huggingface_hub import errors as hub_errors
 
 from llm_finetuning.files import checksums
+from llm_finetuning.files.shards import Weights
 from llm_finetuning.sample import making, phi
 
 if TYPE_CHECKING:

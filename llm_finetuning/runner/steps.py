@@ -62,8 +62,9 @@ NAMED = {
         writes=("preference_adapter", PREFERRED, "preference_scoreboard.json"),
         prefix="preference.",
         own=(
-            *("learning_rate", "lr_scheduler_type", "warmup_ratio", "max_grad_norm", "num_train_epochs", "max_steps"),
-            *("micro_batch_tokens", "save_steps", "eval_steps", "early_stopping_patience", "hub_repository"),
+            *("learning_rate", "find_learning_rate", "lr_scheduler_type", "warmup_ratio", "max_grad_norm"),
+            *("num_train_epochs", "max_steps", "micro_batch_tokens", "save_steps", "eval_steps"),
+            *("early_stopping_patience", "hub_repository"),
         ),
     ),
     "inference": Step(ROOT / "Inference/Phi-2 Inference.ipynb", settings.Inference, reads=(VAL, MODEL)),

@@ -35,7 +35,7 @@ class PreferenceTuning(Finetuning):
     without_line: ClassVar[tuple[str, ...]] = (
         *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
         *("use_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"),
-        *("train_on", "packing", "tokens_per_step", "compile_layers", "find_learning_rate"),
+        *("train_on", "packing", "tokens_per_step", "compile_layers"),
     )
     """Settings of the finetuning that its adapter decides (`preference_start`), or that pairs do not use."""
     patience_on: ClassVar[str] = "disagreement"
@@ -48,7 +48,7 @@ class PreferenceTuning(Finetuning):
     """"sigmoid" (arXiv 2305.18290) | "sigmoid + sft" | "robust" to noisy ranks | "sigmoid_norm" (per token) | "ipo"."""
     beta: Positive = 0.1
     """How strongly the model is held to what it was before: smaller lets it go further."""
-    sft_weight: NotNegative = 1.0
+    sft_weight: Annotated[float, Must(lambda value: 0 <= value < float("inf"), "0 or more")] = 1.0
     """With "sigmoid + sft": weight of the negative log-likelihood per token of the chosen responses."""
     label_smoothing: Annotated[float, Must(lambda value: 0 <= value < 0.5, "from 0 to below 0.5")] = 0.1
     """With "robust": the share of the ranks that are taken to be wrong (arXiv 2403.00409)."""
@@ -84,7 +84,7 @@ class PreferenceTuning(Finetuning):
             raise ValueError(f"= {value}: 0 or at least twice max_seq_length ({longest}), a pair's two responses")
         return value
 
-    @field_validator("find_learning_rate", "neftune_noise_alpha")
+    @field_validator("neftune_noise_alpha")
     def _is_not_for_pairs(cls, value: float, info: ValidationInfo) -> float:
         if value:
             raise ValueError(f"= {value!r}: in the finetuning notebook alone")

@@ -91,7 +91,7 @@ def loss_by_rate(search: "RateSearch") -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(list(search.losses), [f"{rate:g}" for rate in search.losses])
     axes.minorticks_off()
-    axes.set(xlabel="learning rate", ylabel="nats per token (lower is better)")
+    axes.set(xlabel="learning rate", ylabel=f"{search.unit} (lower is better)")
     axes.set_title(f"Held-out loss after {search.steps} steps, with 95% intervals", fontsize=10)
     axes.legend(frameon=False)
     return figure

@@ -1,6 +1,15 @@
-"""The trainer of the preference tuning notebook: TRL's DPOTrainer on encoded pairs, from a finetuned adapter."""
+"""The trainer of the preference tuning notebook: TRL's DPOTrainer on encoded pairs, from a finetuned adapter.
+
+Batches are padded. TRL 1.16 takes `padding_free=True` and pads all the same: its losses sum the log-probabilities of
+each row, chosen above and rejected below. Unpadded for `attention.NAME`, the outputs would have to be padded again for
+that, which saves what the plan prints as padding: little, for pairs of like length share a batch (`ByLength`).
+Losses without a reference (ORPO) are TRL's experimental ones; KTO learns from responses by themselves, and would give
+up that these stand in pairs.
+"""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +19,8 @@ from torch.utils.data import Sampler
 from trl import DPOConfig, DPOTrainer
 
 from llm_finetuning.data import preferences
-from llm_finetuning.evaluation import preference
+from llm_finetuning.evaluation import mode, preference
+from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.atomic import building
 from llm_finetuning.settings import LOSSES, PreferenceTuning
@@ -38,6 +48,7 @@ def arguments(settings: PreferenceTuning, plan: PreferencePlan, steps: int) -> D
             label_smoothing=settings.label_smoothing if settings.loss == "robust" else 0.0,
             ld_alpha=settings.ld_alpha if settings.ld_alpha < 1 else None,
             precompute_ref_log_probs=True,
+            precompute_ref_batch_size=plan.pairs,
             **shared_arguments(settings, plan, steps, plan.pairs),
         )
     )
@@ -58,39 +69,69 @@ def stored_pairs(data: PreferenceData, ld_alpha: float, folder: Path) -> Dataset
     return load_from_disk(str(place))
 
 
+def check_finite(rows: Dataset, folder: Path) -> None:
+    """Raises FloatingPointError where the reference holds a response for impossible, and clears what is kept of it."""
+    sums = zip(*(rows[f"ref_{side}_logps"] for side in preferences.SIDES), strict=True)
+    if broken := [number for number, two in enumerate(sums) if not all(map(math.isfinite, two))]:
+        drive.remove(folder, ignore_errors=True)
+        raise FloatingPointError(
+            f"the reference's log-probabilities of {len(broken)} of {len(rows)} pairs are not finite: in float16 a"
+            " model can overflow (train on a GPU with bfloat16, or set dtype = 'float32'); else the base is damaged"
+        )
+
+
 class PreferenceTrainer(ResumableTrainer, DPOTrainer):
     """DPOTrainer whose reference is the finetuned adapter that it starts from, with checkpoints written atomically.
 
     run_inputs: `PreferenceInputs`. The reference's log-probabilities are computed once, before the training, and kept
-    on the disk; from then on the model holds one adapter alone.
+    on the disk and for later trainers of the same inputs; from then on the model holds one adapter alone.
     """
+
+    loss_unit = "loss of a pair"
 
     def __init__(self, model: PeftModel, settings: PreferenceTuning, plan: PreferencePlan, inputs: PreferenceInputs):
         self.settings, self.plan, self.run_inputs = settings, plan, inputs
         self.steps = count_steps(-(-len(inputs.data.pairs) // plan.pairs), settings, plan.accumulation * plan.processes)
         self.identity = run_identity(settings, plan, inputs, self.steps)
         self.reference = qlora.on_cpu(qlora.gather_adapter(model))
+        args = arguments(settings, plan, self.steps)
+        with args.main_process_first():  # one writes the pairs, the others find them
+            rows, compared = self._pairs()
         super().__init__(
             model=model,
-            args=arguments(settings, plan, self.steps),
-            train_dataset=stored_pairs(inputs.data, settings.ld_alpha, settings.folders.reference),
+            args=args,
+            train_dataset=rows,
+            eval_dataset=compared,
             processing_class=inputs.template.tokenizer,
         )
+        model.delete_adapter("ref")
+        for known in filter(None, (self.train_dataset, self.eval_dataset)):
+            check_finite(known, settings.folders.reference)
+        self.run_inputs = replace(inputs, rows=self.train_dataset, compared=self.eval_dataset)
         self.watch()
+
+    def _pairs(self) -> tuple[Dataset, Dataset | None]:
+        """The pairs, and the held-out ones where learning rates are compared."""
+        inputs, alpha, folder = self.run_inputs, self.settings.ld_alpha, self.settings.folders.reference
+        if inputs.rows is not None:
+            return inputs.rows, inputs.compared
+        held_out = PreferenceData(inputs.ranked, len(inputs.ranked))
+        compared = stored_pairs(held_out, alpha, folder / "held_out") if self.settings.find_learning_rate else None
+        return stored_pairs(inputs.data, alpha, folder / "pairs"), compared
 
     def _prepare_dataset(self, dataset: Dataset, *others: object) -> Dataset:
         """The rows as they are: they are encoded already."""
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """Has the reference compute as the finetuned model does, and frees it when its log-probabilities are known.
+        """Has the reference compute as the finetuned model does, unless its log-probabilities are known.
 
         TRL has rounded the adapter that is trained to bfloat16 by now: it gets its float32 values back.
         """
         qlora.set_trained(qlora.cast_trainable(qlora.use_master_weights(self.model)), self.reference)
-        found = super()._precompute_ref_logps(dataset, name, batch_size)
-        self.model.delete_adapter("ref")
-        return found
+        if "ref_chosen_logps" in dataset.column_names:
+            return dataset
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return ByLength(self.run_inputs.data.padded, self.plan.pairs, self.settings.seed)
@@ -120,6 +161,18 @@ class PreferenceTrainer(ResumableTrainer, DPOTrainer):
         means = {name: sum(values) / len(values) for name, values in self._metrics["train"].items() if values}
         self._metrics["train"].clear()
         super().log(logs | means, start_time)
+
+    def held_out_losses(self) -> Sample:
+        """The loss that is minimised, of each held-out pair: finer than the accuracy, which counts whole pairs."""
+        with mode.evaluating(self.model):
+            losses = [self._loss_of(row) for row in self.run_inputs.compared]
+        self._metrics["eval"].clear()
+        return Sample(losses, [1.0] * len(losses))
+
+    def _loss_of(self, row: dict) -> float:
+        inputs = self._prepare_inputs(self.data_collator([row]))
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            return DPOTrainer.compute_loss(self, self.model, inputs).item()
 
     def figures(self) -> dict:
         """Accuracy, margin, log-likelihoods and the divergence from the reference on held-out pairs."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -72,6 +73,10 @@ class PreferenceInputs(RunInputs):
     """What preference tuning reads before it plans; `ranked` are the held-out preference pairs."""
 
     data: PreferenceData
+    rows: Dataset | None = None
+    """The rows of the pairs with the reference's log-probabilities, once a trainer has computed them."""
+    compared: Dataset | None = None
+    """Those of the held-out pairs, where learning rates are compared."""
 
     def planned(self, plan: "Plan") -> "PreferencePlan":
         """The plan in pairs, with their padding."""
@@ -151,25 +156,25 @@ def encode_inputs(
         template,
         encode_preferences(train, template, length),
         scoreboard.held_out_set(held_out, template, length, count, seed),
-        agreement.sampled(encode_preferences(ranked, template, length).pairs, count, seed),
+        agreement.sampled(encode_preferences(ranked, template, length, "held-out ").pairs, count, seed),
     )
 
 
-def encode_preferences(records: list[dict], template: Template, max_seq_length: int) -> PreferenceData:
+def encode_preferences(records: list[dict], template: Template, max_seq_length: int, which: str = "") -> PreferenceData:
     """Encodes preference records; a history is cut to fit, a response never.
 
-    Raises ValueError where none fits, and for one whose responses are the same tokens.
+    which: what an error calls them. Raises ValueError where none fits, and for one whose responses are the same tokens.
     """
     encoded = agreement.ranked_pairs(records, template, max_seq_length)
     if not encoded:
         raise ValueError(
-            f"none of the {len(records)} preference pairs fits in max_seq_length = {max_seq_length} tokens a response:"
-            " raise it"
+            f"none of the {len(records)} {which}preference pairs fits in max_seq_length = {max_seq_length} tokens a"
+            " response: raise it"
         )
     for pair in encoded:
         if pair["chosen"]["input_ids"] == pair["rejected"]["input_ids"]:
             raise ValueError(
-                f"chosen and rejected of {pair['record']['prompt']!r:.60} are the same tokens: that is no preference."
-                " Take the pair out"
+                f"chosen and rejected of the {which}pair {pair['record']['prompt']!r:.60} are the same tokens: that is"
+                " no preference. Take the pair out"
             )
     return PreferenceData(encoded, len(records))

@@ -8,12 +8,13 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 
 import torch
 
 from llm_finetuning import hardware
-from llm_finetuning.evaluation import intervals, likelihood
+from llm_finetuning.evaluation import intervals
 from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.files import drive
 from llm_finetuning.files.atomic import read_json, write_json
@@ -25,7 +26,9 @@ from llm_finetuning.training.resumable import ResumableTrainer, train
 Build = Callable[..., ResumableTrainer]
 """Makes a trainer of (model, settings, plan, inputs), as the class of one does."""
 Measure = Callable[[ResumableTrainer], Sample]
-"""The figure by which rates are compared, lower is better: the summed loss of each held-out unit, and its tokens."""
+"""The figure by which trainings are compared, lower is better: the loss of each held-out unit, and its weight."""
+OWN: Measure = methodcaller("held_out_losses")
+"""The figure that the kind of trainer has."""
 
 
 class Losses:
@@ -73,6 +76,7 @@ class RateSearch:
     """None where the loss was not finite."""
     steps: int
     """Optimizer steps of each training."""
+    unit: str = ResumableTrainer.loss_unit
 
     @property
     def finite(self) -> dict[float, Sample]:
@@ -105,15 +109,7 @@ def shown(sample: Sample | None) -> str:
     return "not finite" if sample is None else intervals.shown(sample.figure())
 
 
-def held_out_losses(trainer: ResumableTrainer) -> Sample:
-    """The loss of each held-out response of a trainer's run."""
-    inputs = trainer.run_inputs
-    return likelihood.losses(trainer.model, inputs.held_out, inputs.template)
-
-
-def find(
-    trainer: ResumableTrainer, build: Build, measure: Measure = held_out_losses
-) -> tuple[ResumableTrainer, RateSearch | None]:
+def find(trainer: ResumableTrainer, build: Build, measure: Measure = OWN) -> tuple[ResumableTrainer, RateSearch | None]:
     """Searches for the learning rate if the settings ask for it; returns a trainer with the best one, and the search.
 
     trainer: as built, nothing trained. Its settings and those in settings.json are then those of a run with this rate
@@ -137,7 +133,7 @@ def _search(trainer: ResumableTrainer, build: Build, measure: Measure, start: di
     """Trains at each rate that was not measured yet."""
     settings, steps = trainer.settings, trainer.plan.search_steps
     rates = [settings.learning_rate * factor for factor in RATE_FACTORS]
-    work = settings.folders.work / "rate_search"
+    work = settings.folders.work / settings.folders.rate_search.stem
     losses = Losses(settings.folders.rate_search, trainer.identity | {"search_rates": rates, "search_steps": steps})
     if not (losses.same and settings.resume):
         losses.found = {}
@@ -151,7 +147,8 @@ def _search(trainer: ResumableTrainer, build: Build, measure: Measure, start: di
             losses.put(str(rate), measured(_again(trainer, build, short, steps=steps), measure))
             drive.remove(folder, ignore_errors=True)
         print(f"learning_rate = {rate}: held-out loss {shown(losses.get(str(rate)))} after {steps} steps")
-    return RateSearch(settings.learning_rate, {rate: losses.get(str(rate)) for rate in rates}, steps)
+    found = {rate: losses.get(str(rate)) for rate in rates}
+    return RateSearch(settings.learning_rate, found, steps, trainer.loss_unit)
 
 
 def short_training(settings: Finetuning, folder: Path, **changed: object) -> Finetuning:
@@ -161,7 +158,7 @@ def short_training(settings: Finetuning, folder: Path, **changed: object) -> Fin
     return replace(settings, **(own | watched | {"resume": True, "publish_to": "folder"} | changed))
 
 
-def measured(trainer: ResumableTrainer, measure: Measure = held_out_losses) -> Sample | None:
+def measured(trainer: ResumableTrainer, measure: Measure = OWN) -> Sample | None:
     """Trains to the end, from the newest checkpoint if there is one, and measures; None for a loss that is not finite.
 
     Raises what `resumable.train` raises otherwise.

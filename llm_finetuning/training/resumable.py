@@ -10,6 +10,8 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 
+from llm_finetuning.evaluation import likelihood
+from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.files import drive
 from llm_finetuning.files.atomic import partial_name, remove_partials
 from llm_finetuning.files.copying import WRITE_ERRORS, gigabytes, is_full
@@ -30,6 +32,7 @@ class ResumableTrainer(Trainer):
 
     A subclass sets the fields before it calls `watch`. steps: optimizer steps of the whole run. identity: what another
     run must share to resume its checkpoints. seen_tokens: tokens that this process has trained on, since it was built.
+    loss_unit: of `held_out_losses`.
     """
 
     settings: Finetuning
@@ -37,6 +40,7 @@ class ResumableTrainer(Trainer):
     run_inputs: RunInputs
     steps: int
     identity: dict
+    loss_unit = "nats per token"
     seen_tokens = 0
     newest_inputs: dict | None = None
     _partial_dir: Path | None = None
@@ -67,6 +71,10 @@ class ResumableTrainer(Trainer):
     def figures(self) -> dict:
         """What an evaluation measures beside the held-out loss, as numbers by name."""
         return {}
+
+    def held_out_losses(self) -> Sample:
+        """The loss of each held-out unit, by which trainings are compared; lower is better."""
+        return likelihood.losses(self.model, self.run_inputs.held_out, self.run_inputs.template)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The library's, or with a ratio of rates one whose B matrices (DoRA's lengths too) learn faster (LoRA+)."""

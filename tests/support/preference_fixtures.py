@@ -13,6 +13,9 @@ from llm_finetuning.training import qlora
 CHANGED = {"max_seq_length": 96, "micro_batch_tokens": 192, "dtype": "float32", "learning_rate": 1e-3}
 CHANGED |= {"pairs_per_step": 4, "num_train_epochs": 1.0, "eval_steps": 0, "lr_scheduler_type": "constant"}
 
+SIDES = ("chosen", "rejected")
+BETA = 0.5
+
 
 def preference_settings(folder: Path, base: Path | str, **changed):
     """Preference settings that keep everything in `folder`, where the finetuned adapter lies."""
@@ -79,3 +82,33 @@ def plain_model(base: Path, adapter: Path) -> torch.nn.Module:
     loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=four_bit,
                                                   attn_implementation="eager")  # fmt: skip
     return PeftModel.from_pretrained(qlora.prepare_cpu_kernels(loaded), adapter)
+
+
+def beside(finetuned: Path, folder: Path, base: Path, **changed):
+    """Settings of a run in `folder` on the data and the adapter of a finished finetuning."""
+    (folder / "data").symlink_to(finetuned / "data")
+    return preference_settings(folder, base, adapter_folder=str(finetuned / "adapter"), **changed)
+
+
+def plain_logps(model: torch.nn.Module, example: dict) -> torch.Tensor:
+    """Log-probabilities of the tokens of a response, by one forward pass without a batch or padding."""
+    ids = torch.tensor([example["input_ids"]])
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    asked = sum(label == -100 for label in example["labels"])
+    return logits.log_softmax(-1)[range(len(logits)), ids[0, 1:]][asked - 1 :]
+
+
+def plain_loss(name: str, ours: list, reference: list, smoothing: float, alpha: float) -> torch.Tensor:
+    """The loss of one pair by its paper. ours, reference: log-probabilities of the tokens, (chosen, rejected)."""
+    shared = min(len(ours[0]), len(ours[1]))
+    weights = [torch.where(torch.arange(len(side)) < shared, 1.0, alpha) for side in ours]
+    ratios = [((a - b) * w).sum() for a, b, w in zip(ours, reference, weights, strict=True)]
+    log_sigmoid = torch.nn.functional.logsigmoid
+    delta = ratios[0] - ratios[1]
+    mean_delta = ratios[0] / len(ours[0]) - ratios[1] / len(ours[1])
+    if name == "robust":  # arXiv 2403.00409, equation 11
+        found = (1 - smoothing) * -log_sigmoid(BETA * delta) + smoothing * log_sigmoid(-BETA * delta)
+        return found / (1 - 2 * smoothing)
+    if name == "ipo":  # arXiv 2310.12036, equation 17
+        return (mean_delta - 1 / (2 * BETA)) ** 2
+    return -log_sigmoid(BETA * (mean_delta if name == "sigmoid_norm" else delta))  # arXiv 2305.18290, equation 7

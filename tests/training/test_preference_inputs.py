@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from preference_fixtures import preference_settings, prepare_preference, small_preferences
+from safetensors.torch import load_file, save_file
 from training_fixtures import write_lines
 
 from llm_finetuning import models, prompts
@@ -35,6 +37,7 @@ BROKEN = {
     "a pair": ({"prompt": "p", "response": "yes"}, "line 2: chosen and rejected missing"),
     "a number": (GOOD | {"chosen": 3}, "line 2: chosen response is 3, expected a text"),
     "nothing said": (GOOD | {"rejected": ""}, "line 2: the rejected response is empty"),
+    "blank": (GOOD | {"chosen": " \n\u00a0"}, "line 2: the chosen response is blank"),
     "no prompt": ({"chosen": "yes", "rejected": "no"}, "line 2: prompt missing"),
     "a list": ([1, 2], "line 2"),
     "turns of nobody": (GOOD | {"history": [{"role": "bot", "content": "x"}]}, "line 2: turn 1 of history"),
@@ -75,6 +78,9 @@ def test_pairs_too_long_are_left_out_whole_and_counted(folder, tiny_base):
     assert asked[0] == asked[1], "both sides lost the same turns"
     write_lines(chosen.folders.train_preferences, [long])
     refused(folder, tiny_base, ValueError, "none of the 1 preference pairs fits in max_seq_length = 96.*raise it")
+    write_lines(chosen.folders.train_preferences, [cut])
+    write_lines(chosen.folders.val_preferences, [long])
+    refused(folder, tiny_base, ValueError, "none of the 1 held-out preference pairs fits")
 
 
 @pytest.mark.parametrize("where", ["preferences_val.jsonl", "finetuning_data_val.jsonl"])
@@ -153,6 +159,57 @@ def test_a_damaged_or_foreign_adapter_is_refused(content, error, folder, tiny_ba
     refused(folder, tiny_base, ValueError, error)
 
 
+def changed_weights(folder: Path, change) -> None:
+    """The adapter with other weights and no checksums, as one that somebody copied together."""
+    file = folder / "adapter" / "adapter_model.safetensors"
+    save_file({name: change(name, tensor) for name, tensor in load_file(file).items()}, file)
+    (folder / "adapter" / "SHA256SUMS").unlink()
+
+
+def test_an_adapter_of_another_rank_is_refused(folder, tiny_base):
+    changed_weights(folder, lambda name, tensor: tensor[:2] if "lora_A" in name else tensor[:, :2].contiguous())
+    refused(folder, tiny_base, ValueError, "has rank 2, and adapter_config.json says r = 4: set model_name")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused(value, folder, tiny_base):
+    changed_weights(folder, lambda name, tensor: tensor.index_fill(0, torch.tensor([1]), value))
+    refused(folder, tiny_base, ValueError, "holds values that are not finite")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error"),
+    [
+        ("adapter_model.safetensors", b"", "is damaged"),
+        ("adapter_model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "is damaged"),
+        ("adapter_model.safetensors", None, "has no adapter_model.safetensors: save the adapter again"),
+        ("adapter_config.json", b'{"peft_type": "LO', "is no JSON"),
+        ("adapter_config.json", b'{"peft_type": "LORA"}', "lacks r, lora_alpha, target_modules"),
+        ("adapter_config.json", b'{"peft_type": "LORA", "layers_to_transform": [0]}', "has layers_to_transform"),
+    ],
+)
+def test_half_an_adapter_is_refused_before_the_base_is_loaded(file, content, error, folder, tiny_base):
+    (folder / "adapter" / "SHA256SUMS").unlink()
+    (folder / "adapter" / file).unlink() if content is None else (folder / "adapter" / file).write_bytes(content)
+    refused(folder, tiny_base, ValueError, error)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda tensors: {n: t[..., :-1] if "lora_A" in n else t for n, t in tensors.items()}, "is of another model"),
+        (lambda tensors: tensors | {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 2)}, "does not train"),
+        (lambda tensors: dict([*tensors.items()][:-1]), "lacks .*: it is not an adapter"),
+    ],
+)
+def test_tensors_of_another_model_are_not_taken(change, error, folder, tiny_base, monkeypatch):
+    monkeypatch.undo()
+    file = folder / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in change(load_file(file)).items()}, file)
+    (folder / "adapter" / "SHA256SUMS").unlink()
+    refused(folder, tiny_base, ValueError, error)
+
+
 def test_a_plain_peft_adapter_brings_what_it_decides(folder, tiny_base):
     """One of somebody else's: no settings.json, no checksums, module names of its own."""
     for name in ("settings.json", "SHA256SUMS", "run.json"):
@@ -173,10 +230,9 @@ def test_the_base_has_the_bits_that_the_finetuning_decided(folder, tiny_base):
     assert preference_start.from_adapter(preference_settings(folder, tiny_base)).use_4bit == "no"
 
 
-@pytest.mark.parametrize("changed", [{"find_learning_rate": True}, {"neftune_noise_alpha": 5.0}])
-def test_what_is_not_for_pairs_is_refused(changed, folder, tiny_base):
-    with pytest.raises(ValueError, match=f"{next(iter(changed))} = .*in the finetuning notebook alone"):
-        preference_settings(folder, tiny_base, **changed)
+def test_what_is_not_for_pairs_is_refused(folder, tiny_base):
+    with pytest.raises(ValueError, match="neftune_noise_alpha = 5.0: in the finetuning notebook alone"):
+        preference_settings(folder, tiny_base, neftune_noise_alpha=5.0)
 
 
 def test_what_a_user_types_stays_text(tiny_base):

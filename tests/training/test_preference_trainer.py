@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from preference_fixtures import plain_model, preference_settings, prepare_preference, small_preferences
+from preference_fixtures import (
+    BETA,
+    SIDES,
+    beside,
+    plain_logps,
+    plain_loss,
+    plain_model,
+    preference_settings,
+    prepare_preference,
+    small_preferences,
+)
 from safetensors.torch import load_file, save_file
 from training_fixtures import digest, small_pairs, write_lines
 
@@ -23,27 +33,12 @@ from llm_finetuning.training.preference import PreferenceTrainer
 from llm_finetuning.training.resumable import save_adapter, train
 
 SUPPORT = Path(__file__).parents[1] / "support"
-SIDES = ("chosen", "rejected")
-
-
-def beside(finetuned: Path, folder: Path, base: Path, **changed):
-    """Settings of a run in `folder` on the data and the adapter of a finished finetuning."""
-    (folder / "data").symlink_to(finetuned / "data")
-    return preference_settings(folder, base, adapter_folder=str(finetuned / "adapter"), **changed)
 
 
 @pytest.fixture(scope="module")
 def run(finetuned, tiny_base, tmp_path_factory):
     """A prepared run that is not trained."""
     return prepare_preference(beside(finetuned, tmp_path_factory.mktemp("run"), tiny_base))
-
-
-def plain_logps(model: torch.nn.Module, example: dict) -> torch.Tensor:
-    """Log-probabilities of the tokens of a response, by one forward pass without a batch or padding."""
-    ids = torch.tensor([example["input_ids"]])
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    asked = sum(label == -100 for label in example["labels"])
-    return logits.log_softmax(-1)[range(len(logits)), ids[0, 1:]][asked - 1 :]
 
 
 def test_the_reference_is_the_finetuned_model_to_1e_4(run, finetuned, tiny_base):
@@ -92,25 +87,6 @@ def test_responses_are_whole_and_end(run):
             assert row[f"{side}_ids"][-1] in stops
             text = run.template.tokenizer.decode(row[f"{side}_ids"][:-1]).strip()
             assert text == pair["record"][side].strip()
-
-
-BETA = 0.5
-
-
-def plain_loss(name: str, ours: list, reference: list, smoothing: float, alpha: float) -> torch.Tensor:
-    """The loss of one pair by its paper. ours, reference: log-probabilities of the tokens, (chosen, rejected)."""
-    shared = min(len(ours[0]), len(ours[1]))
-    weights = [torch.where(torch.arange(len(side)) < shared, 1.0, alpha) for side in ours]
-    ratios = [((a - b) * w).sum() for a, b, w in zip(ours, reference, weights, strict=True)]
-    log_sigmoid = torch.nn.functional.logsigmoid
-    delta = ratios[0] - ratios[1]
-    mean_delta = ratios[0] / len(ours[0]) - ratios[1] / len(ours[1])
-    if name == "robust":  # arXiv 2403.00409, equation 11
-        found = (1 - smoothing) * -log_sigmoid(BETA * delta) + smoothing * log_sigmoid(-BETA * delta)
-        return found / (1 - 2 * smoothing)
-    if name == "ipo":  # arXiv 2310.12036, equation 17
-        return (mean_delta - 1 / (2 * BETA)) ** 2
-    return -log_sigmoid(BETA * (mean_delta if name == "sigmoid_norm" else delta))  # arXiv 2305.18290, equation 7
 
 
 LOSSES = [("sigmoid", 1.0), ("sigmoid + sft", 1.0), ("robust", 1.0), ("sigmoid_norm", 1.0), ("ipo", 1.0)]
