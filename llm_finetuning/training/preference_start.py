@@ -1,9 +1,11 @@
 """Where preference tuning starts: the adapter that the finetuning trained, on the base that it was trained on."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from llm_finetuning import models
 from llm_finetuning.files import checksums
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
     from llm_finetuning.training.planning import Plan
 
+WEIGHTS = "adapter_model.safetensors"
+NOT_PLAIN = ("use_dora", "layers_to_transform", "target_parameters", "trainable_token_indices")
+"""Entries of an adapter's configuration that the adapters here do not have."""
 QUANTISATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 _CURE = "set model_name to its base, or adapter_folder to another adapter"
 
@@ -29,15 +34,10 @@ def from_adapter(settings: PreferenceTuning) -> PreferenceTuning:
     belongs to another base.
     """
     folder = adapter_folder(settings)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    special = ["use_dora"] * bool(config.get("use_dora")) + qlora.beyond_lora(config)
-    if config.get("peft_type") != "LORA" or special:
-        found = ", ".join(special) or f"peft_type {config.get('peft_type')}"
-        raise ValueError(
-            f"{folder / 'adapter_config.json'} has {found}: plain LoRA is what can be trained further here"
-        )
+    config = _lora_config(folder / "adapter_config.json")
     if (folder / checksums.NAME).is_file():
         checksums.verify_checksums(folder)
+    _check_weights(folder / WEIGHTS, config["r"])
     trained, run = read_json(folder / "settings.json"), read_json(folder / checkpoints.RUN_FILE)
     targets = config["target_modules"]
     decided = {name: trained[name] for name in QUANTISATION if name in trained} | {
@@ -50,6 +50,37 @@ def from_adapter(settings: PreferenceTuning) -> PreferenceTuning:
     }
     _check_base(settings, folder, trained.get("model_name") or config.get("base_model_name_or_path"), run)
     return dataclasses.replace(settings, adapter_folder=str(folder), **decided)
+
+
+def _lora_config(file: Path) -> dict:
+    """The configuration of a plain LoRA adapter. Raises ValueError for one that is something else."""
+    try:
+        config = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}): save the adapter again") from None
+    special = [name for name in NOT_PLAIN if config.get(name)] + qlora.beyond_lora(config)
+    if config.get("peft_type") != "LORA" or special:
+        found = ", ".join(special) or f"peft_type {config.get('peft_type')}"
+        raise ValueError(f"{file} has {found}: plain LoRA is what can be trained further here")
+    if missing := [name for name in ("r", "lora_alpha", "target_modules") if not config.get(name)]:
+        raise ValueError(f"{file} lacks {', '.join(missing)}: save the adapter again")
+    return config
+
+
+def _check_weights(file: Path, rank: int) -> None:
+    """Raises ValueError unless the tensors of an adapter can be read, have its rank and are finite."""
+    if not file.is_file():
+        raise ValueError(f"{file.parent} has no {file.name}: save the adapter again, as safetensors")
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): copy or save the adapter again") from None
+    for name, tensor in tensors.items():
+        found = tensor.shape[name.endswith("lora_B.weight")] if ".lora_" in name else rank
+        if found != rank:
+            raise ValueError(f"{name} in {file} has rank {found}, and adapter_config.json says r = {rank}: {_CURE}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} in {file} holds values that are not finite: set adapter_folder to another one")
 
 
 def adapter_folder(settings: PreferenceTuning) -> Path:

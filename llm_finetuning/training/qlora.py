@@ -241,14 +241,20 @@ def saved_name(name: str) -> str:
 def set_adapter(model: torch.nn.Module, folder: Path) -> None:
     """Copies the adapter that PEFT saved in `folder` into the model's, which may be sharded.
 
-    Raises ValueError when a tensor is missing there.
+    Raises ValueError when a tensor is missing there, has another shape, or has no place in the model.
     """
     from peft import load_peft_weights
 
     saved = load_peft_weights(str(folder), device="cpu")
-    keys = {name: saved_name(name) for name, p in model.named_parameters() if p.requires_grad}
+    shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    keys = {name: saved_name(name) for name in shapes}
     if missing := [key for key in keys.values() if key not in saved]:
         raise ValueError(f"{folder} lacks {missing[0]}: it is not an adapter of this run")
+    if foreign := saved.keys() - keys.values():
+        raise ValueError(f"{folder} has {min(foreign)} too, which this model does not train: it is of another run")
+    if wrong := [name for name, key in keys.items() if saved[key].shape != shapes[name]]:
+        found, expected = (tuple(shape) for shape in (saved[keys[wrong[0]]].shape, shapes[wrong[0]]))
+        raise ValueError(f"{keys[wrong[0]]} in {folder} is {found}, and {expected} here: it is of another model")
     set_trained(model, {name: saved[key] for name, key in keys.items()})
 
 
