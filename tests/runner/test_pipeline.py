@@ -10,8 +10,11 @@ import nbformat
 import pytest
 from colab_fixtures import STUB
 
-from llm_finetuning import models
+from llm_finetuning import models, prompts
+from llm_finetuning.evaluation import votes
 from llm_finetuning.files import checksums
+from llm_finetuning.inference.vote_box import vote_box
+from llm_finetuning.inference.votes import BallotBox
 from llm_finetuning.runner import notebooks, parameters
 
 CUT = {
@@ -119,6 +122,35 @@ def test_preference_tuning_goes_on_from_a_finished_folder(finished, tmp_path):
     assert (output / "finetuned_phi2" / "SHA256SUMS").read_bytes() == finetuned
     again = headless.run(output, "sample", *words)
     assert again.returncode == 0 and again.stdout.count("not run again") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.more
+def test_votes_become_preferences_of_the_next_model(finished, tmp_path):
+    """Voted in the notebook's box, given to the data notebooks as a source, and tuned on."""
+    first, output = finished[0], tmp_path / "out"
+    asked = [json.loads(line) for line in (first / "data" / "finetuning_data_train.jsonl").open(encoding="utf-8")][:60]
+    box = BallotBox(tmp_path / "votes.jsonl")
+    questions = [(prompts.question(pair), {"a": pair["response"], "b": "No idea."}) for pair in asked]
+    view = vote_box(questions, box, str)
+    shown, buttons = view.children[0], view.children[1].children
+    while not buttons[0].disabled:
+        buttons["No idea." not in shown.value.partition("<b>B</b>")[2]].click()
+    cast = votes.read(box.path)
+    assert {vote["models"][vote["choice"] == "right"] for vote in cast} == {"a"} and len(cast) > 40
+
+    shutil.copytree(first / "base", output / "base")
+    shutil.copytree(first / "adapter", output / "adapter")
+    own = {f"preference.{name}": value for name, value in (("max_steps", 2), ("save_steps", 2), ("eval_steps", 0))}
+    own |= {"source": box.path, "validation_share": 0.3, "eval_pairs": 8, "eval_answers": 2, "max_new_tokens": 16}
+    words = [word for name, value in own.items() for word in ("-p", f"{name}={value}")]
+    done = headless.run(output, "sample", *words, "--notebooks", "training-data,validation-data,preference")
+    assert done.returncode == 0, done.stderr[-3000:]
+    chosen = {vote["answers"][vote["choice"] == "right"] for vote in cast}
+    written = [json.loads(line) for split in ("train", "val")
+               for line in (output / "data" / f"preferences_{split}.jsonl").open(encoding="utf-8")]  # fmt: skip
+    assert {record["chosen"] for record in written} <= chosen and {r["rejected"] for r in written} == {"No idea."}
+    assert checksums.verify_checksums(output / "preferred_phi2")
 
 
 def _talk(stdout: str) -> list[str]:
