@@ -54,8 +54,16 @@ class PreferencePlan(Plan):
 
 
 def in_pairs(plan: Plan, data: PreferenceData) -> PreferencePlan:
-    """The plan with as many pairs in a micro-batch as fit where all are as long as the longest."""
+    """The plan with as many pairs in a micro-batch as fit where all are as long as the longest.
+
+    Raises ValueError where the model is sharded: the reference's pass takes it whole.
+    """
     settings = plan.settings
+    if plan.shards > 1:
+        raise ValueError(
+            "preference tuning shares its pairs among GPUs, and does not shard the model: start it with torchrun in"
+            " place of accelerate launch"
+        )
     wanted = math.ceil(settings.pairs_per_step / plan.processes)
     pairs = max(1, min(plan.micro_batch_tokens // max(data.padded), wanted, len(data.pairs)))
     accumulation = max(1, round(wanted / pairs))
