@@ -81,12 +81,12 @@ def data_facts(train_file: str | Path, val_file: str | Path) -> dict:
     """Reads `facts["data"]` of `write` from the reports that data preparation left beside the pairs.
 
     A file without its `*.report.json` (pairs of one's own), or with one that Drive has not uploaded to its end, is
-    described by its count and hash alone.
+    described by its count and hash alone; one that is not there, as where an adapter is tuned on, is left out.
     """
     train, val = (read_json(report_path(Path(file))) for file in (train_file, val_file))
     source = train.get("source", {})
     counts = {"train": _counts(Path(train_file), train), "val": _counts(Path(val_file), val)}
-    public = all(_is_public(report, counts[name]["SHA-256"]) for name, report in (("train", train), ("val", val)))
+    public = all(_is_public(report, counts[name].get("SHA-256")) for name, report in (("train", train), ("val", val)))
     facts = {
         "source": source.get("source"),
         "generator": train.get("generation", {}).get("generator"),
@@ -97,9 +97,9 @@ def data_facts(train_file: str | Path, val_file: str | Path) -> dict:
     return {key: value for key, value in facts.items() if value} | {"public": public}
 
 
-def _is_public(report: dict, sha256: str) -> bool:
+def _is_public(report: dict, sha256: str | None) -> bool:
     """Whether a file with this hash is as the data preparation wrote it from a source that is known to be public."""
-    if report.get("sha256") != sha256:
+    if sha256 is None or report.get("sha256") != sha256:
         return False
     origin = report.get("source", {})
     on_hub = origin.get("source") in DATA_LICENCES and "revision" in origin
@@ -107,6 +107,8 @@ def _is_public(report: dict, sha256: str) -> bool:
 
 
 def _counts(pairs_file: Path, report: dict) -> dict:
+    if not pairs_file.is_file():
+        return {}
     with open(pairs_file, encoding="utf-8") as file:
         counts = {"pairs": sum(1 for line in file if line.strip())}
     languages = list(report.get("pairs", {}).get("languages", {}).items())[:LANGUAGES_SHOWN]

@@ -252,6 +252,8 @@ def test_pairs_of_ones_own_have_no_report(tmp_path):
     facts = model_card.data_facts(tmp_path / "train.jsonl", tmp_path / "val.jsonl")
     assert facts["train"]["pairs"] == 1 and "source" not in facts
     assert "| val: pairs | 1 |" in written(tmp_path, {"base": "microsoft/phi-2", "data": facts})
+    alone = model_card.data_facts(tmp_path / "none.jsonl", tmp_path / "val.jsonl")
+    assert alone == {"val": facts["val"], "public": False}, "an adapter is tuned on without the pairs it learned from"
 
 
 def test_the_card_of_a_preferred_model_tells_of_its_pairs(facts, tmp_path):
