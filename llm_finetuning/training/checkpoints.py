@@ -59,31 +59,26 @@ def found(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
 
 
-def complete(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` whose files are all as their checksums say, oldest first."""
-    return [checkpoint for checkpoint in found(folder) if checksums.is_complete(checkpoint)]
-
-
 def newest(work: Path, drive: Path) -> Path | None:
     """The newest complete checkpoint, fetched from `drive` when that one is ahead of `work`.
 
     Damaged ones are passed over by name. Raises ValueError when all are damaged, and OSError when `drive` cannot be
     read and nothing lies in `work`: a run that began afresh would take the place of what is there.
     """
-    here = complete(work)
     try:
         check_mounted(drive)
-        there = retrying(lambda: complete(drive), f"Reading {drive}") if drive != work else []
+        places = (work,) if drive == work else (work, drive)
+        start, damaged = retrying(lambda: _newest_complete(*places), f"Reading {drive}")
     except OSError as error:
-        if not here:
+        start, damaged = _newest_complete(work)
+        if start is None:
             cure = "mount the Drive again and run this cell again"
             raise OSError(
                 error.errno, f"{drive} cannot be read for a checkpoint to go on from ({error}): {cure}"
             ) from None
         print(f"{drive} cannot be read ({error}): going on from what is here")
-        there = []
-    damaged = sorted({path for path in found(work) if path not in here}, key=step_of)
-    if damaged and not here and not there:
+    damaged = [path for path in reversed(damaged) if path.parent == work]
+    if damaged and start is None:
         raise ValueError(
             f"the files of {', '.join(map(str, damaged))} are not those that were written, and there is no other"
             " checkpoint to go on from. Bring an undamaged copy back, or set resume = False to start afresh (old"
@@ -91,10 +86,24 @@ def newest(work: Path, drive: Path) -> Path | None:
         )
     if damaged:
         print(f"passed over, for its files are not those that were written: {', '.join(path.name for path in damaged)}")
-    if there and (not here or step_of(there[-1]) > step_of(here[-1])):
-        make_parent(work / there[-1].name)
-        return copy_folder(there[-1], work / there[-1].name)
-    return here[-1] if here else None
+    if start is None or start.parent == work:
+        return start
+    make_parent(work / start.name)
+    return copy_folder(start, work / start.name)
+
+
+def _newest_complete(*folders: Path) -> tuple[Path | None, list[Path]]:
+    """(the newest complete checkpoint in `folders`, the damaged ones that are newer).
+
+    To compare one is to hash gigabytes, so none is that is older than the first complete one. Where both folders have
+    a step, the first folder's is looked at first.
+    """
+    damaged: list[Path] = []
+    for checkpoint in sorted((path for folder in folders for path in found(folder)), key=step_of, reverse=True):
+        if checksums.is_complete(checkpoint):
+            return checkpoint, damaged
+        damaged.append(checkpoint)
+    return None, damaged
 
 
 def newest_run(work: Path, drive: Path) -> dict | None:

@@ -28,6 +28,10 @@ def checkpoint(folder: Path, step: int, size: int = 50_000) -> Path:
     return checkpoints.finalize(partial, folder / f"checkpoint-{step}", {"micro_batch_tokens": step, "optimizer": "x"})
 
 
+def complete(folder: Path) -> list[Path]:
+    return [path for path in checkpoints.found(folder) if checksums.is_complete(path)]
+
+
 @pytest.fixture
 def on_drive(google_drive) -> Path:
     return google_drive.view() / "MyDrive" / "run" / "checkpoints"
@@ -40,7 +44,7 @@ def test_three_epochs_of_checkpoints_do_not_fill_the_bin(google_drive, on_drive,
         mirror.send(checkpoint(tmp_path, step))
         mirror.wait()
     assert mirror.problem is None
-    assert [path.name for path in checkpoints.complete(on_drive)] == ["checkpoint-800", "checkpoint-850"]
+    assert [path.name for path in complete(on_drive)] == ["checkpoint-800", "checkpoint-850"]
     assert kernel.bin < 1000
 
 
@@ -69,7 +73,7 @@ def test_a_drive_that_is_lost_is_named_and_its_folder_stays_empty(place, google_
     colab.mount_drive()
     mirror.send(checkpoint(tmp_path, 200))
     mirror.wait()
-    assert mirror.problem is None and checkpoints.complete(on_drive)[-1].name == "checkpoint-200"
+    assert mirror.problem is None and complete(on_drive)[-1].name == "checkpoint-200"
 
 
 def test_what_the_machine_did_not_upload_is_passed_over(google_drive, on_drive, tmp_path):
@@ -134,7 +138,7 @@ def test_a_run_goes_on_after_its_machine_ended_before_the_upload(google_drive, o
     training.save_adapter(again.trainer)
     assert outcome.step == 8 and outcome.mirror_problem is None
     assert digest(again.settings.folders.adapter) == digest(undisturbed.settings.folders.adapter)
-    assert [path.name for path in checkpoints.complete(on_drive)] == ["checkpoint-6", "checkpoint-8"]
+    assert [path.name for path in complete(on_drive)] == ["checkpoint-6", "checkpoint-8"]
     assert json.loads((on_drive / "checkpoint-8" / checkpoints.RUN_FILE).read_text()) == again.trainer.identity
     checksums.verify_checksums(on_drive / "checkpoint-8")
 
@@ -145,3 +149,66 @@ def test_a_drive_that_is_gone_at_the_start_is_not_taken_for_an_empty_one(google_
     with pytest.raises(OSError, match="cannot be read for a checkpoint .*Run the set-up cell") as error:
         checkpoints.newest(tmp_path / "work", on_drive)
     assert error.value.errno == errno.ENOTCONN
+
+
+@pytest.fixture
+def hashed(monkeypatch) -> list[Path]:
+    """The files that are hashed from now on."""
+    files, hash_file = [], checksums.hash_file
+    monkeypatch.setattr(checksums, "hash_file", lambda path: files.append(path) or hash_file(path))
+    return files
+
+
+def bytes_of(*folders: Path) -> int:
+    """What checking these checkpoints hashes: all of them but their lists."""
+    return sum(file.stat().st_size for folder in folders for file in folder.iterdir() if file.name != checksums.NAME)
+
+
+@pytest.mark.parametrize("there", ["nothing", "the same", "older ones"])
+def test_nothing_older_than_the_newest_complete_checkpoint_is_hashed(there, tmp_path, hashed):
+    work, mirrored = tmp_path / "work", tmp_path / "drive"
+    *_, last = [checkpoint(work, step, 1_000_000) for step in (50, 100, 150)]
+    for step in {"nothing": (), "the same": (50, 100, 150), "older ones": (20, 30)}[there]:
+        checkpoint(mirrored, step, 1_000_000)
+    hashed.clear()
+    assert checkpoints.newest(work, mirrored) == last
+    assert sum(file.stat().st_size for file in hashed) == bytes_of(last) < 1_001_000
+
+
+def test_damaged_checkpoints_are_passed_over_from_the_newest_on(tmp_path, hashed, capsys):
+    """Here 200 is damaged, on Drive 150 and 200 are; 100 is whole in both, and nothing below it is looked at."""
+    work, mirrored = tmp_path / "work", tmp_path / "drive"
+    here = {step: checkpoint(work, step) for step in (50, 100, 200)}
+    there = {step: checkpoint(mirrored, step) for step in (50, 100, 150, 200)}
+    for damaged in (here[200], there[150], there[200]):
+        os.truncate(damaged / "adapter_model.safetensors", 40_000)
+    hashed.clear()
+    assert checkpoints.newest(work, mirrored) == here[100]
+    assert {file.parent for file in hashed} == {here[200], there[200], there[150], here[100]}
+    assert sum(file.stat().st_size for file in hashed) == bytes_of(here[200], there[200], there[150], here[100])
+    assert "not those that were written: checkpoint-200\n" in capsys.readouterr().out
+
+
+def test_the_newest_on_drive_is_fetched_without_a_look_at_what_lies_here(tmp_path, hashed):
+    work, mirrored = tmp_path / "work", tmp_path / "drive"
+    for step in (50, 100):
+        checkpoint(work, step)
+    ahead = checkpoint(mirrored, 150)
+    hashed.clear()
+    assert checkpoints.newest(work, mirrored) == work / "checkpoint-150"
+    assert {file.parent.name for file in hashed} <= {ahead.name, ".checkpoint-150.partial"}
+
+
+def test_a_drive_that_breaks_off_while_it_is_hashed_leaves_what_is_here(tmp_path, monkeypatch, capsys):
+    work, mirrored, hash_file = tmp_path / "work", tmp_path / "drive", checksums.hash_file
+    mine = checkpoint(work, 50)
+    checkpoint(mirrored, 100)
+
+    def broken(path):
+        if mirrored in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return hash_file(path)
+
+    monkeypatch.setattr(checksums, "hash_file", broken)
+    assert checkpoints.newest(work, mirrored) == mine
+    assert "going on from what is here" in capsys.readouterr().out
