@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +17,11 @@ from llm_finetuning import hardware, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import qlora
+
+if TYPE_CHECKING:
+    from bitsandbytes.nn import Linear4bit
+
+    from llm_finetuning.release.held_weights import HeldWeights
 
 BASES = ("dequantized", "original")
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
@@ -110,13 +116,16 @@ class Merge:
     adapter: Adapter
     quantised: set[str]
     """Names of the weights that were trained in 4 bits (`quantised_names`)."""
+    held: "HeldWeights | None" = None
+    """The file with those weights; without one they are quantised anew, to the same bytes."""
 
     def start(self, name: str) -> torch.Tensor:
         """Returns the base tensor that the adapter is added to; one that was trained in 4 bits lies on `device`."""
-        tensor = self.weights.read(name)
         if name not in self.quantised:
-            return tensor
-        tensor = tensor.to(self.device)
+            return self.weights.read(name)
+        if self.held and self.base == "dequantized":
+            return self.held.read(name, self.device)
+        tensor = self.weights.read(name).to(self.device)
         return tensor if self.base == "original" else quantize_dequantize(tensor, self.settings, self.compute_dtype)
 
 
@@ -191,10 +200,15 @@ def stored_names(names: Iterable[str], weights: Weights) -> dict[str, str]:
 
 def quantised_names(model: torch.nn.Module) -> set[str]:
     """Returns the names, as in the base, of the weights that the trained model holds in 4 bits."""
-    import bitsandbytes as bnb
+    return set(quantised_layers(model))
+
+
+def quantised_layers(model: torch.nn.Module) -> "dict[str, Linear4bit]":
+    """The 4-bit layers of the trained model, by the names of their weights as in the base."""
+    from bitsandbytes.nn import Linear4bit
 
     return {
-        name.removeprefix("base_model.model.").removesuffix(".base_layer") + ".weight"
+        name.removeprefix("base_model.model.").removesuffix(".base_layer") + ".weight": module
         for name, module in model.named_modules()
-        if isinstance(module, bnb.nn.Linear4bit)
+        if isinstance(module, Linear4bit)
     }

@@ -16,7 +16,7 @@ from llm_finetuning import hardware, models
 from llm_finetuning.evaluation import mode, scoreboard
 from llm_finetuning.files.shards import Weights
 from llm_finetuning.prompts import Template
-from llm_finetuning.release import companions, merging
+from llm_finetuning.release import companions, held_weights, merging
 from llm_finetuning.release.merging import BASES, Merge
 from llm_finetuning.training.memory import VERIFIED_EXAMPLES
 from llm_finetuning.training.planning import Plan
@@ -52,6 +52,7 @@ def merge_and_verify(
     stored = merging.stored_names(quantised | set(adapter.factors), weights)
     adapter, quantised = adapter.renamed(stored), {stored[name] for name in quantised}
     merge = Merge("original", settings, plan.dtype, plan.save_dtype, plan.device, weights, adapter, quantised)
+    merge = dataclasses.replace(merge, held=held_weights.find(plan))
     candidates = BASES if settings.merge_base == "best" else [settings.merge_base]
     losses: dict[str, float] = {}
     for base in candidates if quantised else ["original"]:
@@ -59,7 +60,9 @@ def merge_and_verify(
         best = min(losses, key=losses.get)
         for other in set(losses) - {best}:
             shutil.rmtree(settings.folders.merged / other, ignore_errors=True)
-    return _verify(dataclasses.replace(merge, base=best), template, held_out, losses, after_loss)
+    verified = _verify(dataclasses.replace(merge, base=best), template, held_out, losses, after_loss)
+    held_weights.remove(plan)
+    return verified
 
 
 def _write_and_measure(merge: Merge, template: Template, held_out: list[dict]) -> float:

@@ -35,9 +35,14 @@ class Need:
 
 
 def work_needs(plan: "Plan") -> list[Need]:
-    """What a run writes to the local disk: one checkpoint more than are kept, the adapter, and the merged models."""
+    """What a run writes to the local disk: one checkpoint more than are kept, the adapter, and the merged models.
+
+    While it merges the 4-bit weights lie beside these, in 4.5 bits each with their constants.
+    """
     folders, size = plan.settings.folders, plan.size
     merged = (4 if plan.settings.merge_base == "best" else 2) * size.total
+    if plan.four_bit and plan.settings.merge_base != "original":
+        merged += size.linear * 9 // 16
     return [
         _checkpoints(plan, folders.work),
         Need(folders.work, "the adapter", 4 * size.adapter, 4 * size.adapter),

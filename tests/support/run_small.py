@@ -11,7 +11,7 @@ from training_fixtures import prepare, small_pairs, small_settings, write_lines
 
 from llm_finetuning import hardware
 from llm_finetuning.evaluation import scoreboard
-from llm_finetuning.release import merging, verify
+from llm_finetuning.release import held_weights, merging, verify
 from llm_finetuning.release.publish import publish
 from llm_finetuning.training import metrics
 from llm_finetuning.training.resumable import save_adapter, train
@@ -39,6 +39,7 @@ def main(folder: Path, base: str) -> None:
     board |= scoreboard.after(small.trainer.model, small.held_out, small.template, settings)
     stage("merge")
     plan, held_out, template = small.plan, small.held_out, small.template
+    held_weights.save(small.trainer.model, plan)
     quantised = merging.quantised_names(small.trainer.model)
     del small.trainer
     hardware.free_memory()
