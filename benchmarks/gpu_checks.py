@@ -13,7 +13,7 @@ from gpu_variants import OURS, rows_for
 from llm_finetuning import hardware
 from llm_finetuning.evaluation import scoreboard
 from llm_finetuning.files import drive
-from llm_finetuning.release import merging, verify
+from llm_finetuning.release import held_weights, merging, verify
 from llm_finetuning.training import attention, selfcheck
 from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.resumable import save_adapter, train
@@ -142,6 +142,7 @@ def merge(given: argparse.Namespace, trainer: AssistantTrainer, run: training_ru
     save_adapter(trainer)
     plan, held_out, template = trainer.plan, trainer.run_inputs.held_out, trainer.run_inputs.template
     loss = scoreboard.held_out_loss(trainer.model, held_out, template)
+    held_weights.save(trainer.model, plan)
     quantised = merging.quantised_names(trainer.model)
     del trainer
     run.close()

@@ -4,11 +4,13 @@
 
 Random weights and a random adapter (r = 64 on all linear layers), of a small Phi or of Phi-2's true size (17 GB of
 disk in --work). Each turn has a process of its own, as the speed of malloc's heap differs from one to another; all read
-the same 16-bit base and write a whole folder of shards.
+the same 16-bit base and write a whole folder of shards. The 4-bit weights come from the file that the notebook writes
+of the trained model; how long that takes is told apart.
 """
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import measuring
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 
 from llm_finetuning import models, prompts, settings
 from llm_finetuning.files import shards
-from llm_finetuning.release import companions, merging
+from llm_finetuning.release import companions, held_weights, merging
 from llm_finetuning.sample import rehearsal
 
 PART = "merge"
@@ -53,6 +55,20 @@ def make_adapter(folder: Path, size: str) -> Path:
     return folder
 
 
+def hold_weights(base: Path, path: Path) -> list[float]:
+    """Writes the base's 4-bit weights to `path` twice, as the notebook does with the trained model; the seconds."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        dtype=torch.bfloat16,
+        device_map={"": device()},
+        quantization_config=models.four_bit(torch.bfloat16),
+        trust_remote_code=False,
+    )
+    return [measuring.seconds_of(lambda: held_weights.write(model, shards.Weights(base), path, {})) for _ in range(2)]
+
+
 def with_peft(base: Path, adapter: Path, out: Path) -> None:
     """The usual way: the base in 16 bits, the adapter on it, merged in place, saved."""
     from peft import PeftModel
@@ -65,11 +81,12 @@ def with_peft(base: Path, adapter: Path, out: Path) -> None:
     merged.save_pretrained(out, max_shard_size="2GB")
 
 
-def ours(kind: str, base: Path, adapter: Path, out: Path, chosen: settings.Finetuning) -> None:
+def ours(kind: str, base: Path, adapter: Path, out: Path, held: Path) -> None:
     """As the notebook merges into one base."""
     read, weights = merging.read_adapter(adapter), shards.Weights(base)
-    dtypes = (torch.bfloat16, torch.bfloat16)
-    merging.write_merged(merging.Merge(kind, chosen, *dtypes, device(), weights, read, set(read.factors)), out)
+    chosen, dtypes = settings.from_cell(settings.Finetuning, measuring.defaults()), (torch.bfloat16, torch.bfloat16)
+    merge = merging.Merge(kind, chosen, *dtypes, device(), weights, read, set(read.factors))
+    merging.write_merged(replace(merge, held=held_weights.HeldWeights(held)), out)
     template = prompts.template_for(models.tokenizer(str(base)))
     companions.write_companions(out, base, template, torch.bfloat16)
 
@@ -77,13 +94,12 @@ def ours(kind: str, base: Path, adapter: Path, out: Path, chosen: settings.Finet
 def once(side: str, size: str, work: Path) -> float:
     """Seconds of one merge into an empty folder, which is looked at and removed."""
     base, adapter, out = work / f"base-{size}", work / f"adapter-{size}", work / "merged"
-    chosen = settings.from_cell(settings.Finetuning, measuring.defaults())
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
     if side == PEFT:
         with_peft(base, adapter, out)
     else:
-        ours(SIDES[side], base, adapter, out, chosen)
+        ours(SIDES[side], base, adapter, out, work / f"held-{size}.safetensors")
     seconds = time.perf_counter() - start
     check(out, base)
     shutil.rmtree(out)
@@ -121,12 +137,14 @@ def main() -> None:
     if given.side:
         measuring.serve(lambda: job(given.side, given.size, given.work))
         return
-    shapes.base(given.work, given.size)
+    base = shapes.base(given.work, given.size)
     make_adapter(given.work / f"adapter-{given.size}", given.size)
+    held = hold_weights(base, given.work / f"held-{given.size}.safetensors")
     arguments = ["--size", given.size, "--work", str(given.work)]
     with measuring.sides(Path(__file__).name, list(SIDES), arguments, apart=True) as turns:
         results = measuring.in_turn(turns, ROUNDS[given.size])
-    print(f"written to {measuring.record(PART, given.size, figures(results), given.results)}")
+    made = [*figures(results), measuring.figure("time, writing the 4-bit weights", "s", held)]
+    print(f"written to {measuring.record(PART, given.size, made, given.results)}")
 
 
 def figures(results: dict[str, list[dict]]) -> list[dict]:
