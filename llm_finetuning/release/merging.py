@@ -5,7 +5,6 @@ Both are merged and measured on the held-out set, and the better one is kept. Me
 themselves would quantise again and lose more than a small adapter adds.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from llm_finetuning import hardware, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
+from llm_finetuning.release import adapter_checks
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import qlora
 
@@ -63,18 +63,17 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter:
     """Reads an adapter as PEFT saves it. Raises FileNotFoundError or ValueError for what is neither LoRA nor DoRA."""
-    config_file = folder / "adapter_config.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"{config_file} not found: train first, the notebook writes the adapter there")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config_file, config = folder / adapter_checks.CONFIG, adapter_checks.read_config(folder)
     unsupported = qlora.beyond_lora(config)
     if config.get("peft_type") != "LORA" or unsupported:
         raise ValueError(
             f"{config_file}: only LoRA and DoRA on an unchanged base can be merged here, found"
             f" {unsupported or config.get('peft_type')}"
         )
+    saved = Weights(folder, "adapter_model.safetensors")
+    adapter_checks.check_keys(saved)
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in Weights(folder, "adapter_model.safetensors"):
+    for key, tensor in saved:
         name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
         parts.setdefault(f"{name}.weight", {})[part.partition(".")[0]] = tensor
     needed = {"A", "B", "magnitude_vector"} if config.get("use_dora") else {"A", "B"}
@@ -84,6 +83,7 @@ def read_adapter(folder: Path) -> Adapter:
             f" {', '.join(sorted(needed))} (use_dora is {bool(config.get('use_dora'))} in {config_file.name})"
         )
     rank = config["r"]
+    adapter_checks.check_factors(parts, rank, folder)
     scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     lengths = {name: found["magnitude_vector"] for name, found in parts.items() if "magnitude_vector" in found}
     return Adapter({name: (found["A"], found["B"]) for name, found in parts.items()}, scaling, lengths)
@@ -133,12 +133,10 @@ def write_merged(merge: Merge, folder: Path) -> None:
     """Writes the merged tensors to `folder` in shards of at most 2 GB, with their index.
 
     W' = round(W + change), see `Adapter.change` and `add_and_round`. At no time is more than one shard in memory.
-    Raises ValueError when the adapter changes a tensor that the base does not have.
+    Raises ValueError when the adapter changes a tensor that the base does not have, or has in another shape.
     """
     weights, adapter = merge.weights, merge.adapter
-    missing = sorted(set(adapter.factors) - set(weights.names()))
-    if missing:
-        raise ValueError(f"{weights.folder} has no tensor {', '.join(missing[:3])}: this adapter is of another model")
+    adapter_checks.check_shapes(adapter.factors, adapter.lengths, weights)
     folder.mkdir(parents=True, exist_ok=True)
 
     def merged(name: str) -> torch.Tensor:

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from llm_finetuning.training.planning import Plan
 
 
-BEYOND_LORA = ("fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
+BEYOND_LORA = (
+    *("fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication"),
+    *("trainable_token_indices", "use_qalora", "use_bdlora", "alora_invocation_tokens"),
+    *("arrow_config", "kasa_config", "monteclora_config"),
+)
 """Entries of an adapter's configuration by which it is another function than scaled products beside the base."""
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """First weights of an adapter that PEFT takes out of the base: the adapter belongs to what was left of it."""
@@ -30,6 +34,7 @@ def beyond_lora(config: dict) -> list[str]:
     """What in an adapter_config.json makes of an adapter more than LoRA or DoRA on an unchanged base."""
     start = str(config.get("init_lora_weights")).lower().partition("_niter")[0]  # 'pissa_niter_16' is 'pissa'
     found = [name for name in BEYOND_LORA if config.get(name)]
+    found += [f"bias = {config['bias']}"] * (config.get("bias") not in (None, "none"))
     return found + [f"init_lora_weights = {start}"] * (start in CHANGE_THE_BASE)
 
 
