@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,12 +20,24 @@ def write_checksums(folder: str | Path) -> Path:
     """Writes `SHA256SUMS` atomically: a line for each file below `folder`, in sorted order; returns its path."""
     folder = _existing(folder)
     names = [name for name in files_below(folder) if name != NAME]
+    _check_names(folder, names)
+    return write_listed(folder, hash_files(folder, names))
+
+
+def _check_names(folder: Path, names: list[str]) -> None:
+    """Raises ValueError where there are none, or some that the list or another system cannot hold."""
     if not names:
         raise ValueError(f"{folder} holds no files, so there is nothing to write {NAME} for.")
     odd = [name for name in names if "\n" in name or "\\" in name]
     if odd:
         raise ValueError(f"{NAME} cannot name {odd[0]!r} in {folder}. Rename the file: no line break, no backslash.")
-    return write_listed(folder, hash_files(folder, names))
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
+        if other != name:
+            raise ValueError(
+                f"{folder} holds {other!r} and {name!r}, one file on Windows and macOS. Rename one of them."
+            )
 
 
 def write_listed(folder: Path, hashes: dict[str, str]) -> Path:
@@ -32,9 +45,10 @@ def write_listed(folder: Path, hashes: dict[str, str]) -> Path:
     return write_text(folder / NAME, "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)))
 
 
-def verify_checksums(folder: str | Path) -> dict[str, str]:
+def verify_checksums(folder: str | Path, contents: bool = True) -> dict[str, str]:
     """Compares every file that `SHA256SUMS` lists with its hash; returns {name: SHA-256 in hex}.
 
+    contents: False compares the names alone, and reads no file.
     Raises FileNotFoundError when the folder or its SHA256SUMS is missing, ValueError naming every file that
     is damaged, missing, or not listed although transformers would read it.
     """
@@ -42,7 +56,8 @@ def verify_checksums(folder: str | Path) -> dict[str, str]:
     listed = read_checksums(folder)
     present = set(files_below(folder))
     problems = [f"{name} is missing" for name in listed if name not in present]
-    for name, sha256 in hash_files(folder, [name for name in listed if name in present]).items():
+    hashed = [name for name in listed if name in present] if contents else []
+    for name, sha256 in hash_files(folder, hashed).items():
         if sha256 != listed[name]:
             size = (folder / name).stat().st_size
             what = f"is damaged ({size:,} bytes, another SHA-256)" if size else "is empty (0 bytes)"

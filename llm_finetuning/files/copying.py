@@ -94,10 +94,15 @@ class VerifiedCopy:
         self.sizes = {name: (source / name).stat().st_size for name in self.hashes}
 
     def fill(self) -> None:
-        """Copies what differs: continued at first, then afresh, then once more. Raises ValueError if it still does."""
-        for _ in range(3):
+        """Copies what differs: continued at first, then afresh, then once more. Raises ValueError if it still does.
+
+        A copy that differs may be of a source that is damaged: it is compared then, and not before every copy.
+        """
+        for tries in range(3):
             if not (names := self.retry(self.differing, f"Checking {self.partial.name}")):
                 return
+            if tries:
+                self.retry(lambda: checksums.verify_checksums(self.source), f"Checking {self.source.name}")
             self.copy(names)
         if names := self.retry(self.differing, f"Checking {self.partial.name}"):
             cure = "Publish to another disk, or check this one."

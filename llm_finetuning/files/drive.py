@@ -69,12 +69,17 @@ def lost(path: str | Path) -> OSError:
 
 
 def remove(path: Path, ignore_errors: bool = False) -> None:
-    """Removes a file or a folder; on Drive every file is emptied first, for its bin counts them for 30 days."""
+    """Removes a file or a folder; on Drive every file is emptied first, for its bin counts them for 30 days.
+
+    Of a symbolic link the link goes, and what it leads to stays.
+    """
+    is_folder = path.is_dir() and not path.is_symlink()
     with contextlib.suppress(OSError) if ignore_errors else contextlib.nullcontext():
-        files = path.rglob("*") if path.is_dir() else [path]
-        for file in filter(Path.is_file, files if on_drive(path) else []):
-            os.truncate(file, 0)
-        if not path.is_dir():
+        files = path.rglob("*") if is_folder else [path]
+        for file in files if on_drive(path) else []:
+            if file.is_file() and not file.is_symlink():
+                os.truncate(file, 0)
+        if not is_folder:
             path.unlink(missing_ok=True)
-    if path.is_dir():
+    if is_folder:
         shutil.rmtree(path, ignore_errors)

@@ -34,11 +34,15 @@ def replace_published(source: str | Path, target: str | Path, sleep: Callable[[f
     continued by the next call; transport errors are tried again with growing pauses; a second run waits for the first.
     On Drive it is read back from the mount, and uploaded later. `sleep`: takes seconds.
 
+    Where `target` is a symbolic link, the folder that it leads to is replaced. The source is read once, while it is
+    copied: what is damaged in it differs from its list when the copy is read back.
+
     Raises FileNotFoundError or ValueError for a source that is not complete, or a target that holds something
     else; OSError when the disk is full or the connection stays lost, with what to do.
     """
-    source, target = Path(source), Path(target)
-    checksums.verify_checksums(source)
+    source, given = Path(source), Path(target)
+    target = _led_to(given)
+    checksums.verify_checksums(source, contents=False)
     check_no_pickles(source)
     check_no_tokens(source)
     job = _Job(source, target, sleep)
@@ -50,7 +54,18 @@ def replace_published(source: str | Path, target: str | Path, sleep: Callable[[f
         raise _explained(error, job) from error
     if job.on_drive:
         print(f"{target}: written and read back, its upload is pending. {job.said_of_previous()}".rstrip())
-    return target
+    return given
+
+
+def _led_to(target: Path) -> Path:
+    """Where a symbolic link leads to; any other path as it is. Raises ValueError for links that lead in a circle."""
+    try:
+        real = target.resolve() if target.is_symlink() else target
+    except RuntimeError:  # of a circle; Python 3.13 gives a link of it back
+        real = target
+    if real.is_symlink():
+        raise ValueError(f"{target} is a link that leads in a circle: remove it, or publish to another folder")
+    return real
 
 
 class _Job(VerifiedCopy):
@@ -85,13 +100,19 @@ class _Job(VerifiedCopy):
         return f"The version before stays in {self.previous} until the next one." if self.previous.exists() else ""
 
     def check_target(self) -> None:
-        if self.source.resolve() == self.target.resolve():
+        if not self.target.exists():
+            return
+        if self.source.samefile(self.target):  # whatever it is called: in other letters, or through a link
             raise ValueError(f"{self.source} is both source and target. Publish to another folder.")
-        if self.target.is_dir() and any(self.target.iterdir()) and not (self.target / checksums.NAME).exists():
-            raise ValueError(
-                f"{self.target} holds files but no {checksums.NAME}, so it was not published from here and is "
-                "left alone. Move it away, or publish under another name."
-            )
+        foreign = f"holds files but no {checksums.NAME}"
+        if not self.target.is_dir():
+            foreign = "is a file"
+        elif not any(self.target.iterdir()) or (self.target / checksums.NAME).exists():
+            return
+        raise ValueError(
+            f"{self.target} {foreign}, so it was not published from here and is left alone. Move it away, or publish"
+            " under another name."
+        )
 
     def recover(self) -> None:
         """Finishes or undoes what a killed run left between its two renames."""

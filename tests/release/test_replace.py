@@ -1,7 +1,10 @@
 """Publishing to a folder when nothing goes wrong, and what it refuses to publish."""
 
+import errno
 import os
+import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 from publishing_world import SHARDS, finished, version_at
@@ -117,6 +120,90 @@ def test_target_that_cannot_be_written(tmp_path):
     with pytest.raises(OSError):
         replace.replace_published(finished(tmp_path / "merged", 1), tmp_path / "file" / "finetuned_phi2")
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_where_the_target_is_a_link_the_folder_behind_it_is_replaced(tmp_path):
+    """As where the results lie on a larger disk; a second version, and one more, as a first may go well by chance."""
+    real, target = tmp_path / "large disk" / "models", tmp_path / "drive" / "finetuned_phi2"
+    target.parent.mkdir()
+    target.symlink_to(real)  # nothing is there yet
+    for version in (1, 2, 3):
+        assert replace.replace_published(finished(tmp_path / str(version), version), target) == target
+        assert target.is_symlink() and version_at(target) == version_at(real) == version
+        assert os.listdir(real.parent) == ["models"] and os.listdir(target.parent) == ["finetuned_phi2"]
+
+
+def test_a_link_to_somebody_else_s_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    (tmp_path / "finetuned_phi2").symlink_to(tmp_path / "thesis")
+    with pytest.raises(ValueError, match="left alone"):
+        replace.replace_published(finished(tmp_path / "merged", 1), tmp_path / "finetuned_phi2")
+    assert os.listdir(tmp_path / "thesis") == ["thesis.tex"]
+
+
+def test_links_in_a_circle_are_named(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(ValueError, match="leads in a circle"):
+        replace.replace_published(finished(tmp_path / "merged", 1), tmp_path / "a")
+
+
+def test_a_file_under_the_target_s_name_is_left_alone(tmp_path):
+    (tmp_path / "finetuned_phi2").write_text("notes")
+    with pytest.raises(ValueError, match="is a file, so it was not published from here and is left alone"):
+        replace.replace_published(finished(tmp_path / "merged", 1), tmp_path / "finetuned_phi2")
+    assert (tmp_path / "finetuned_phi2").read_text() == "notes"
+
+
+def test_source_and_target_must_differ_by_whatever_name(tmp_path):
+    """As on a file system that does not tell capitals from small letters: two paths, one folder."""
+    source = finished(tmp_path / "there" / "merged", 1)
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    for target in (tmp_path / "here" / "merged", tmp_path / "there" / ".." / "here" / "merged"):
+        with pytest.raises(ValueError, match="both source and target"):
+            replace.replace_published(source, target)
+    assert version_at(source) == 1 and os.listdir(tmp_path / "there") == ["merged"]
+
+
+@pytest.mark.parametrize("names", [("README.md", "readme.md"), ("Stra\u00dfe", "STRASSE"), ("\u00e9", "e\u0301")])
+def test_names_that_are_one_file_elsewhere_are_refused(names, tmp_path):
+    source = finished(tmp_path / "merged", 1)
+    for name in names:
+        (source / name).write_text(name)
+    with pytest.raises(ValueError, match="one file on Windows and macOS"):
+        checksums.write_checksums(source)
+
+
+def test_a_target_that_is_read_only(tmp_path, small_disk):
+    disk = small_disk(tmp_path / "disk", 1e6)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    source = finished(tmp_path / "merged", 1)
+    with pytest.raises(OSError, match="cannot be written. Nothing new stands under .* Choose another folder") as error:
+        replace.replace_published(source, disk / "finetuned_phi2")
+    assert error.value.errno == errno.EROFS
+    assert version_at(source) == 1
+
+
+def bytes_read() -> int:
+    """What this process has read so far, from files and from what the system keeps of them, by its kernel's count."""
+    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(lines["rchar"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel counts what is read on Linux")
+def test_each_byte_is_read_twice_after_it_was_written(tmp_path):
+    """The merged model: hashed, then copied. Its copy: read back once."""
+    size = 8_000_000
+    source = finished(tmp_path / "merged", 1, size)
+    replace.replace_published(finished(tmp_path / "first", 2), tmp_path / "drive" / "finetuned_phi2")
+    before = bytes_read()
+    checksums.write_checksums(source)
+    hashed = bytes_read()
+    replace.replace_published(source, tmp_path / "drive" / "finetuned_phi2")
+    copied = bytes_read()
+    assert hashed - before == pytest.approx(2 * size, rel=0.02)
+    assert copied - hashed == pytest.approx(2 * 2 * size, rel=0.02)
 
 
 def test_zip_of_the_adapter(tmp_path):
