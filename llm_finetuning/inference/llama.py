@@ -2,17 +2,15 @@
 
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
 
 from llm_finetuning.files import checksums
 from llm_finetuning.inference.engines import common_prefix
+from llm_finetuning.inference.llama_kernels import safe_kernels
 
 PATTERN = "*Q4_K_M.gguf"
 
@@ -32,23 +30,6 @@ def file_beside(folder: Path) -> Path | None:
     published = (folder / checksums.NAME).stat().st_mtime
     files = [*sorted(folder.glob(PATTERN)), *sorted(folder_beside(folder).glob(PATTERN))]
     return next((file for file in files if file.stat().st_mtime >= published), None)
-
-
-@contextmanager
-def safe_kernels(library: ModuleType) -> Iterator[None]:
-    """Models that are loaded inside are not repacked for AMX, and are computed by the other kernels.
-
-    llama.cpp's AMX kernels end the process, with a fault at the second token of a prompt, on processors that have AMX
-    as their virtual machine shows it. Llama has no argument for it; the options of llama.cpp do.
-    """
-    defaults = library.llama_model_default_params
-    options = defaults()
-    options.use_extra_bufts = b"AMX_INT8 = 1" not in library.llama_print_system_info()
-    library.llama_model_default_params = lambda: options
-    try:
-        yield
-    finally:
-        library.llama_model_default_params = defaults
 
 
 class LlamaEngine:

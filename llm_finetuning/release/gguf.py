@@ -71,6 +71,7 @@ def export(
     check_space(target, int(weights * (1 + sum(GGUF_TYPES[kind] for kind in types) / 16)), "The GGUF files")
     template = Template(models.read_tokenizer(str(folder)), f"the chat template of {folder.name}")
     texts, examples = gguf_checks.texts_of(template), examples or gguf_checks.own_examples(template)
+    check_shape(folder)
     with building(target) as partial:
         f16 = convert(folder, partial / "model-f16.gguf")
         alike = gguf_checks.compare_tokens(f16, template.tokenizer, texts)
@@ -95,6 +96,26 @@ def check_no_code(folder: Path) -> None:
         raise ValueError(
             f"{found[0]} brings code of its own, and llama.cpp's converter would run it: export a model whose"
             " architecture transformers has"
+        )
+
+
+def check_shape(folder: Path) -> None:
+    """Raises ValueError for a Phi of another shape than Phi-2's, which llama.cpp's converter writes for every Phi."""
+    config = models.configuration(str(folder))
+    if config.model_type != "phi":
+        return
+    wanted = {
+        "intermediate_size": 4 * config.hidden_size,
+        "num_key_value_heads": config.num_attention_heads,
+        "qk_layernorm": False,
+    }
+    found = {name: getattr(config, name) for name in wanted}
+    if other := [
+        f"{name} is {found[name]} in place of {value}" for name, value in wanted.items() if found[name] != value
+    ]:
+        raise ValueError(
+            f"{folder}: llama.cpp takes every Phi to be shaped as Phi-2 is, and here {', '.join(other)}: use the model"
+            " with transformers or vLLM"
         )
 
 

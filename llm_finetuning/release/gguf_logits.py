@@ -8,28 +8,21 @@ examples.json: [{"input_ids": [T], "places": positions whose logits are asked fo
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 from llama_cpp import Llama, llama_cpp
 
+sys.path[0] = str(Path(__file__).parents[2])  # in place of this file's folder
+from llm_finetuning.inference.llama_kernels import safe_kernels  # noqa: E402
 
-def without_repacking() -> llama_cpp.llama_model_params:
-    """The options of a model whose weights are computed with as they are stored.
-
-    llama.cpp's AMX kernels, for which it repacks them, crash on processors that have AMX and do not grant it.
-    """
-    parameters = defaults()
-    parameters.use_extra_bufts = False
-    return parameters
-
-
-defaults, llama_cpp.llama_model_default_params = llama_cpp.llama_model_default_params, without_repacking
 file, listed, target = sys.argv[1:]
 with open(listed, encoding="utf-8") as opened:
     examples = json.load(opened)
 threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 context = max(len(example["input_ids"]) for example in examples)
-llama = Llama(file, n_ctx=context, n_batch=context, n_threads_batch=threads, logits_all=True, verbose=False)
+with safe_kernels(llama_cpp):
+    llama = Llama(file, n_ctx=context, n_batch=context, n_threads_batch=threads, logits_all=True, verbose=False)
 parts = []
 for example in examples:
     llama.reset()
