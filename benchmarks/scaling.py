@@ -41,7 +41,8 @@ SHEETS = [
     Sheet("H200", (9, 0), 989, 141, 4800, 4.0),
 ]
 ROWS = 20_587
-"""Rows of OASST1's train split by the original's flattening; their lengths are those of its threads."""
+"""Conversations of an epoch: as many as OASST1's train split has pairs by the original's flattening. Their lengths are
+those of its threads, from the first message to the last response."""
 GPUS = (1, 2, 4, 8)
 PHI2 = "Phi-2"
 LLAMA = {"7B": (4096, 11008, 32), "13B": (5120, 13824, 40)}
@@ -67,9 +68,11 @@ Where something was measured, the last section holds the formulas against it.
 - Answering one question at a time: at most bandwidth ÷ bytes of the weights tokens per second, as every token reads
   every weight once.
 
-An epoch is {rows:,} pairs, as many as the first version made of OASST1's train split, with the lengths of OASST1's
-threads cut at {longest:,} tokens: {tokens:,} tokens. Settings are the finetuning notebook's: r = {rank} on all linear
-layers, NF4 with double quantisation.
+An epoch is {rows:,} conversations, each with every response in the loss: as many as the first version made pairs of
+OASST1's train split, with the lengths of OASST1's threads cut at {longest:,} tokens: {tokens:,} tokens. Settings are
+the finetuning notebook's: {step:,} tokens a step, {epochs:g} epochs, r = {rank} on {targets} layers
+({kind}), NF4 with double quantisation.
+Time and dollars are those of one epoch where nothing else is said.
 """
 
 
@@ -82,9 +85,14 @@ def document(reports: list[dict]) -> str:
         rows=ROWS,
         longest=chosen.max_seq_length,
         tokens=sum(lengths),
+        step=chosen.tokens_per_step,
+        epochs=chosen.num_train_epochs,
         rank=chosen.lora_r,
+        targets=chosen.lora_target_modules,
+        kind="DoRA" if chosen.use_dora else "LoRA as one operation with its base, without DoRA",
     )
-    parts = [head, the_gpus(), one_gpu(), several_gpus(), larger_bases(), byte_counts(), answering(), checked(reports)]
+    parts = [head, the_gpus(), one_gpu(), limits(), several_gpus(), larger_bases(), byte_counts(), answering()]
+    parts.append(checked(reports))
     return "\n".join(parts)
 
 
@@ -181,6 +189,33 @@ def flops(plan: planning.Plan) -> float:
     attended = plan.attended_length
     per_token = planning.flops_per_token(plan.size, attended, plan.gradient_checkpointing)
     return plan.tokens * per_token
+
+
+def limits() -> str:
+    """The planned time of an epoch, which is the goal, beside what no program can go below on that GPU."""
+    chosen, rows = notebook_settings(), []
+    for sheet in SHEETS:
+        plan = planned(PHI2, sheet)
+        computing, reading = flops(plan) / (sheet.tflops * 1e12), weight_traffic(plan) / (sheet.bandwidth * 1e9)
+        times = [plan.seconds, chosen.num_train_epochs * plan.seconds, computing, reading]
+        ratio = plan.seconds / max(computing, reading)
+        rows.append([sheet.name, *map(planning.readable_seconds, times), f"{ratio:.2f}"])
+    heads = ["GPU", "goal: an epoch", f"goal: {chosen.num_train_epochs:g} epochs", "an epoch's FLOPs at the peak"]
+    heads += ["an epoch's bytes of weights", "goal ÷ limit"]
+    text = (
+        f"The goal is what the plan predicts, {planning.EFFICIENCY:.0%} of the peak. The physical limit of an epoch is"
+        " the longer of two times: its FLOPs at the data sheet's peak, and the bytes of its weights at the data sheet's"
+        " bandwidth. In each pass of each micro-batch the 4-bit weights are read, and written and read again in 16"
+        " bits. Where the second time is far below the first, the micro-batches are large enough. Nothing here has run"
+        " on a GPU yet."
+    )
+    return section("The goal beside the physical limit", text, heads, rows)
+
+
+def weight_traffic(plan: planning.Plan) -> float:
+    """Bytes of weights that an epoch moves: a forward and a backward pass of each micro-batch, or two and one."""
+    passes = (3 if plan.gradient_checkpointing else 2) * plan.tokens / plan.micro_batch_tokens
+    return passes * (plan.memory["base weights"] + 2 * 2 * plan.size.linear)
 
 
 def several_gpus() -> str:
