@@ -16,7 +16,7 @@ from inference_fixtures import make_tokenizer
 from terminal_runs import wait_for
 from tokenizers import pre_tokenizers
 from training_fixtures import small_settings
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig
 
 from llm_finetuning import settings
 from llm_finetuning.files import checksums
@@ -59,6 +59,24 @@ def test_a_template_without_end_is_refused_before_anything_is_converted(tmp_path
     example = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
     with pytest.raises(ValueError, match=f"the chat template of merged .*({words})"):
         gguf.export(folder, tmp_path / "out", ["f16"], [example])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"intermediate_size": 480}, "intermediate_size is 480 in place of 640"),
+        ({"num_attention_heads": 2, "num_key_value_heads": 1}, "num_key_value_heads is 1 in place of 2"),
+        ({"qk_layernorm": True}, "qk_layernorm is True in place of False"),
+    ],
+)
+def test_a_phi_that_is_not_shaped_as_phi2_is_refused_before_it_is_converted(changed, words, tmp_path, monkeypatch):
+    folder = saved(tmp_path / "merged", make_tokenizer())
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    PhiConfig(**{"hidden_size": 160, "intermediate_size": 640} | changed).save_pretrained(folder)
+    monkeypatch.setattr(gguf, "convert", lambda *_: pytest.fail("the converter was started"))
+    with pytest.raises(ValueError, match=f"takes every Phi to be shaped as Phi-2 is, and here {words}"):
+        gguf.export(folder, tmp_path / "out", ["f16"], [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}])
     assert not (tmp_path / "out").exists()
 
 
