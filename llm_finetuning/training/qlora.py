@@ -34,7 +34,7 @@ def beyond_lora(config: dict) -> list[str]:
     """What in an adapter_config.json makes of an adapter more than LoRA or DoRA on an unchanged base."""
     start = str(config.get("init_lora_weights")).lower().partition("_niter")[0]  # 'pissa_niter_16' is 'pissa'
     found = [name for name in BEYOND_LORA if config.get(name)]
-    found += [f"bias = {config['bias']}"] * (config.get("bias") not in (None, "none"))
+    found += [f"bias = {config.get('bias')}"] * (config.get("bias") not in (None, "none"))
     return found + [f"init_lora_weights = {start}"] * (start in CHANGE_THE_BASE)
 
 
