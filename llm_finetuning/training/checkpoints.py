@@ -59,6 +59,11 @@ def found(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
 
 
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` whose files are all as their checksums say, oldest first."""
+    return [checkpoint for checkpoint in found(folder) if checksums.is_complete(checkpoint)]
+
+
 def newest(work: Path, drive: Path) -> Path | None:
     """The newest complete checkpoint, fetched from `drive` when that one is ahead of `work`.
 

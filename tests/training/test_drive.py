@@ -28,10 +28,6 @@ def checkpoint(folder: Path, step: int, size: int = 50_000) -> Path:
     return checkpoints.finalize(partial, folder / f"checkpoint-{step}", {"micro_batch_tokens": step, "optimizer": "x"})
 
 
-def complete(folder: Path) -> list[Path]:
-    return [path for path in checkpoints.found(folder) if checksums.is_complete(path)]
-
-
 @pytest.fixture
 def on_drive(google_drive) -> Path:
     return google_drive.view() / "MyDrive" / "run" / "checkpoints"
@@ -44,7 +40,7 @@ def test_three_epochs_of_checkpoints_do_not_fill_the_bin(google_drive, on_drive,
         mirror.send(checkpoint(tmp_path, step))
         mirror.wait()
     assert mirror.problem is None
-    assert [path.name for path in complete(on_drive)] == ["checkpoint-800", "checkpoint-850"]
+    assert [path.name for path in checkpoints.complete(on_drive)] == ["checkpoint-800", "checkpoint-850"]
     assert kernel.bin < 1000
 
 
@@ -73,7 +69,7 @@ def test_a_drive_that_is_lost_is_named_and_its_folder_stays_empty(place, google_
     colab.mount_drive()
     mirror.send(checkpoint(tmp_path, 200))
     mirror.wait()
-    assert mirror.problem is None and complete(on_drive)[-1].name == "checkpoint-200"
+    assert mirror.problem is None and checkpoints.complete(on_drive)[-1].name == "checkpoint-200"
 
 
 def test_what_the_machine_did_not_upload_is_passed_over(google_drive, on_drive, tmp_path):
@@ -138,7 +134,7 @@ def test_a_run_goes_on_after_its_machine_ended_before_the_upload(google_drive, o
     training.save_adapter(again.trainer)
     assert outcome.step == 8 and outcome.mirror_problem is None
     assert digest(again.settings.folders.adapter) == digest(undisturbed.settings.folders.adapter)
-    assert [path.name for path in complete(on_drive)] == ["checkpoint-6", "checkpoint-8"]
+    assert [path.name for path in checkpoints.complete(on_drive)] == ["checkpoint-6", "checkpoint-8"]
     assert json.loads((on_drive / "checkpoint-8" / checkpoints.RUN_FILE).read_text()) == again.trainer.identity
     checksums.verify_checksums(on_drive / "checkpoint-8")
 

@@ -161,7 +161,7 @@ def test_a_run_learns_the_preference_and_leaves_the_finetuning_as_it_was(folder,
     assert {path: path.read_bytes() for path in (folder / "adapter").iterdir()} == before
     saved = folder / "preference_adapter"
     assert checksums.verify_checksums(saved) and not (saved / "ref").exists()
-    for checkpoint in checkpoints.found(folder / "preference_checkpoints"):
+    for checkpoint in checkpoints.complete(folder / "preference_checkpoints"):
         assert not (checkpoint / "ref").exists()
     loaded = plain_model(tiny_base, saved).train(False)
     example = run.data.pairs[0]["chosen"]

@@ -201,7 +201,7 @@ def test_an_older_checkpoint_is_not_continued_with_another_kind_of_adapter(tiny_
     """It notes nothing of what did not exist then: it was trained without."""
     chosen = small_settings(tmp_path, tiny_base, max_steps=2, warmup_ratio=0.0)
     training.train(prepare(chosen).trainer)
-    run_file = checkpoints.found(tmp_path / "checkpoints")[-1] / "run.json"
+    run_file = checkpoints.complete(tmp_path / "checkpoints")[-1] / "run.json"
     noted = json.loads(run_file.read_text())
     assert noted["use_4bit"] is True, "as earlier versions note it"
     older = {name: value for name, value in noted.items() if name not in checkpoints.NOT_NOTED}
