@@ -111,7 +111,8 @@ def ours(folder: Path, backend: str) -> tuple[str, Callable]:
 
     def answer(new_tokens: int, batch_size: int = 0) -> tuple[float, float]:
         """Answers one question, or a batch of them."""
-        asked.reverse()  # no prompt begins like the one before
+        asked.reverse()  # no prompt begins like the one before,
+        getattr(chat.engine, "kept", []).clear()  # nor like an earlier one
         turn, sampling = [{"role": "user", "content": asked[0]}], SamplingParameters(max_new_tokens=new_tokens)
         batch = [turn] * batch_size
         result = endless.generate_batch(batch, sampling)[0] if batch else endless.generate(turn, sampling)

@@ -1,5 +1,7 @@
 """The engine of transformers models, on a GPU or a CPU; `generation` has the interface of engines."""
 
+from copy import deepcopy
+
 import torch
 import transformers
 
@@ -14,8 +16,9 @@ class TorchEngine:
         self.name = name
         self.context = model.config.max_position_embeddings
         self.vocab_size = model.config.vocab_size
-        self.prefix: tuple[list[int], transformers.DynamicCache] | None = None
-        """Ids and cache of the last single sequence: the next turn of a conversation begins with the same ids."""
+        self.kept: list[tuple[list[int], transformers.DynamicCache]] = []
+        """Ids and caches of the last single sequences, the latest first: of a conversation each, with context tokens
+        together, or more for the latest alone."""
 
     def session(self, sequences: list[list[int]]) -> "TorchSession":
         """Raises ValueError for an id without an embedding, which on a GPU would end every later session too."""
@@ -24,19 +27,31 @@ class TorchEngine:
         return TorchSession(self, sequences)
 
     def take_cache(self, ids: list[int]) -> "tuple[transformers.DynamicCache, int]":
-        """Returns the last sequence's cache, cut to the prefix that it shares with `ids`, and the prefix's length.
+        """Returns a cache of the longest prefix that `ids` share with a kept sequence, and the prefix's length.
 
-        The last id stays outside the prefix, as its logits have to be computed. A cache that has forgotten earlier
+        The last id stays outside the prefix, as its logits have to be computed. A sequence that shares less than its
+        half is another conversation with the same system message, and stays kept. A cache that has forgotten earlier
         tokens cannot be cut.
         """
-        prefix, self.prefix = self.prefix, None
-        length = common_prefix(prefix[0], ids[:-1]) if prefix else 0
-        beyond = len(prefix[0]) - length if prefix else 0
-        if not length or (beyond and not all(map(remembers_all, prefix[1].layers))):
+        lengths = [common_prefix(kept, ids[:-1]) for kept, _ in self.kept]
+        length = max(lengths, default=0)
+        kept, cache = self.kept[lengths.index(length)] if length else ([], None)
+        beyond = len(kept) - length
+        if not length or (beyond and not all(map(remembers_all, cache.layers))):
             return transformers.DynamicCache(config=self.model.config), 0
+        if 2 * length < len(kept):
+            cache = deepcopy(cache)
+        else:
+            self.kept.pop(lengths.index(length))
         if beyond:
-            prefix[1].crop(-beyond)  # negative: so many tokens are taken off the end
-        return prefix[1], length
+            cache.crop(-beyond)  # negative: so many tokens are taken off the end
+        return cache, length
+
+    def keep_cache(self, ids: list[int], cache: "transformers.DynamicCache") -> None:
+        """Keeps the cache of a sequence for the next turn, and frees those of the oldest that are too many."""
+        self.kept.insert(0, (ids, cache))
+        while len(self.kept) > 1 and sum(len(kept) for kept, _ in self.kept) > self.context:
+            self.kept.pop()
 
 
 class TorchSession:
@@ -63,9 +78,9 @@ class TorchSession:
             self.mask = self.mask[indices]
 
     def close(self) -> None:
-        """Hands a single sequence's cache to the next session."""
+        """Hands a single sequence's cache to the session of its conversation's next turn."""
         if self.single is not None:
-            self.engine.prefix = (self.single, self.cache)
+            self.engine.keep_cache(self.single, self.cache)
 
     def _forward(self, ids: torch.Tensor) -> None:
         """Feeds ids (B, T); sets `logits` (B, V) of the last position."""

@@ -1,4 +1,4 @@
-"""The engine of transformers models: its cache is the one that the model fills."""
+"""The engine of transformers models: its cache is the one that the model fills, and kept for each conversation."""
 
 import pytest
 import torch
@@ -67,3 +67,57 @@ def test_a_cache_that_forgets_tokens_serves_another_question(family, asked):
             fresh.push([token])
         assert torch.allclose(session.logits, fresh.logits, atol=1e-4)
         session.close()
+
+
+@torch.inference_mode()
+def answered(engine: TorchEngine, ids: list[int], tokens: int = 3) -> tuple[list[int], torch.Tensor, int]:
+    """Runs a greedy session; returns prompt and answer, the logits after it, and how many ids the prefill was fed."""
+    fed, forward = [], engine.model.forward
+    engine.model.forward = lambda **inputs: fed.append(inputs["input_ids"].shape[1]) or forward(**inputs)
+    session, ids = engine.session([ids]), list(ids)
+    for _ in range(tokens):
+        ids.append(int(session.logits.argmax()))
+        session.push(ids[-1:])
+    session.close()
+    engine.model.forward = forward
+    return ids, session.logits, fed[0]
+
+
+SYSTEM = list(range(40, 46))
+VISITORS = {"one": [*SYSTEM, *range(60, 80)], "two": [*SYSTEM, *range(160, 174)], "three": [*SYSTEM, *range(260, 277)]}
+
+
+def test_each_of_several_visitors_finds_the_cache_of_their_conversation():
+    engine, model = TorchEngine(model_of("llama")), model_of("llama")
+    talks = {name: answered(engine, ids)[0] for name, ids in VISITORS.items()}
+    for turn in range(2):
+        for name, talk in talks.items():
+            ids, logits, fed = answered(engine, [*talk, 7, 8 + turn])
+            assert fed == 2
+            assert torch.allclose(logits, answered(TorchEngine(model), [*talk, 7, 8 + turn])[1], atol=1e-4)
+            talks[name] = ids
+
+
+def test_a_short_question_leaves_the_other_conversations_with_its_system_message_alone():
+    engine = TorchEngine(model_of("llama"))
+    talk, _, _ = answered(engine, VISITORS["one"])
+    _, logits, fed = answered(engine, [*SYSTEM, 9])
+    assert fed == 1  # of the system message there is a copy
+    assert torch.allclose(logits, answered(TorchEngine(model_of("llama")), [*SYSTEM, 9])[1], atol=1e-4)
+    assert answered(engine, [*talk, 5])[2] == 1
+
+
+def test_another_try_at_the_last_question_reads_nothing_anew():
+    engine = TorchEngine(model_of("llama"))
+    first, logits, _ = answered(engine, VISITORS["one"], tokens=50)
+    again, same, fed = answered(engine, VISITORS["one"], tokens=50)
+    assert (again, fed) == (first, 1) and torch.allclose(logits, same, atol=1e-4)
+
+
+def test_kept_conversations_have_together_as_many_tokens_as_a_context():
+    engine = TorchEngine(model_of("llama"))  # a context of 128
+    for name, ids in VISITORS.items():
+        answered(engine, [*ids, *range(30)], tokens=len(name))
+    assert [ids[6] for ids, _ in engine.kept] == [260, 160]
+    answered(engine, list(range(100, 220)), tokens=20)
+    assert [len(ids) for ids, _ in engine.kept] == [140]
