@@ -18,7 +18,7 @@ import transformers
 from llm_finetuning import hardware, models
 from llm_finetuning.files import checksums, copying
 from llm_finetuning.files.atomic import writing
-from llm_finetuning.inference import llama, nf4
+from llm_finetuning.inference import llama, llama_kernels, nf4
 
 STEPS = 8
 NF4_INT8 = "nf4+int8"
@@ -79,6 +79,7 @@ def fingerprint(folder: Path) -> dict:
         "torch": torch.__version__,
         "nf4": nf4.available(),
         "gguf": gguf.name if gguf else "",
+        "amx": bool(gguf) and llama_kernels.amx_is_sound(),
     }
 
 

@@ -1,20 +1,48 @@
 """Which of llama.cpp's kernels compute; a file of its own, for a script that needs nothing else of the package."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
+
+MARK = "amx.sha256"
+"""Stands beside llama.cpp's library and holds its hash, where it was compiled so that its AMX kernels run."""
+
+
+def mark_build() -> None:
+    """Notes that the library of llama.cpp was compiled here, with what its AMX kernels need."""
+    library = _library()
+    if library.is_file():
+        library.with_name(MARK).write_text(_hash_of(library), encoding="utf-8")
+
+
+def amx_is_sound() -> bool:
+    """Whether llama.cpp's AMX kernels can be used: its library is the one that `mark_build` saw."""
+    library = _library()
+    mark = library.with_name(MARK)
+    return mark.is_file() and mark.read_text(encoding="utf-8") == _hash_of(library)
+
+
+def _library() -> Path:
+    return Path(find_spec("llama_cpp").origin).parent / "lib" / "libggml-cpu.so"
+
+
+def _hash_of(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 @contextmanager
 def safe_kernels(library: ModuleType) -> Iterator[None]:
-    """Models that are loaded inside are not repacked for AMX, and are computed by the other kernels.
+    """Models that are loaded inside are not repacked for AMX kernels that end the process; other kernels compute them.
 
-    llama.cpp's AMX kernels end the process, with a fault at the second token of a prompt, on processors that have AMX
-    as their virtual machine shows it. Llama has no argument for it; the options of llama.cpp do.
+    Compiled without the flags of `make gguf`, GCC leaves out most of the configuration that they load, which is a fault
+    at the second token of a prompt. Llama has no argument for it; the options of llama.cpp do.
     """
     defaults = library.llama_model_default_params
     options = defaults()
-    options.use_extra_bufts = b"AMX_INT8 = 1" not in library.llama_print_system_info()
+    options.use_extra_bufts = b"AMX_INT8 = 1" not in library.llama_print_system_info() or amx_is_sound()
     library.llama_model_default_params = lambda: options
     try:
         yield

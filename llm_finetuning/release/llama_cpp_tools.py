@@ -1,5 +1,6 @@
 """llama.cpp, the optional extra: where its converters are, how it is installed, and how its programs are run."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,11 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llm_finetuning.files.atomic import building
+from llm_finetuning.inference import llama_kernels
 
 ROOT = Path(__file__).parents[2]
 UNPACKED = ROOT / ".gguf"
 """Where `install` unpacks the source package of llama-cpp-python."""
 REQUIREMENTS = ROOT / "requirements-gguf.txt"
+FLAGS = "-DLLAVA_BUILD=OFF '-DCMAKE_CXX_FLAGS=-fno-dse -fno-tree-dse'"
+"""Without the second, GCC drops most of the tile configuration that llama.cpp's AMX kernels load: its header says that
+the instruction reads 8 of the 64 bytes, so that writing the others looks useless."""
 
 
 def converter(name: str = "convert_hf_to_gguf.py") -> Path:
@@ -58,11 +63,13 @@ def _build() -> None:
         archive.unlink()
     (package,) = UNPACKED.iterdir()
     _pip("install", str(package))
+    importlib.invalidate_caches()
+    llama_kernels.mark_build()
 
 
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
-    subprocess.run(command, check=True, env=os.environ | {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"})
+    subprocess.run(command, check=True, env=os.environ | {"CMAKE_ARGS": FLAGS})
 
 
 def _version() -> str:

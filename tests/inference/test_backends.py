@@ -12,7 +12,7 @@ from inference_fixtures import NUMBERS, ask, make_model, make_tokenizer, pairs, 
 from transformers import AutoConfig, PhiConfig, PhiForCausalLM
 
 from llm_finetuning import hardware, models, prompts
-from llm_finetuning.inference import autotune, engines, int8, llama, nf4
+from llm_finetuning.inference import autotune, engines, int8, llama, llama_kernels, nf4
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
 from llm_finetuning.prompts import question
@@ -228,12 +228,31 @@ def test_what_two_prompts_have_in_common():
     assert engines.common_prefix([1, 2], [1, 2, 3]) == 2
 
 
-@pytest.mark.parametrize(("shown", "repacked"), [(b"AVX512 = 1 | AMX_INT8 = 1 | ", False), (b"AVX2 = 1 | ", True)])
-def test_llama_cpp_does_not_repack_for_amx_whose_kernels_crash(shown, repacked):
+@pytest.mark.parametrize(
+    ("shown", "compiled", "repacked"),
+    [
+        (b"AVX512 = 1 | AMX_INT8 = 1 | ", "elsewhere", False),
+        (b"AVX512 = 1 | AMX_INT8 = 1 | ", "here", True),
+        (b"AVX512 = 1 | AMX_INT8 = 1 | ", "here, and replaced", False),
+        (b"AVX2 = 1 | ", "elsewhere", True),
+    ],
+)
+def test_llama_cpp_repacks_for_amx_only_where_it_was_compiled_for_that(
+    shown, compiled, repacked, tmp_path, monkeypatch
+):
+    """Of other builds the kernels end the process."""
+    file = tmp_path / "lib" / "libggml-cpu.so"
+    file.parent.mkdir()
+    file.write_bytes(b"machine code")
+    monkeypatch.setattr(llama_kernels, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    if compiled != "elsewhere":
+        llama_kernels.mark_build()
+    if "replaced" in compiled:
+        file.write_bytes(b"other machine code")
     library = ModuleType("library")
     library.llama_print_system_info = lambda: shown
     library.llama_model_default_params = lambda: SimpleNamespace(use_extra_bufts=True)
-    with pytest.raises(RuntimeError, match="no such file"), llama.safe_kernels(library):
+    with pytest.raises(RuntimeError, match="no such file"), llama_kernels.safe_kernels(library):
         assert library.llama_model_default_params().use_extra_bufts is repacked
         raise RuntimeError("no such file")
     assert library.llama_model_default_params().use_extra_bufts  # as others who load a model find it
