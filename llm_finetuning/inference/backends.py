@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from llm_finetuning import hardware, models
-from llm_finetuning.inference import autotune, llama, nf4
+from llm_finetuning.inference import autotune, huge_pages, llama, nf4
 from llm_finetuning.inference.engines import TorchEngine
 from llm_finetuning.inference.generation import Engine
 
@@ -31,7 +31,12 @@ def load(folder: str | Path, backend: str = "auto", threads: int = 0) -> Engine:
     if backend == "auto":
         timing = autotune.fastest(folder, config)
         backend, threads = timing.backend, threads or timing.threads
-    threads = threads or torch.get_num_threads()
+    engine = load_on_cpu(folder, config, backend, threads or torch.get_num_threads())
+    huge_pages.use()
+    return engine
+
+
+def load_on_cpu(folder: Path, config: "transformers.PreTrainedConfig", backend: str, threads: int) -> Engine:
     if backend == "llama.cpp":
         return load_llama(folder, config, threads)
     torch.set_num_threads(threads)
