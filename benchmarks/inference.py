@@ -38,7 +38,7 @@ ORIGINAL = "the original's pipeline in fp32"
 
 
 def published(work: Path, size: str, tokenizer_folder: str, gguf: str) -> Path:
-    """Makes a published folder with random weights, and copies the GGUF file beside it if there is one."""
+    """Makes a published folder with random weights, and puts the GGUF file, if one is given, beside it alone."""
     weights, folder = shapes.base(work, size, tokenizer_folder), work / f"published-{size}"
     if not (folder / checksums.NAME).is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -52,8 +52,9 @@ def published(work: Path, size: str, tokenizer_folder: str, gguf: str) -> Path:
         checksums.write_checksums(folder)
     if gguf:
         beside = llama.folder_beside(folder)
-        beside.mkdir(exist_ok=True)
-        shutil.copyfile(gguf, beside / "model-Q4_K_M.gguf")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        shutil.copyfile(gguf, beside / Path(gguf).name)
     return folder
 
 
@@ -217,7 +218,7 @@ def beside(original: list[dict], other: list[dict]) -> list[dict]:
 def main() -> None:
     parser = measuring.options(__doc__, "small", "true", "tiny")
     parser.add_argument("--tokenizer", default="", help="folder of Phi-2's tokenizer; without: the sample's")
-    parser.add_argument("--gguf", default="", help="Q4_K_M file of the same shape, to be put beside the folder")
+    parser.add_argument("--gguf", default="", help="Q4_0 or Q4_K_M file of the same shape, to be put beside the folder")
     parser.add_argument("--backends", nargs="+", help="auto (the default), or names of inference.backends.NAMES")
     given = parser.parse_args()
     if given.side:

@@ -95,8 +95,8 @@ def load_llama(folder: Path, config: "transformers.PreTrainedConfig", threads: i
     file = llama.file_beside(folder)
     if file is None:
         raise ValueError(
-            f"backend = 'llama.cpp': needs llama-cpp-python and a Q4_K_M file newer than {folder}, in it or in"
-            f" {folder.name}-gguf beside it: make gguf MODEL={folder}"
+            f"backend = 'llama.cpp': needs llama-cpp-python and a Q4_0 or Q4_K_M file newer than {folder}, in it"
+            f" or in {folder.name}-gguf beside it: make gguf MODEL={folder}"
         )
     engine = llama.LlamaEngine(file, config.max_position_embeddings, threads)
     if engine.vocab_size != config.vocab_size:

@@ -1,4 +1,4 @@
-"""The engine of llama.cpp, for the Q4_K_M file beside a published folder, if the optional extra is installed."""
+"""The engine of llama.cpp, for the 4-bit file beside a published folder, if the optional extra is installed."""
 
 import threading
 import weakref
@@ -12,7 +12,8 @@ from llm_finetuning.files import checksums
 from llm_finetuning.inference.engines import common_prefix
 from llm_finetuning.inference.llama_kernels import safe_kernels
 
-PATTERN = "*Q4_K_M.gguf"
+PATTERNS = ("*Q4_0.gguf", "*Q4_K_M.gguf")
+"""Files that can be used, the quickest first."""
 
 
 def folder_beside(folder: Path) -> Path:
@@ -21,14 +22,15 @@ def folder_beside(folder: Path) -> Path:
 
 
 def file_beside(folder: Path) -> Path | None:
-    """Returns the Q4_K_M file in `folder` or `<folder>-gguf`; None without the extra, or where the file is older.
+    """Returns the file of PATTERNS in `folder` or `<folder>-gguf`; None without the extra, or where the file is older.
 
     A file older than SHA256SUMS was made from another model that lay there before.
     """
     if find_spec("llama_cpp") is None or not (folder / checksums.NAME).is_file():
         return None
     published = (folder / checksums.NAME).stat().st_mtime
-    files = [*sorted(folder.glob(PATTERN)), *sorted(folder_beside(folder).glob(PATTERN))]
+    places = (folder, folder_beside(folder))
+    files = [file for pattern in PATTERNS for place in places for file in sorted(place.glob(pattern))]
     return next((file for file in files if file.stat().st_mtime >= published), None)
 
 

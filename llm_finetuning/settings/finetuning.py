@@ -31,7 +31,9 @@ from llm_finetuning.settings.folders import Folders
 TRIAL = "quick_trial"
 TRIAL_PAIRS = 200
 
-GGUF_TYPES = {"f16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_M": 3.9, "Q2_K": 3.4}
+GGUF_TYPES = {
+    "f16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q4_0": 4.7, "Q3_K_M": 3.9, "Q2_K": 3.4
+}  # fmt: skip
 """Types of GGUF files, with about how many bits a weight takes."""
 
 

@@ -213,10 +213,13 @@ def test_llama_cpp_without_its_file_says_what_to_do(published):
 
 def test_a_gguf_file_older_than_the_model_is_left_alone(published, tmp_path, monkeypatch):
     folder = shutil.copytree(published, tmp_path / "model")
-    gguf = tmp_path / "model-gguf" / "model-Q4_K_M.gguf"
+    gguf, quick = (tmp_path / "model-gguf" / f"model-{kind}.gguf" for kind in ("Q4_K_M", "Q4_0"))
     gguf.parent.mkdir()
-    gguf.write_bytes(b"x")
+    for file in (gguf, quick):
+        file.write_bytes(b"x")
     monkeypatch.setattr(llama, "find_spec", lambda name: True)
+    assert llama.file_beside(folder) == quick
+    os.utime(quick, (1, 1))
     assert llama.file_beside(folder) == gguf
     os.utime(gguf, (1, 1))
     assert llama.file_beside(folder) is None

@@ -166,13 +166,20 @@ def test_exported_model_reads_and_answers_as_transformers_does(tmp_path, phi2_to
     assert small["kl"] > 3 * f16["kl"] and exported.left_out == []
 
 
-def test_a_tokenizer_that_no_hash_knows_is_exported_if_it_reads_alike(tmp_path, llama_cpp):
+def test_a_tokenizer_that_no_hash_knows_is_exported_if_it_reads_alike(tmp_path, llama_cpp, monkeypatch):
     """As the sample's: byte-level, of a small world."""
     files = saved(tmp_path / "own", make_tokenizer())
     folder = merged(tmp_path / "merged", "phi", files)
-    exported = gguf.export(folder, tmp_path / "gguf", ["Q8_0"])
+    exported = gguf.export(folder, tmp_path / "gguf", ["Q8_0", "Q4_0"])
     assert not (tmp_path / "gguf" / "model-f16.gguf").exists()
-    assert exported.texts >= 30 and exported.measured[0]["kl"] < 0.01
+    assert exported.texts >= 30 and exported.measured[0]["kl"] < 0.01 < exported.measured[1]["kl"]
+    monkeypatch.syspath_prepend(str(llama_cpp_tools.converter().parent / "gguf-py"))
+    from gguf import GGUFReader  # llama.cpp's own
+
+    types = {
+        tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "gguf" / "model-Q4_0.gguf").tensors
+    }
+    assert (types["output.weight"], types["blk.0.ffn_up.weight"]) == ("Q8_0", "Q4_0")
 
 
 @pytest.mark.more
