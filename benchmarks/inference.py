@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llm_finetuning import models, prompts
 from llm_finetuning.files import checksums
-from llm_finetuning.inference import int8, llama, nf4
+from llm_finetuning.inference import autotune, huge_pages, int8, llama, nf4
 from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.engines import TorchEngine
 from llm_finetuning.inference.generation import Engine, SamplingParameters, TokenRules
@@ -184,6 +184,13 @@ def job(side: str, folder: Path, turn_seconds: float) -> Callable[..., dict]:
     return turn
 
 
+def bandwidth() -> float:
+    """Returns at how many GB/s all threads read memory in huge pages, which bounds the tokens per second."""
+    weights = torch.ones(2**27)
+    huge_pages.use()
+    return weights.nbytes / 1e9 / autotune.best_time(weights.sum)
+
+
 def figures(found: dict[str, list[dict]]) -> list[dict]:
     """Returns speed, time to first token, loading and memory of the original beside those of every backend."""
     made: dict[str, dict] = {}
@@ -233,6 +240,8 @@ def main() -> None:
         found = figures(measuring.in_turn(turns, ROUNDS[given.size]))
         if given.size != "true" or torch.cuda.is_available():
             found += how_it_grows(turns[names[1]])
+    if given.size == "true" and not torch.cuda.is_available():
+        found.append(measuring.figure("memory read", "GB/s", [bandwidth() for _ in range(ROUNDS["true"])]))
     print(f"written to {measuring.record(PART, given.size, found, given.results)}")
 
 
