@@ -1,15 +1,17 @@
 """The configuration that every trainer here has."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
 
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training.planning import Plan
+
+if TYPE_CHECKING:
+    from llm_finetuning.training.planning import Plan
 
 
-def shared_arguments(settings: Finetuning, plan: Plan, steps: int, batch: int) -> dict[str, Any]:
+def shared_arguments(settings: Finetuning, plan: "Plan", steps: int, batch: int) -> dict[str, Any]:
     """Arguments of a trainer's configuration, from the settings and the plan; batch: rows of a micro-batch."""
     return {
         "output_dir": str(settings.folders.checkpoints),

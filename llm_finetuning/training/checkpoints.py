@@ -179,7 +179,12 @@ def check_same_run(checkpoint: Path, run: dict, optional: str = "") -> bool:
 
     optional: one that may differ; returns whether it does.
     """
-    before = NOT_NOTED | json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
+    return compare(checkpoint, json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8")), run, optional)
+
+
+def compare(checkpoint: Path, before: dict, run: dict, optional: str = "") -> bool:
+    """`check_same_run` for what a checkpoint notes of its run; checkpoint: it, or the folder of them."""
+    before = NOT_NOTED | before
     differing = {name: value for name, value in run.items() if before.get(name, value) != value}
     changed = [
         CHANGED.get(name, f"{name}: {before.get(name)!r} in the checkpoint, {value!r} now")

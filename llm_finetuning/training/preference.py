@@ -26,11 +26,11 @@ from llm_finetuning.files.atomic import building
 from llm_finetuning.settings import LOSSES, PreferenceTuning
 from llm_finetuning.training import qlora
 from llm_finetuning.training.arguments import on_one_gpu, shared_arguments
+from llm_finetuning.training.identity import digest, identity
 from llm_finetuning.training.planning import count_steps
 from llm_finetuning.training.preference_data import ByLength, PreferenceData, PreferenceInputs
 from llm_finetuning.training.preference_plan import PreferencePlan
 from llm_finetuning.training.resumable import ResumableTrainer
-from llm_finetuning.training.trainer import digest, identity
 
 SAME_RUN = ("loss", "beta", "sft_weight", "label_smoothing", "ld_alpha", "pairs_per_step")
 """Settings that two runs must share for one to resume the checkpoints of the other, beside those of the finetuning."""
