@@ -262,7 +262,7 @@ def weights_of(folder: Path, given: str) -> Weights:
             f"{given}: {error}. Pickled weights (pytorch_model.bin) are never opened: choose another base or revision,"
             " or convert it (https://huggingface.co/spaces/safetensors/convert)"
         ) from None
-    weights.check_files()
+    weights.shapes()
     return weights
 
 

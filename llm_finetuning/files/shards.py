@@ -35,10 +35,6 @@ class Weights:
         if missing := sorted({name for name in self.files.values() if not (folder / name).is_file()}):
             raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names: fetch the folder again")
 
-    def check_files(self) -> None:
-        """Raises ValueError for a file that is damaged at its beginning, or lacks a tensor; no tensor is read."""
-        self.shapes()
-
     def names(self) -> list[str]:
         return sorted(self.files)
 
@@ -47,7 +43,10 @@ class Weights:
             return file.get_tensor(name)
 
     def shapes(self) -> dict[str, list[int]]:
-        """The shape of each tensor by name, from the headers; each file is opened once."""
+        """The shape of each tensor by name, from the headers; each file is opened once.
+
+        Raises ValueError for a file that is damaged at its beginning, or lacks a tensor.
+        """
         shapes = {name: shape for file in set(self.files.values()) for name, shape in _shapes(self.folder / file)}
         if missing := sorted(set(self.files) - set(shapes)):
             raise ValueError(f"{self.folder}: its files hold no {missing[0]}, which {INDEX} names: fetch it again")

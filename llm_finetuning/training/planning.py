@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from llm_finetuning import hardware, models
 from llm_finetuning.hardware import Machine, as_gib, readable_seconds
 from llm_finetuning.settings import AUTO, Finetuning
-from llm_finetuning.training import attention, checkpoints, dora, model_size, preconditions, storage
+from llm_finetuning.training import attention, base_weights, checkpoints, dora, model_size, preconditions, storage
 from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.identity import known_when_planned
 from llm_finetuning.training.memory import StepMemory, shares_a_mask
@@ -208,7 +208,7 @@ def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
     preconditions.check_machine(settings, made)
     storage.check(replace(made, model_path=path))
     path = path or _base(settings)
-    preconditions.check_weights(made.settings, config, path)
+    base_weights.check_weights(made.settings, config, path)
     made = replace(made, settings=settings, model_path=path)
     if before:
         checkpoints.compare(folders.checkpoints, before, known_when_planned(settings, made, inputs))

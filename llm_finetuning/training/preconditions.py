@@ -4,7 +4,6 @@ import difflib
 import netrc
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -15,11 +14,10 @@ from transformers import PretrainedConfig, SchedulerType, Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
-from llm_finetuning import colab, models
+from llm_finetuning import colab
 from llm_finetuning.hardware import as_gib, readable_seconds
 from llm_finetuning.prompts import IGNORE_INDEX
 from llm_finetuning.settings import AUTO, Finetuning
-from llm_finetuning.training import model_size, qlora
 from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.memory import verification_memory
 
@@ -47,23 +45,6 @@ def check_examples(settings: Finetuning, config: PretrainedConfig, inputs: RunIn
 def check_machine(settings: Finetuning, plan: "Plan") -> None:
     """Raises one ValueError for hours of training without a GPU, a merge that would not fit, a search by several."""
     _raise([_too_slow(settings, plan), _searched_by_several(settings, plan), *_verification(plan)])
-
-
-def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) -> None:
-    """Raises ValueError unless every weight that is trained on is in the checkpoint under a name the merge finds.
-
-    Raises FileNotFoundError for a checkpoint that is not safetensors.
-    """
-    weights = models.weights_of(folder, f"model_name = {settings.model_name!r}")
-    stored, model = set(weights.names()), model_size.build_on_meta(config, torch.bfloat16)
-    modules = qlora.linear_modules(model) if settings.use_4bit == "yes" else qlora.adapted_modules(model, settings)
-    names = [f"{name}.weight" for name in modules]
-    if missing := [name for name in names if models.stored_name(name, stored, config) is None]:
-        raise ValueError(
-            f"model_name = {settings.model_name!r}: {len(missing)} of {len(names)} weights of linear layers"
-            f" are not in its checkpoint under their own name ({missing[0]}, …): transformers renames or joins them on"
-            " loading, and the adapter could not be merged. Set model_name to another base"
-        )
 
 
 def _raise(problems: list[str | None]) -> None:

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import pytest
 from broken_bases import config, copy_of, pickled, renamed
-from training_fixtures import SMALL, small_pairs, write_lines
+from first_cells import check_stop
 
-from llm_finetuning import hardware, settings
-from llm_finetuning.training import planning, qlora
-from llm_finetuning.training.dataset import read_inputs
+from llm_finetuning import hardware
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
 
@@ -83,24 +80,8 @@ CASES = [  # (what is wrong: settings, base, files), (cell that says it, words o
 def test_it_is_said_before_the_base_is_loaded(case, tiny_base, tmp_path, monkeypatch):
     changed, base_change, file_change, expected, words = case
     base = copy_of(tiny_base, tmp_path / "base", *[base_change] * callable(base_change))
-    for name in ("train", "val"):
-        write_lines(tmp_path / "data" / f"finetuning_data_{name}.jsonl", small_pairs())
     if isinstance(base_change, str):
         usual = hardware.detect()
         other = {"slow": {"flops": 1e3}, "no room": {"free_memory": 2**20}}[base_change]
         monkeypatch.setattr(hardware, "detect", lambda *_: dataclasses.replace(usual, **other))
-    if file_change:
-        file_change(tmp_path)
-    monkeypatch.setattr(qlora, "load_base", lambda *_: pytest.fail("the base was loaded"))
-    folders = {"drive_folder": str(tmp_path), "work_folder": str(tmp_path), "model_name": str(base)}
-    begun, cell = time.perf_counter(), "settings"
-    with pytest.raises((ValueError, FileNotFoundError, OSError), match=f"(?s){words}") as raised:
-        chosen = settings.from_cell(settings.Finetuning, SMALL | folders | changed)
-        cell = "pairs"
-        inputs = read_inputs(chosen)
-        cell = "plan"
-        planning.plan_run(chosen, inputs)
-    message = " ".join(str(raised.value).replace(str(tmp_path), "…").split())
-    print(f"\n| {cell} | {time.perf_counter() - begun:.1f} s | {message[:160]} |")
-    assert cell == expected
-    assert raised.type in (ValueError, FileNotFoundError, OSError), "a library's error"
+    check_stop(tmp_path, base, changed, expected, words, monkeypatch, file_change)
