@@ -16,7 +16,7 @@ from llm_finetuning.settings.checks import (
 )
 from llm_finetuning.settings.data_prep import NO_FILTERS, PHI2_FILTERS, DataPrep
 from llm_finetuning.settings.evaluation import Evaluation
-from llm_finetuning.settings.finetuning import GGUF_TYPES, TRIAL_PAIRS, Finetuning, gguf_types
+from llm_finetuning.settings.finetuning import EXPERTS, GGUF_TYPES, TRIAL_PAIRS, Finetuning, gguf_types
 from llm_finetuning.settings.folders import Folders
 from llm_finetuning.settings.generation import Generation
 from llm_finetuning.settings.inference import Inference, sampling_rules
@@ -24,6 +24,7 @@ from llm_finetuning.settings.preference import LOSSES, PreferenceTuning
 
 __all__ = [
     "AUTO",
+    "EXPERTS",
     "GGUF_TYPES",
     "LOSSES",
     "NOT_IN_FORM",

@@ -30,6 +30,8 @@ from llm_finetuning.settings.folders import Folders
 
 TRIAL = "quick_trial"
 TRIAL_PAIRS = 200
+EXPERTS = "experts"
+"""Among lora_target_modules: the tensors of a mixture of experts that hold all experts of a layer."""
 
 GGUF_TYPES = {
     "f16": 16, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q4_0": 4.7, "Q3_K_M": 3.9, "Q2_K": 3.4
@@ -100,7 +102,7 @@ class Finetuning:
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa"] = "default"
     """Of A, with B at 0: "default" | "gaussian"; "orthogonal" (of both, on 16 bits alone)."""
     lora_target_modules: Annotated[str, Must(str.strip, "all-linear")] = "all-linear"
-    """"all-linear" or names separated by commas; a name that matches nothing stops the run."""
+    """"all-linear" or names separated by commas, "experts" among them for a mixture's; no match stops the run."""
     max_steps: Annotated[int, Must(lambda value: value == -1 or value > 0, "-1 or above 0")] = -1
     """Number of optimizer steps; -1 = num_train_epochs decides."""
     num_train_epochs: float = 2.0
@@ -192,6 +194,21 @@ class Finetuning:
             raise ValueError("= True: needs lora_dropout = 0, for with dropout every weight is kept in 16 bits too")
         return value
 
+    @field_validator("lora_target_modules")
+    def _adapts_experts_as_peft_can(cls, value: str, info: ValidationInfo) -> str:
+        given = info.data
+        cures = ["lora_dropout = 0"] * bool(given.get("lora_dropout")) + ["use_dora = False"] * given.get("use_dora", 0)
+        cures += ["init_lora_weights = 'default'"] * (given.get("init_lora_weights") == "orthogonal")
+        if EXPERTS in split_names(value) and cures:
+            raise ValueError(f"= {value!r}: experts get plain LoRA alone; set {' and '.join(cures)}")
+        return value
+
+    @field_validator("compile_layers")
+    def _compiles_no_adapted_experts(cls, value: str, info: ValidationInfo) -> str:
+        if value == "yes" and EXPERTS in split_names(info.data.get("lora_target_modules", "")):
+            raise ValueError("= 'yes': PEFT's adapters of experts cannot be compiled; set compile_layers = 'no'")
+        return value
+
     @field_validator("init_lora_weights")
     def _can_be_merged(cls, value: str, info: ValidationInfo) -> str:
         if value == "pissa":
@@ -224,6 +241,11 @@ class Finetuning:
         if info.data.get("publish_to") == "hub" and "/" not in value:
             raise ValueError(f"= {value!r}: publish_to = 'hub' needs user/name")
         return value
+
+    @property
+    def adapts_experts(self) -> bool:
+        """Whether the tensors of a mixture's experts get adapters."""
+        return EXPERTS in split_names(self.lora_target_modules)
 
     @property
     def patience(self) -> int:
