@@ -31,6 +31,8 @@ from llm_finetuning.training.planning import Plan
 
 SCRIPTS = Path(__file__).parent
 ADAPTER = "adapter-f16.gguf"
+UNKNOWN_ADAPTERS = {"use_dora": "DoRA adapters", "target_parameters": "adapters of experts"}
+"""What llama.cpp does not know, by the entry of adapter_config.json that says it."""
 F16_KL, F16_TOP_1 = 0.01, 0.9
 """What an f16 file may differ from the merged model: mean KL divergence in nats, and the least top-1 agreement."""
 
@@ -130,12 +132,13 @@ def convert(folder: Path, target: Path) -> Path:
 def convert_adapter(adapter: Path, folder: Path, target: Path) -> list[str]:
     """Converts a LoRA adapter, in 16-bit floats, for the GGUF file of its base; `folder`: with the base's config.
 
-    Returns what was left out: a DoRA adapter, which llama.cpp does not know. It divides lora_alpha by the rank
-    whatever the adapter says, so rsLoRA's is handed over as the one that gives the same scale.
+    Returns what was left out: an adapter that llama.cpp does not know, DoRA's or one of experts. It divides lora_alpha
+    by the rank whatever the adapter says, so rsLoRA's is handed over as the one that gives the same scale.
     """
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    if config.get("use_dora"):
-        return [f"{target.name} was left out: llama.cpp knows no DoRA adapters. The merged model holds it"]
+    for entry, kind in UNKNOWN_ADAPTERS.items():
+        if config.get(entry):
+            return [f"{target.name} was left out: llama.cpp knows no {kind}. The merged model holds it"]
     if config.get("use_rslora"):
         config["lora_alpha"] *= config["r"] ** 0.5
     script = llama_cpp_tools.converter("convert_lora_to_gguf.py")

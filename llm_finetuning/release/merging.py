@@ -15,8 +15,9 @@ import torch
 from llm_finetuning import hardware, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.release import adapter_checks
+from llm_finetuning.release.expert_adapter import BEFORE, ExpertAdapter
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import qlora
+from llm_finetuning.training import model_size, qlora
 
 if TYPE_CHECKING:
     from bitsandbytes.nn import Linear4bit
@@ -31,15 +32,29 @@ MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
 class Adapter:
     """The LoRA factors A (r, in) and B (out, r) by the name of the base weight they change, and their scaling.
 
-    lengths: of a DoRA adapter, the trained length (out,) of each row of the merged weight.
+    lengths: of a DoRA adapter, the trained length (out,) of each row of the merged weight; experts: of an adapter that
+    changes tensors of a mixture's experts too.
     """
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scaling: float
     lengths: dict[str, torch.Tensor] = field(default_factory=dict)
+    experts: ExpertAdapter | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the base's tensors that get something added."""
+        return {*self.factors, *(self.experts.places if self.experts else ())}
+
+    @property
+    def count(self) -> int:
+        """How many tensors of the model have adapters; a checkpoint may hold those of experts in many parts."""
+        return len(self.factors) + (len(self.experts.products) if self.experts else 0)
 
     def delta(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
         """Returns scaling · B·A in float32, (out, in), multiplied on `device`."""
+        if name not in self.factors:
+            return self.experts.delta(name, device)
         a, b = (factor.to(device) for factor in self.factors[name])
         return (self.scaling * b.float()) @ a.float()
 
@@ -58,11 +73,14 @@ class Adapter:
     def renamed(self, names: dict[str, str]) -> "Adapter":
         """The same adapter for a base whose tensors have other names."""
         factors, lengths = ({names[n]: value for n, value in old.items()} for old in (self.factors, self.lengths))
-        return Adapter(factors, self.scaling, lengths)
+        return Adapter(factors, self.scaling, lengths, self.experts)
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Reads an adapter as PEFT saves it. Raises FileNotFoundError or ValueError for what is neither LoRA nor DoRA."""
+def read_adapter(folder: Path, base: Weights | None = None) -> Adapter:
+    """Reads an adapter as PEFT saves it; base: what it changes, needed for an adapter of experts.
+
+    Raises FileNotFoundError or ValueError for what is neither LoRA nor DoRA.
+    """
     config_file, config = folder / adapter_checks.CONFIG, adapter_checks.read_config(folder)
     unsupported = qlora.beyond_lora(config)
     if config.get("peft_type") != "LORA" or unsupported:
@@ -70,23 +88,35 @@ def read_adapter(folder: Path) -> Adapter:
             f"{config_file}: only LoRA and DoRA on an unchanged base can be merged here, found"
             f" {unsupported or config.get('peft_type')}"
         )
-    saved = Weights(folder, "adapter_model.safetensors")
-    adapter_checks.check_keys(saved)
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in saved:
-        name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
-        parts.setdefault(f"{name}.weight", {})[part.partition(".")[0]] = tensor
+    rank = config["r"]
+    scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    on_experts = _read_experts(folder, scaling, base) if config.get("target_parameters") else None
+    parts = _factors(folder, on_experts.wrappers if on_experts else set())
     needed = {"A", "B", "magnitude_vector"} if config.get("use_dora") else {"A", "B"}
     if other := [name for name, found in parts.items() if found.keys() != needed]:
         raise ValueError(
             f"{folder}: the adapter of {other[0]} holds {', '.join(sorted(parts[other[0]]))}, and needs"
             f" {', '.join(sorted(needed))} (use_dora is {bool(config.get('use_dora'))} in {config_file.name})"
         )
-    rank = config["r"]
     adapter_checks.check_factors(parts, rank, folder)
-    scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     lengths = {name: found["magnitude_vector"] for name, found in parts.items() if "magnitude_vector" in found}
-    return Adapter({name: (found["A"], found["B"]) for name, found in parts.items()}, scaling, lengths)
+    return Adapter({name: (found["A"], found["B"]) for name, found in parts.items()}, scaling, lengths, on_experts)
+
+
+def _factors(folder: Path, without: set[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """{weight: {"A" or "B" or "magnitude_vector": tensor}} of an adapter's file, the modules `without` left out."""
+    saved, parts = Weights(folder, "adapter_model.safetensors"), {}
+    adapter_checks.check_keys(saved)
+    for key, tensor in saved:
+        name, _, part = key.removeprefix(BEFORE).rpartition(".lora_")
+        if name not in without:
+            parts.setdefault(f"{name}.weight", {})[part.partition(".")[0]] = tensor
+    return parts
+
+
+def _read_experts(folder: Path, scaling: float, base: Weights) -> ExpertAdapter:
+    config = models.configuration(str(base.folder))
+    return ExpertAdapter(folder, scaling, model_size.build_on_meta(config, torch.float32), base)
 
 
 def quantize_dequantize(weight: torch.Tensor, settings: Finetuning, dtype: torch.dtype) -> torch.Tensor:
@@ -137,11 +167,14 @@ def write_merged(merge: Merge, folder: Path) -> None:
     """
     weights, adapter = merge.weights, merge.adapter
     adapter_checks.check_shapes(adapter.factors, adapter.lengths, weights)
+    if missing := sorted(adapter.names - set(weights.names())):
+        raise ValueError(f"{weights.folder} has no tensor {', '.join(missing[:3])}: this adapter is of another model")
     folder.mkdir(parents=True, exist_ok=True)
+    changed = adapter.names
 
     def merged(name: str) -> torch.Tensor:
         tensor = merge.start(name)
-        if name in adapter.factors:
+        if name in changed:
             tensor = add_and_round(tensor, adapter.change(name, tensor), merge.save_dtype)
         tensor = tensor.to(merge.save_dtype).cpu()
         with hardware.kept_apart():  # it stays until its shard is written
@@ -206,7 +239,7 @@ def quantised_layers(model: torch.nn.Module) -> "dict[str, Linear4bit]":
     from bitsandbytes.nn import Linear4bit
 
     return {
-        name.removeprefix("base_model.model.").removesuffix(".base_layer") + ".weight": module
+        name.removeprefix(BEFORE).removesuffix(".base_layer") + ".weight": module
         for name, module in model.named_modules()
         if isinstance(module, Linear4bit)
     }

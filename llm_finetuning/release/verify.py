@@ -48,7 +48,8 @@ def merge_and_verify(
     of the trained model. The trainer's model must have been freed. Raises ValueError with what differed.
     """
     settings = plan.settings
-    adapter, weights = merging.read_adapter(settings.folders.adapter), Weights(plan.model_path)
+    weights = Weights(plan.model_path)
+    adapter = merging.read_adapter(settings.folders.adapter, weights)
     stored = merging.stored_names(quantised | set(adapter.factors), weights)
     adapter, quantised = adapter.renamed(stored), {stored[name] for name in quantised}
     merge = Merge("original", settings, plan.dtype, plan.save_dtype, plan.device, weights, adapter, quantised)
@@ -128,11 +129,12 @@ def verification_table(
     changed: names of the tensors that differ from the base; expected, found: logits of the unmerged and the merged
     model; loss, after_loss: held-out loss of the merged and the trained model; routing: of a mixture of experts.
     """
-    intended = set(merge.adapter.factors)
+    adapter = merge.adapter
+    intended = adapter.names - (adapter.experts.silent() if adapter.experts else set())
     a, b = torch.cat(expected), torch.cat(found)
     difference = float((a - b).norm() / a.norm())
     # Half a step of the dtype for each changed tensor; roundings are independent and add up like a random walk.
-    tolerance = 2.0 ** -(merging.MANTISSA_BITS[merge.save_dtype] + 1) * len(intended) ** 0.5
+    tolerance = 2.0 ** -(merging.MANTISSA_BITS[merge.save_dtype] + 1) * adapter.count**0.5
     extra, missing = sorted(changed - intended), sorted(intended - changed)
     checks = [
         ("intended tensors changed", f"{len(intended & changed)} of {len(intended)}", "all", not missing),

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from llm_finetuning import models
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import model_size, qlora
+from llm_finetuning.training import experts, model_size, qlora
 
 WRONG = {
     "missing_keys": "transformers would start {} with random numbers, for the checkpoint does not hold it",
@@ -31,8 +31,9 @@ def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) 
     stored = weights.shapes()
     names, missing = not_found(settings, config, stored)
     if missing:
+        kinds = "linear layers" + " and experts" * settings.adapts_experts
         raise ValueError(
-            f"{given}: {len(missing)} of {len(names)} weights of linear layers are not in its checkpoint under their own name"
+            f"{given}: {len(missing)} of {len(names)} weights of {kinds} are not in its checkpoint under their own name"
             f" ({missing[0]}, …): transformers renames or joins them on loading, and the adapter could not be merged."
             " Set model_name to another base"
         )
@@ -51,6 +52,9 @@ def not_found(
     modules = qlora.linear_modules(model) if settings.use_4bit == "yes" else qlora.adapted_modules(model, settings)
     names = [f"{name}.weight" for name in modules]
     missing = [name for name in names if models.stored_name(name, stored, config) is None]
+    if settings.adapts_experts:
+        names += experts.names(model)
+        missing += experts.not_stored(model, stored)
     return names, missing
 
 

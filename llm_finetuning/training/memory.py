@@ -128,6 +128,10 @@ class StepMemory:
         return self.settings.use_4bit != "no"
 
     @property
+    def _adapted_experts(self) -> int:
+        return self.size.experts * self.settings.adapts_experts
+
+    @property
     def linear_weights(self) -> float:
         """Bytes of the frozen linear layers: 4 bits a weight and the constants of its block, or whole."""
         if not self.four_bit:
@@ -149,8 +153,9 @@ class StepMemory:
         # one boolean mask (a byte each), which sdpa turns into numbers of the computation's dtype in every layer
         masks = micro**2 * (1 + byte * (1 if checkpointing else size.layers))
         masked = shares_a_mask(self.settings.packing, self.attention)
-        # of the master weights in the dtype of the computation, kept for the backward pass
-        copies = size.adapter * byte * (self.dtype != torch.float32)
+        # of the master weights in the dtype of the computation, and of experts with their product added, kept for the
+        # backward pass
+        copies = size.adapter * byte * (self.dtype != torch.float32) + self._adapted_experts * byte
         if checkpointing:
             copies /= size.layers
         return per_token * micro + masks * masked + copies, max(at_head, at_layer)
@@ -171,6 +176,7 @@ class StepMemory:
         wide = size.parallel_linears if fused else max(2, size.parallel_linears)
         # DoRA makes B·A out of a unit matrix in float32, adds it to the weight, and measures the rows of the sum
         rows = (4 * widest**2 + (4 + 4 * byte) * size.largest_linear) * dora
+        rows += byte * size.largest_expert * self.settings.adapts_experts  # the gradient of the sum
         return head, dequantised + rows + wide * micro * widest * (4 if dora else byte)
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from llm_finetuning import models
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import attention, qlora
+from llm_finetuning.training import attention, experts, qlora
 
 PROBE_TOKENS = 64
 
@@ -50,11 +50,9 @@ class ModelSize:
     """Weights of the output layer."""
     adapter: int
     experts: int
-    """Weights of mixtures of experts that are kept as one tensor for all of them: neither in 4 bits nor adapted.
-
-    PEFT's `target_parameters` would adapt them by adding the product to the 16-bit weight: what is below half a step
-    of it has no effect, and without activation checkpointing a second copy of all experts is kept for the backward.
-    """
+    """Weights of mixtures of experts that are one tensor for all experts of a layer: never in 4 bits."""
+    largest_expert: int
+    """Weights of the largest such tensor."""
     layers: int
     hidden: int
     vocabulary: int
@@ -84,6 +82,7 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
     config = model_config.get_text_config()
     modules = qlora.linear_modules(model)
     adapted = Adapted.of(qlora.adapted_modules(model, settings).values())
+    counts = [parameter.numel() for parameter in experts.expert_parameters(model).values()]
     with torch.device("meta"):
         qlora.add_adapters(model, settings)  # what PEFT refuses is known before the base loads
     try:
@@ -96,7 +95,8 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
         other=total - sum(linears),
         head=head,
         adapter=adapters,
-        experts=sum(p.numel() for p in model.parameters() if p.ndim > 2),
+        experts=sum(counts),
+        largest_expert=max(counts, default=0),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
@@ -123,11 +123,13 @@ def build_on_meta(model_config: PretrainedConfig, dtype: torch.dtype, attention:
 def adapter_weights(model: torch.nn.Module, settings: Finetuning) -> tuple[int, list[int], int]:
     """(adapter weights, weights of each linear module, weights of the head).
 
-    A·B has r·(in + out) weights, DoRA a length for each of out rows more.
+    A·B has r·(in + out) weights, DoRA a length for each of out rows more; of experts each has such factors.
     """
     adapted = qlora.adapted_modules(model, settings).values()
+    tensors = experts.expert_parameters(model).values() if settings.adapts_experts else ()
     return (
-        sum(settings.lora_r * (m.in_features + m.out_features) + settings.use_dora * m.out_features for m in adapted),
+        sum(settings.lora_r * (m.in_features + m.out_features) + settings.use_dora * m.out_features for m in adapted)
+        + sum(settings.lora_r * t.shape[0] * (t.shape[1] + t.shape[2]) for t in tensors),
         [m.weight.numel() for m in qlora.linear_modules(model).values()],
         model.get_output_embeddings().weight.numel(),
     )
@@ -139,11 +141,17 @@ def layer_activation_bytes(
     """Bytes that one decoder layer with adapters keeps for the backward pass, per token.
 
     Counted as the difference between two layers and one in a training forward pass on the meta device, each
-    tensor once, parameters left out.
+    tensor once, parameters left out. Of a mixture of experts in bfloat16, which its operators on that device ask for.
     """
+    if dtype == torch.float32 and _is_mixture(model_config):
+        return 2 * layer_activation_bytes(model_config, settings, torch.bfloat16, on_gpu)
     with _FusedDropout() if on_gpu else nullcontext():
         one, two = (_saved_bytes(model_config, layers, settings, dtype, on_gpu) for layers in (1, 2))
     return (two - one) / PROBE_TOKENS
+
+
+def _is_mixture(model_config: PretrainedConfig) -> bool:
+    return bool(experts.expert_parameters(build_on_meta(model_config, torch.bfloat16)))
 
 
 def estimated_bytes(linears: Iterable[torch.nn.Linear], settings: Finetuning, dtype: torch.dtype) -> float:
@@ -191,8 +199,7 @@ def _saved_bytes(
     if getattr(config.get_text_config(), "layer_types", None):
         config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
     model = build_on_meta(models.one_kernel_gelu(config), dtype, _register_probe(on_gpu))
-    with torch.device("meta"):
-        model = qlora.add_adapters(model, settings)
+    model = _with_adapters(model, settings)
     _cast_factors(model, dtype)
     model.train()
     if dtype == torch.float16:
@@ -207,10 +214,30 @@ def _saved_bytes(
 
     ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
-        out = model.get_base_model().base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        out = _decoder(model)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     sizes = {held.storage._cdata: held.storage.nbytes() for held in kept}
     del out
     return sum(count for storage, count in sizes.items() if storage not in parameters)
+
+
+def _with_adapters(model: PreTrainedModel, settings: Finetuning) -> torch.nn.Module:
+    """The model with adapters on its linear layers; experts that get some are trained themselves.
+
+    What a layer keeps of its input is the same then, and their copies are no activations (`memory`).
+    """
+    linears = ", ".join(qlora.target_names(model, settings.lora_target_modules))
+    tensors = experts.expert_parameters(model).values() if settings.adapts_experts else ()
+    model.requires_grad_(False)
+    if linears:
+        with torch.device("meta"):
+            model = qlora.add_adapters(model, replace(settings, lora_target_modules=linears))
+    for tensor in tensors:
+        tensor.requires_grad_(True)
+    return model
+
+
+def _decoder(model: torch.nn.Module) -> torch.nn.Module:
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
 
 
 def _cast_factors(model: PreTrainedModel, dtype: torch.dtype) -> None:

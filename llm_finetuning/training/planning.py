@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from llm_finetuning import hardware, models
 from llm_finetuning.hardware import Machine, as_gib, readable_seconds
-from llm_finetuning.settings import AUTO, Finetuning
+from llm_finetuning.settings import AUTO, EXPERTS, Finetuning
 from llm_finetuning.training import attention, base_weights, checkpoints, dora, model_size, preconditions, storage
 from llm_finetuning.training.dataset import RunInputs
 from llm_finetuning.training.identity import known_when_planned
@@ -164,7 +164,7 @@ class Plan:
                 f" {self.step_tokens:,} tokens" + (f", {self.processes} processes" * (self.processes > 1)),
             ),
             *[("the model is sharded across", f"{self.shards} ranks")] * (self.shards > 1),
-            *[("experts: not in 4 bits, no adapters", f"{self.size.experts / self.size.total:.0%} of the weights")]
+            *[(f"experts: not in 4 bits, {self._adapted}", f"{self.size.experts / self.size.total:.0%} of the weights")]
             * (self.size.experts > 0),
             ("steps", f"{self.steps:,}"),
             *[(f"memory: {part}", as_gib(count)) for part, count in self.memory.items()],
@@ -177,6 +177,10 @@ class Plan:
         if self.cost is not None:
             lines.append(("cost, predicted", f"{self.cost:.2f}"))
         return pd.DataFrame(lines, columns=["what", "plan"])
+
+    @property
+    def _adapted(self) -> str:
+        return "adapted" if self.settings.adapts_experts else "no adapters"
 
     def _search(self) -> str:
         """The search for the learning rate in the table: its trainings, their time and cost."""
@@ -232,6 +236,11 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
     shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
     if settings.use_dora and shards > 1:
         raise ValueError("use_dora = True: DoRA reads whole weights, and this model is sharded; set use_dora = False")
+    if settings.adapts_experts and shards > 1:
+        raise ValueError(
+            f"lora_target_modules = {settings.lora_target_modules!r}: adapters of experts read whole weights, and this"
+            f" model is sharded; leave {EXPERTS!r} out"
+        )
     memory = StepMemory(settings, machine, size, dtype, implementation, shards, processes).with_base()
     checkpointing, micro = memory.choose_micro_batch()
     accumulation = max(1, round(settings.tokens_per_step / micro / processes))

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from llm_finetuning import hardware, models
-from llm_finetuning.settings import Finetuning, split_names
-from llm_finetuning.training import attention
+from llm_finetuning.settings import EXPERTS, Finetuning, split_names
+from llm_finetuning.training import attention, experts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -122,6 +122,7 @@ def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
     from peft import LoraConfig, get_peft_model
 
     targets = target_names(model, settings.lora_target_modules)
+    experts.check_linears(model, targets)
     config = LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
@@ -130,6 +131,7 @@ def add_adapters(model: "PreTrainedModel", settings: Finetuning) -> "PeftModel":
         use_dora=settings.use_dora,
         init_lora_weights=True if settings.init_lora_weights == "default" else settings.init_lora_weights,
         target_modules=targets,
+        target_parameters=experts.names(model) if settings.adapts_experts else None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -171,9 +173,9 @@ def target_names(model: torch.nn.Module, wanted: str) -> list[str]:
             f"{model.config.model_type} has no linear layers that can be quantised and adapted (GPT-2's are Conv1D):"
             " set model_name to another base"
         )
-    if wanted.strip() == "all-linear":
+    names, head = [name for name in split_names(wanted) if name != EXPERTS], model.get_output_embeddings()
+    if names == ["all-linear"]:
         return sorted(known)
-    names, head = split_names(wanted), model.get_output_embeddings()
     if refused := [
         name for name, module in model.named_modules() if module is head and name.rsplit(".", 1)[-1] in names
     ]:
@@ -205,7 +207,7 @@ def coverage(model: "PeftModel") -> pd.DataFrame:
             row["of"] += 1
             row["adapted"] += isinstance(module, LoraLayer)
             row["parameters"] += sum(p.numel() for n, p in module.named_parameters() if "lora_" in n)
-    table = pd.DataFrame(sorted(rows.values(), key=lambda row: row["module"]))
+    table = pd.DataFrame([*sorted(rows.values(), key=lambda row: row["module"]), *experts.coverage(model)])
     short = table[table.adapted != table.of]
     if len(short):
         raise ValueError(f"adapters are missing on:\n{short.to_string(index=False)}")
