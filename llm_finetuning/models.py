@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import huggingface_hub
 import transformers  # lazy: torch comes with what is used of it
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from llm_finetuning.files import checksums
 from llm_finetuning.files.shards import Weights
@@ -242,12 +243,21 @@ def _hub_id_or_folder(model_name: str) -> str:
         return str(path)
     if path.exists():
         raise ValueError(f"model_name {model_name} is a file: give the folder that holds the model")
-    if path.is_absolute() or model_name.startswith((".", "~")) or model_name.count("/") > 1:
+    if path.is_absolute() or model_name.startswith((".", "~")) or not is_hub_id(model_name):
         raise FileNotFoundError(
             f"model_name {model_name} is not there: give a folder with a model, a hub id (owner/name),"
             f" {SAMPLE} or {REHEARSAL}"
         )
     return model_name
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model on the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def weights_of(folder: Path, given: str) -> Weights:

@@ -145,7 +145,7 @@ def test_the_promised_profiles_are_there():
     assert {p.stem for p in (ROOT / "profiles").glob("*.yaml")} >= {"sample", "rehearsal"}
 
 
-WITHOUT_CODE = {"GenerationConfig", "PeftModel"}
+WITHOUT_CODE = {"GenerationConfig", "PeftConfig", "PeftModel"}
 """What reads no code from a folder, and knows no trust_remote_code."""
 
 

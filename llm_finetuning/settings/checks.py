@@ -36,13 +36,16 @@ class Must:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
-Count = Annotated[int, Must(lambda value: value >= 1, "at least 1")]
-CountOrZero = Annotated[int, Must(lambda value: value >= 0, "0 or more")]
-NotNegative = Annotated[float, Must(lambda value: value >= 0, "0 or more")]
+MOST = 10**9
+"""The largest number that a count may be: beyond it libraries run over, each with a message of its own."""
+Count = Annotated[int, Must(lambda value: 1 <= value <= MOST, f"at least 1, at most {MOST:,}")]
+CountOrZero = Annotated[int, Must(lambda value: 0 <= value <= MOST, f"0 or more, at most {MOST:,}")]
+Seed = Annotated[int, Must(lambda value: 0 <= value < 2**32, "0 or more, below 2**32")]
+NotNegative = Annotated[float, Must(lambda value: 0 <= value < float("inf"), "0 or more, and finite")]
 Positive = Annotated[float, Must(lambda value: 0 < value < float("inf"), "above 0")]
 Fraction = Annotated[float, Must(lambda value: 0 <= value < 1, "from 0 to below 1")]
 Threshold = Annotated[float, Must(lambda value: value == -1 or 0 <= value <= 1, "0 to 1, or -1 for auto")]
-Length = Annotated[int, Must(lambda value: value >= 16, "at least 16 tokens")]
+Length = Annotated[int, Must(lambda value: 16 <= value <= MOST, f"at least 16 tokens, at most {MOST:,}")]
 Switch = Annotated[
     Literal["auto", "yes", "no"],
     BeforeValidator(lambda value: {"true": "yes", "false": "no"}.get(str(value).lower(), value)),

@@ -1,6 +1,7 @@
 """The settings of the finetuning notebook."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -10,6 +11,7 @@ from llm_finetuning.files.atomic import write_json
 from llm_finetuning.settings.checks import (
     AUTO,
     DRIVE_FOLDER,
+    MOST,
     SYSTEM_MESSAGE,
     Count,
     CountOrZero,
@@ -20,6 +22,7 @@ from llm_finetuning.settings.checks import (
     Must,
     NotNegative,
     Positive,
+    Seed,
     Switch,
     TemplateFile,
     Texts,
@@ -101,11 +104,11 @@ class Finetuning:
     """Train the length of each row of a weight beside its direction (DoRA, arXiv 2402.09353); slower."""
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa"] = "default"
     """Of A, with B at 0: "default" | "gaussian"; "orthogonal" (of both, on 16 bits alone)."""
-    lora_target_modules: Annotated[str, Must(str.strip, "all-linear")] = "all-linear"
+    lora_target_modules: Annotated[str, Must(split_names, "all-linear")] = "all-linear"
     """"all-linear" or names separated by commas, "experts" among them for a mixture's; no match stops the run."""
-    max_steps: Annotated[int, Must(lambda value: value == -1 or value > 0, "-1 or above 0")] = -1
+    max_steps: Annotated[int, Must(lambda value: value == -1 or 0 < value <= MOST, "-1 or above 0")] = -1
     """Number of optimizer steps; -1 = num_train_epochs decides."""
-    num_train_epochs: float = 2.0
+    num_train_epochs: Annotated[float, Must(math.isfinite, "above 0, and finite")] = 2.0
     """Passes over the pairs; max_steps > 0 overrides it."""
     learning_rate: Positive = 2e-4
     """Per optimizer step; 2e-4 as in arXiv 2305.14314."""
@@ -125,11 +128,11 @@ class Finetuning:
     """Gradients are clipped to this norm; 0.3 as in arXiv 2305.14314."""
     optim: str = AUTO
     """"auto" or a name of transformers.OptimizerNames."""
-    seed: CountOrZero = 42
+    seed: Seed = 42
     """Seed of the adapters' initial weights, of the order of the examples and of dropout."""
-    tokens_per_step: int = 8192
+    tokens_per_step: CountOrZero = 8192
     """Tokens per optimizer step; the plan divides it into micro-batches that fit in memory."""
-    micro_batch_tokens: int = 0
+    micro_batch_tokens: CountOrZero = 0
     """Tokens per forward and backward; 0 = as many as the plan finds room for."""
     gradient_checkpointing: Literal["auto", "on", "off"] = AUTO
     """Recompute activations in the backward pass: "auto" (where memory needs it) | "on" | "off"."""

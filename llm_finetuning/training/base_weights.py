@@ -1,7 +1,7 @@
 """Whether a base's checkpoint is whole, and the merge finds its tensors again: known from the headers of its files."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from llm_finetuning.training import experts, model_size, qlora
 WRONG = {
     "missing_keys": "transformers would start {} with random numbers, for the checkpoint does not hold it",
     "unexpected_keys": "the checkpoint holds {}, which the model has not",
-    "mismatched_keys": "{} has another shape in the checkpoint",
+    "mismatched_keys": "{} is {} in the checkpoint and {} by config.json",
 }
 """What transformers tells of loading a checkpoint, and what it means."""
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) -> None:
@@ -42,6 +43,41 @@ def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) 
             f"{given}: config.json and weights are not of one model, or the download is not whole: {wrong}. Fetch it"
             " again, or set model_name to another base"
         )
+    check_numbers(given, weights)
+    check_generation(given, folder)
+
+
+def check_numbers(given: str, weights: Weights) -> None:
+    """Raises ValueError for weights that are quantised, or not finite: reads them, one tensor at a time.
+
+    Masks, which old checkpoints hold beside their weights, may be either.
+    """
+    for name, tensor in weights:
+        if "mask" in name.rpartition(".")[-1] or not (tensor.is_floating_point() or name.endswith("weight")):
+            continue
+        if tensor.dtype not in FLOATS:
+            raise ValueError(
+                f"{given}: {name} is stored as {str(tensor.dtype).removeprefix('torch.')}, and weights of 16 bits or"
+                " more are needed: set model_name to the repository that this one was made from"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{given}: {name} holds numbers that are not finite: fetch it again, or take another base")
+
+
+def check_generation(given: str, folder: Path) -> None:
+    """Raises ValueError for a generation_config.json that transformers cannot take; it passes over one that is cut off.
+
+    It reads that file whenever it loads the model.
+    """
+    try:
+        transformers.GenerationConfig.from_pretrained(folder)
+    except OSError:
+        return
+    except Exception as error:  # of whatever kind its checks raise
+        raise ValueError(
+            f"{given}: its generation_config.json cannot be read ({type(error).__name__}: {error}): correct"
+            " or delete it"
+        ) from error
 
 
 def not_found(
@@ -89,6 +125,13 @@ def misread(config: PretrainedConfig, stored: dict[str, list[int]]) -> str | Non
             device_map={"": "meta"},
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
-    found = [words.format(min(map(str, info[kind]))) for kind, words in WRONG.items() if info.get(kind)]
+    found = [words.format(*_first(info[kind])) for kind, words in WRONG.items() if info.get(kind)]
     return "; ".join(found) or None
+
+
+def _first(found: Iterable[str | tuple]) -> list:
+    """A tensor's name, and its shapes where they are told: in the checkpoint, in the model."""
+    name, *shapes = min((entry,) if isinstance(entry, str) else entry for entry in found)
+    return [name, *map(list, shapes)]

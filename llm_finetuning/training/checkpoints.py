@@ -120,7 +120,10 @@ def newest_run(work: Path, drive: Path) -> dict | None:
     files = [checkpoint / RUN_FILE for folder in (work, drive) for checkpoint in found(folder)]
     texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
     runs = [text for text in texts if text.endswith("}\n")]
-    return json.loads(runs[-1]) if runs else None
+    try:
+        return json.loads(runs[-1]) if runs else None
+    except json.JSONDecodeError:  # damaged: `newest` passes its checkpoint over by name
+        return None
 
 
 def newest_step(work: Path, drive: Path) -> int:

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, SchedulerType, Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
-from llm_finetuning import colab
+from llm_finetuning import colab, models
 from llm_finetuning.hardware import as_gib, readable_seconds
 from llm_finetuning.prompts import IGNORE_INDEX
 from llm_finetuning.settings import AUTO, Finetuning
@@ -184,6 +184,8 @@ def _hub(settings: Finetuning) -> str | None:
         return None
     owner = settings.hub_repository.partition("/")[0]
     begun = f"publish_to = 'hub', hub_repository = {settings.hub_repository!r}: "
+    if not models.is_hub_id(settings.hub_repository) or not owner:
+        return f"{begun}the Hub takes no such name: letters, digits, '-', '_' and '.' in user/name"
     cure = "Make a token with write access (https://huggingface.co/settings/tokens), or set publish_to = 'folder'"
     try:
         account = HfApi(token=colab.hub_token()).whoami()
