@@ -114,16 +114,20 @@ def _newest_complete(*folders: Path) -> tuple[Path | None, list[Path]]:
 def newest_run(work: Path, drive: Path) -> dict | None:
     """What the newest checkpoint, here or on Drive, was trained with; None where there is none.
 
-    One that Drive did not upload to its end is passed over: its files are empty.
+    One that Drive did not upload to its end, or that is damaged, is passed over.
     """
     check_mounted(drive)
     files = [checkpoint / RUN_FILE for folder in (work, drive) for checkpoint in found(folder)]
-    texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
-    runs = [text for text in texts if text.endswith("}\n")]
+    runs = [run for file in files if file.is_file() and (run := _run_in(file))]
+    return runs[-1] if runs else None
+
+
+def _run_in(file: Path) -> dict | None:
     try:
-        return json.loads(runs[-1]) if runs else None
-    except json.JSONDecodeError:  # damaged: `newest` passes its checkpoint over by name
+        run = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
         return None
+    return run if isinstance(run, dict) else None
 
 
 def newest_step(work: Path, drive: Path) -> int:

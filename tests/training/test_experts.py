@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 
 import dry_run
 import pytest
 import torch
 from families import MIX_PACKED_EXAMPLES, tiny_base_of
+from preference_fixtures import finetuned_folder, preference_settings, prepare_preference
 from safetensors.torch import load_file, save_file
 from test_families import documents_of
 from training_fixtures import digest, prepare, small_pairs, small_settings
@@ -27,7 +29,6 @@ SIZES = {
     | {"moe_intermediate_size": 32},
     "gpt_oss": {"num_local_experts": 6, "num_experts_per_tok": 2},
     "olmoe": {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32},
-    "granitemoe": {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32},
 }
 LIKE_MIXTRAL = ["mixtral", *(pytest.param(name, marks=pytest.mark.more) for name in SIZES if name != "mixtral")]
 PLAIN = {"lora_dropout": 0.0, "lora_target_modules": "all-linear, experts", "warmup_ratio": 0.0}
@@ -211,6 +212,23 @@ def test_other_kinds_of_plain_lora_are_merged_right(changed, tmp_path):
     after = scoreboard.held_out_loss(small.model, small.held_out, small.template)
     quantised = merging.quantised_names(small.model)
     assert verify.merge_and_verify(small.plan, quantised, small.template, small.held_out, after).checks.passed.all()
+
+
+@pytest.mark.more
+def test_preference_tuning_goes_on_from_an_adapter_of_experts(tmp_path):
+    """Its reference is that adapter: before the first step both prefer alike, and the loss is ln 2."""
+    base = mixture("mixtral", tmp_path / "base")
+    folder = finetuned_folder(tmp_path / "run", base, lora_target_modules=PLAIN["lora_target_modules"])
+    before = load_file(folder / "adapter" / "adapter_model.safetensors")
+    small = prepare_preference(preference_settings(folder, base, max_steps=2))
+    training.train(small.trainer)
+    entries = [json.loads(line) for line in small.settings.folders.metrics.read_text().splitlines()]
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5) and losses[1] != losses[0]
+    after = load_file(training.save_adapter(small.trainer) / "adapter_model.safetensors")
+    assert after.keys() == before.keys()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert any("experts" in name for name in changed)
 
 
 def plan_of(base, folder, **changed):
