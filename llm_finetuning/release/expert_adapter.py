@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from llm_finetuning.files.shards import Weights
 from llm_finetuning.training import experts
 
-BEFORE = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the name of a module."""
 Product = Callable[[torch.device], torch.Tensor]
 """B·A of every expert, multiplied on a device: float32, of the shape of the tensor that it is added to."""
@@ -59,10 +59,10 @@ def read_products(folder: Path, base: PreTrainedModel) -> tuple[set[str], dict[s
     saved = load_peft_weights(str(folder), device="cpu")
     with torch.device("meta"):
         model = get_peft_model(base, PeftConfig.from_pretrained(folder))
-    wrappers = {name.removeprefix(BEFORE): wrapper for name, wrapper in experts.wrappers(model).items()}
+    wrappers = {name.removeprefix(PEFT_PREFIX): wrapper for name, wrapper in experts.wrappers(model).items()}
     found = {}
     for place, wrapper in wrappers.items():
-        a, b = (saved[f"{BEFORE}{place}.lora_{letter}.weight"] for letter in "AB")
+        a, b = (saved[f"{PEFT_PREFIX}{place}.lora_{letter}.weight"] for letter in "AB")
         transposed = getattr(wrapper.get_base_layer(), "is_transposed", False)
         module = place.replace(".base_layer", "")
         found[f"{module}.{wrapper.parameter_name}"] = product(a, b, wrapper.num_experts, transposed)

@@ -15,7 +15,7 @@ import torch
 from llm_finetuning import hardware, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.release import adapter_checks
-from llm_finetuning.release.expert_adapter import BEFORE, ExpertAdapter
+from llm_finetuning.release.expert_adapter import PEFT_PREFIX, ExpertAdapter
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import model_size, qlora
 
@@ -108,7 +108,7 @@ def _factors(folder: Path, without: set[str]) -> dict[str, dict[str, torch.Tenso
     saved, parts = Weights(folder, "adapter_model.safetensors"), {}
     adapter_checks.check_keys(saved)
     for key, tensor in saved:
-        name, _, part = key.removeprefix(BEFORE).rpartition(".lora_")
+        name, _, part = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
         if name not in without:
             parts.setdefault(f"{name}.weight", {})[part.partition(".")[0]] = tensor
     return parts
@@ -239,7 +239,7 @@ def quantised_layers(model: torch.nn.Module) -> "dict[str, Linear4bit]":
     from bitsandbytes.nn import Linear4bit
 
     return {
-        name.removeprefix(BEFORE).removesuffix(".base_layer") + ".weight": module
+        name.removeprefix(PEFT_PREFIX).removesuffix(".base_layer") + ".weight": module
         for name, module in model.named_modules()
         if isinstance(module, Linear4bit)
     }

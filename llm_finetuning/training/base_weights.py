@@ -1,4 +1,4 @@
-"""Whether a base's checkpoint is whole, and the merge finds its tensors again: known from the headers of its files."""
+"""Whether a base's checkpoint is whole and sound, and the merge finds its tensors again, before it is loaded."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from llm_finetuning import models
+from llm_finetuning.files.shards import Weights
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import experts, model_size, qlora
 
