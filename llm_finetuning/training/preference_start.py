@@ -11,7 +11,7 @@ from llm_finetuning import models
 from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import read_json
 from llm_finetuning.prompts import Template
-from llm_finetuning.settings import EXPERTS, PreferenceTuning
+from llm_finetuning.settings import PreferenceTuning
 from llm_finetuning.settings.folders import Folders
 from llm_finetuning.training import checkpoints, qlora
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from llm_finetuning.training.planning import Plan
 
 WEIGHTS = "adapter_model.safetensors"
-NOT_PLAIN = ("use_dora", "layers_to_transform", "target_parameters", "trainable_token_indices")
-"""Entries of an adapter's configuration that the adapters here do not have."""
+NOT_PLAIN = ("use_dora", "layers_to_transform", "target_parameters")
+"""Entries of an adapter's configuration that cannot be trained further here.
+
+Of an adapter of experts (`target_parameters`) TRL makes no copy for the reference, which would be another model.
+"""
 QUANTISATION = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 _CURE = "set model_name to its base, or adapter_folder to another adapter"
 
@@ -39,14 +42,13 @@ def from_adapter(settings: PreferenceTuning) -> PreferenceTuning:
         checksums.verify_checksums(folder)
     _check_weights(folder / WEIGHTS, config["r"])
     trained, run = read_json(folder / "settings.json"), read_json(folder / checkpoints.RUN_FILE)
-    targets = config["target_modules"] or []
-    names = [targets] if isinstance(targets, str) else sorted(targets)
+    targets = config["target_modules"]
     decided = {name: trained[name] for name in QUANTISATION if name in trained} | {
         "lora_r": config["r"],
         "lora_alpha": config["lora_alpha"],
         "use_rslora": bool(config.get("use_rslora")),
         "use_4bit": run.get("use_4bit", trained.get("use_4bit", "yes")),
-        "lora_target_modules": ", ".join(names + [EXPERTS] * bool(config.get("target_parameters"))),
+        "lora_target_modules": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
         "lora_dropout": 0.0,  # both models of a comparison are the same but for what is learned
     }
     _check_base(settings, folder, trained.get("model_name") or config.get("base_model_name_or_path"), run)

@@ -36,11 +36,11 @@ def small_preferences(count: int = 14, first: int = 0) -> list[dict]:
     return records
 
 
-def finetuned_folder(folder: Path, base: Path, **changed) -> Path:
+def finetuned_folder(folder: Path, base: Path) -> Path:
     """A folder as the finetuning leaves it: data, and an adapter whose weights are not where they began."""
     from llm_finetuning.training.resumable import save_adapter
 
-    small = prepare(small_settings(folder, base, **{"lora_dropout": 0.0, "dtype": "float32"} | changed))
+    small = prepare(small_settings(folder, base, lora_dropout=0.0, dtype="float32"))
     generator = torch.Generator().manual_seed(3)
     for parameter in small.model.parameters():
         if parameter.requires_grad:
