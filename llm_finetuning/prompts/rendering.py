@@ -119,8 +119,9 @@ def _encode_guarded(text: str, mark: str, template: Template) -> list[int]:
 
 def _unused_character(messages: list[dict]) -> str:
     """A private-use character that stands nowhere in the conversation."""
-    used = set().union(*(message["content"] for message in messages))
-    return next(chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in used)
+    texts = [message["content"] for message in messages]
+    codes = chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
+    return next(mark for mark in map(chr, codes) if not any(mark in text for text in texts))
 
 
 def render_texts(conversations: list[tuple[list[dict], bool]], template: Template) -> list[str]:
