@@ -18,6 +18,8 @@ from datasketch import MinHashLSH
 SHINGLE = 5
 """Letters in a shingle: short enough for a one-line prompt, and needs no word boundaries (Chinese, Thai)."""
 PERMUTATIONS = 128
+BLOCK = 1 << 14
+"""Letters, or shingles, that are hashed at once: their hashes fit into a core's cache."""
 NUMBER = re.compile(r"\d+")
 WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+|-(?=\d)|[^\w\s.,;:!?…'\"`´‘’“”„«»–—·。，、！？；：-]|_"
@@ -38,15 +40,53 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" .,;:!?…。？！")
 
 
-def shingles(text: str) -> np.ndarray:
-    """Returns (S,) sorted, distinct 32-bit hashes of all runs of SHINGLE letters; a shorter text is one shingle."""
-    codes = np.frombuffer(text.ljust(SHINGLE).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(codes, SHINGLE)
-    mixed = np.zeros(len(windows), dtype=np.uint64)
-    for position in range(SHINGLE):  # wraps around at 2**64 on purpose
-        mixed = (mixed + windows[:, position]) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
+def shingles(texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns for each text (S,) sorted, distinct 32-bit hashes of all runs of SHINGLE letters.
+
+    A shorter text is one shingle.
+    """
+    found = []
+    for block in _blocks([text.ljust(SHINGLE) for text in texts], BLOCK):
+        codes = np.frombuffer("".join(block).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+        mixed = np.zeros(len(codes) - SHINGLE + 1, dtype=np.uint64)
+        for position in range(SHINGLE):  # wraps around at 2**64 on purpose
+            mixed += codes[position : position + len(mixed)]
+            mixed *= np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+        owner = np.repeat(np.arange(len(block), dtype=np.uint64), [len(text) for text in block])
+        keys = (mixed >> np.uint64(32) | owner[: len(mixed)] << np.uint64(32))[
+            owner[SHINGLE - 1 :] == owner[: len(mixed)]
+        ]
+        keys.sort()  # many times as fast as np.unique
+        keys = keys[np.append(True, keys[1:] != keys[:-1])]
+        ends = np.searchsorted(keys, np.arange(1, len(block), dtype=np.uint64) << np.uint64(32))
+        found += np.split(keys.astype(np.uint32), ends)
+    return found
+
+
+def _blocks(items: Sequence, size: int) -> Iterator[Sequence]:
+    """Yields the items in runs of at least `size` letters or shingles, all but the last: numpy's calls cost less so."""
+    start, length = 0, 0
+    for place, item in enumerate(items, 1):
+        length += len(item)
+        if length >= size or place == len(items):
+            yield items[start:place]
+            start, length = place, 0
+
+
+def min_hashes(sets: Sequence[np.ndarray], number: int) -> np.ndarray:
+    """Returns (N, number) the least of the hashes of each set, by as many hash functions, in 32 bits."""
+    factors, shifts = np.random.default_rng(0).integers(1, 2**63, size=(2, number), dtype=np.uint64)
+    found = [np.empty((0, number), dtype=np.uint64)]
+    for block in _blocks(sets, BLOCK):
+        parts, starts = np.concatenate(block).astype(np.uint64), np.cumsum([0, *map(len, block[:-1])])
+        mixed, least = np.empty_like(parts), np.empty((number, len(block)), dtype=np.uint64)
+        for place in range(number):
+            np.multiply(parts, factors[place] | np.uint64(1), out=mixed)
+            mixed += shifts[place]
+            np.minimum.reduceat(mixed, starts, out=least[place])
+        found.append(least.T >> np.uint64(32))
+    return np.concatenate(found)
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> float:
@@ -134,7 +174,7 @@ class NearSearch:
         self.side_of = [number for number, side in enumerate(self.sides) for _ in side]
         words = [WORD.findall(text.replace("'", "").replace("’", "")) for text in self.texts]
         self.words = [(one, frozenset(one)) for one in words]
-        self.shingles = [shingles(" ".join(one) or text) for one, text in zip(words, self.texts, strict=True)]
+        self.shingles = shingles([" ".join(one) or text for one, text in zip(words, self.texts, strict=True)])
         self.buckets: list[list[dict[int, list[int]]]] = [[] for _ in self.texts]
         self.last: int | None = None
         self.found: list[list[Hunk] | None] = []
@@ -143,13 +183,10 @@ class NearSearch:
 
     def _fill_buckets(self) -> None:
         lsh = MinHashLSH(threshold=self.threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-        factors, shifts = np.random.default_rng(0).integers(1, 2**63, size=(2, lsh.b * lsh.r), dtype=np.uint64)
         buckets: dict[Hashable, list[int]] = defaultdict(list)
         numbers = [" ".join(NUMBER.findall(text)) for text in self.texts]
-        for place, parts in enumerate(self.shingles):
-            mixed = parts.astype(np.uint64)[:, None] * (factors | np.uint64(1)) + shifts
-            bands = (mixed >> np.uint64(32)).min(axis=0).reshape(lsh.b, lsh.r)
-            for band, values in enumerate(bands):
+        for place, hashes in enumerate(min_hashes(self.shingles, lsh.b * lsh.r)):
+            for band, values in enumerate(hashes.reshape(lsh.b, lsh.r)):
                 buckets[hash((band, values.tobytes(), numbers[place]))].append(place)
         overfull = self._share(buckets)
         counts = np.bincount(np.concatenate([*self.shingles, [0]]) & 0x3FFFFF, minlength=0x400000) if overfull else []

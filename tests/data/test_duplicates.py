@@ -147,7 +147,7 @@ def test_similar_texts_are_proposed():
     chance = random.Random(0)
     texts = ["".join(chance.choices("abcdefgh ", k=120)) for _ in range(60)]
     texts += [text[:20] + chance.choice("xyz") + text[21:] for text in texts]
-    search, parts = NearSearch(0.7, texts), [shingles(text) for text in texts]
+    search, parts = NearSearch(0.7, texts), shingles(texts)
     found = 0
     for place in range(len(texts)):
         expected = {o for o in range(len(texts)) if o != place and similarity(parts[place], parts[o]) >= 0.7}
