@@ -105,7 +105,7 @@ class TokenCounter:
         parts: list[Part] = [(None, ("a", opening), False) for opening in new]
         for opening, pieces, example in zip(new, self._pieces(parts).values(), examples, strict=True):
             texts = [text for special, text in pieces if not special]
-            number = sum(map(len, self._encode(texts))) + len(pieces) - len(texts)
+            number = sum(self._sizes(texts)) + len(pieces) - len(texts)
             if number != len(example["input_ids"]):
                 self.melting.add(opening)
 
@@ -161,14 +161,20 @@ class TokenCounter:
         texts = sorted(texts, key=len)  # those of one call are about equally long
         for start in range(0, len(texts), BATCH):
             batch = texts[start : start + BATCH]
-            self.texts.update(zip(batch, map(len, self._encode(batch)), strict=True))
+            self.texts.update(zip(batch, self._sizes(batch), strict=True))
         for part, pieces in rendered.items():
             self.parts[part] = sum([1 if special else self.texts[text] for special, text in pieces])
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self.template.tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True, verbose=False, return_attention_mask=False
-        ).input_ids
+    def _sizes(self, texts: list[str]) -> list[int]:
+        """The number of tokens of each text; tokenizers in Rust are asked for that alone, without letters' places."""
+        tokenizer = self.template.tokenizer
+        if not tokenizer.is_fast:
+            plain = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            return list(map(len, plain.input_ids))
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation(), backend.no_padding()
+        backend.encode_special_tokens = True  # they stay text, as `split_special_tokens` says it
+        return list(map(len, backend.encode_batch_fast(texts, add_special_tokens=False)))
 
     def _render_open(self, parts: Iterable[Part]) -> None:
         """Renders the prompts that wait for their responses, with the turn before them where they have one."""
