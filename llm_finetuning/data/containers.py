@@ -121,7 +121,7 @@ COMPRESSIONS = {
 
 def open_content(path: Path) -> tuple[BinaryIO, list[str]]:
     """Returns (the decompressed bytes of a file, what it was compressed with), by its first bytes, also twice."""
-    stream, names = path.open("rb"), []
+    stream, names = path.open("rb", CHUNK), []
     while len(names) < 3:
         head = stream.peek(8)[:8]
         found = next((entry for magic, entry in COMPRESSIONS.items() if head.startswith(magic)), None)

@@ -1,13 +1,14 @@
 """Message trees in memory, and the filters that remove messages before a reply is chosen among siblings."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from llm_finetuning.data.forest import arrange
 from llm_finetuning.data.funnel import Funnel
+from llm_finetuning.data.pairs import as_list
 
 REQUIRED = ("message_tree_id", "message_id", "parent_id", "role", "text")
 
@@ -51,15 +52,16 @@ class Filters:
 class Forest:
     """Messages as columns in depth-first order: each stands after its parent and before its later siblings.
 
-    order: the rows of `messages` in depth-first order, None if they stand so already. columns: those read so
-    far. parents: row of the parent, -1 at a root. alive: False for what a filter removed.
+    order: the rows of `messages` in depth-first order. columns: those read so far. parents: (N,) row of the parent,
+    -1 at a root. is_reply: (N,) whether an assistant wrote it. alive: (N,) False for what a filter removed.
     """
 
     messages: pd.DataFrame
-    order: list[int] | None
+    order: Sequence[int]
     columns: dict[str, list]
-    parents: list[int]
-    alive: list[bool]
+    parents: np.ndarray
+    is_reply: np.ndarray
+    alive: np.ndarray
 
     @classmethod
     def of(cls, messages: pd.DataFrame) -> "Forest":
@@ -67,59 +69,62 @@ class Forest:
         missing = [name for name in REQUIRED if name not in messages.columns]
         if missing:
             raise ValueError(f"The messages lack the columns {', '.join(missing)}. Read them with read_messages.")
-        columns = {name: as_list(messages[name]) for name in REQUIRED}
+        tree_ids, ids, parents, texts = (as_list(messages[name]) for name in REQUIRED if name != "role")
+        roles = messages["role"].to_numpy(dtype=object)
+        columns = {"message_tree_id": tree_ids, "message_id": ids, "parent_id": parents, "text": texts}
 
         def complain(row: int, problem: str) -> None:
-            raise ValueError(f"message {columns['message_id'][row]} (row {row}): {problem}.")
+            raise ValueError(f"message {ids[row]} (row {row}): {problem}.")
 
-        if None in columns["text"]:
-            complain(columns["text"].index(None), "text is null")
-        order, above = arrange(*[columns[name] for name in REQUIRED[:4]], complain)
-        if order == list(range(len(order))):
-            return cls(messages, None, columns, above, [True] * len(messages))
-        columns = {name: [values[row] for row in order] for name, values in columns.items()}
-        places = dict(zip(order, range(len(order)), strict=True)) | {-1: -1}
-        return cls(messages, order, columns, [places[above[row]] for row in order], [True] * len(messages))
+        if None in texts:
+            complain(texts.index(None), "text is null")
+        order, above = arrange(tree_ids, ids, parents, roles, complain)
+        if not isinstance(order, range):
+            columns = {name: [values[row] for row in order] for name, values in columns.items()}
+            places = np.full(len(order) + 1, -1)
+            places[order] = np.arange(len(order))
+            above, roles = places[above[order]], roles[order]
+        return cls(messages, order, columns, above, roles == "assistant", np.ones(len(order), dtype=bool))
 
     def __getitem__(self, name: str) -> list:
         """Returns the values of a column in depth-first order, None where there is none."""
         if name not in self.columns:
             exists = name in self.messages.columns
             values = as_list(self.messages[name]) if exists else [None] * len(self.parents)
-            self.columns[name] = values if self.order is None else [values[row] for row in self.order]
+            self.columns[name] = values if isinstance(self.order, range) else [values[row] for row in self.order]
         return self.columns[name]
 
     def count(self) -> int:
         """Returns the number of messages that no filter has removed."""
-        return sum(self.alive)
+        return int(self.alive.sum())
 
-    def replies_left(self) -> Counter[int]:
-        """Returns {row of a prompter message: number of its replies that no filter has removed}."""
-        rows = zip(self.alive, self["role"], self.parents, strict=True)
-        return Counter(parent for alive, role, parent in rows if alive and role == "assistant")
+    def replies(self) -> np.ndarray:
+        """Returns the rows of the replies that no filter has removed."""
+        return np.flatnonzero(self.alive & self.is_reply)
+
+    def answered(self) -> np.ndarray:
+        """Returns (N,) whether a message has a reply that no filter has removed."""
+        found = np.zeros(len(self.alive), dtype=bool)
+        found[self.parents[self.replies()]] = True
+        return found
 
     def drop_branches(self, keep: list[bool]) -> None:
         """Removes the messages that are not kept and everything below them."""
-        alive = self.alive
-        for row, parent in enumerate(self.parents):
-            alive[row] = alive[row] and keep[row] and (parent < 0 or alive[parent])
+        gone = np.append(~(self.alive & np.array(keep, dtype=bool)), False)
+        up = np.append(self.parents, -1)  # of each message an ancestor twice as far away with every round
+        while (up >= 0).any():
+            gone |= gone[up]
+            up = up[up]
+        self.alive = ~gone[:-1]
 
     def drop_replies(self, keep: list[bool]) -> None:
         """Removes replies from the choice among siblings; what was said after them keeps its true history."""
-        self.alive = [
-            alive and (kept or role == "prompter")
-            for alive, kept, role in zip(self.alive, keep, self["role"], strict=True)
-        ]
-
-
-def as_list(column: pd.Series) -> list:
-    """Returns the values as Python objects, None for every kind of missing value."""
-    return column.astype(object).where(column.notna(), None).tolist() if column.hasnans else column.tolist()
+        self.alive &= np.array(keep, dtype=bool) | ~self.is_reply
 
 
 def count_trees(forest: Forest, funnel: Funnel, attrs: dict, filters: Filters) -> None:
     """Counts the source's trees, the broken ones, those of the split and of the wanted states; then their messages."""
-    roots = [row for row, parent in enumerate(forest.parents) if parent < 0]
+    roots = np.flatnonzero(forest.parents < 0)
     broken = len({problem["tree"] or f"line {problem['line']}" for problem in attrs.get("skipped", [])})
     sound = attrs.get("trees", len(roots))
     funnel.step("trees in the source", "tree", sound + broken)
@@ -127,23 +132,21 @@ def count_trees(forest: Forest, funnel: Funnel, attrs: dict, filters: Filters) -
         funnel.step("sound (broken ones are named in the report)", "tree", sound)
     if attrs.get("split") or len(roots) != sound:
         funnel.step(f"in the {attrs['split']} split" if attrs.get("split") else "given", "tree", len(roots))
-    answered = forest.replies_left()
-    prompts = [row for row, role in enumerate(forest["role"]) if role == "prompter"]
-    funnel.without_reply["no reply in the source"] = sum(row not in answered for row in prompts)
+    funnel.without_reply["no reply in the source"] = int((~forest.is_reply & ~forest.answered()).sum())
     if states := filters.tree_states:
         wanted = [state is None or state in states for state in forest["tree_state"]]
         name = f"tree state {', '.join(states)}"
-        before = _drop(forest, funnel, name, [wanted[row] or parent >= 0 for row, parent in enumerate(forest.parents)])
+        before = _drop(forest, funnel, name, (forest.parents >= 0) | np.array(wanted, dtype=bool))
         gone = ({"text": forest["text"][row]} for row in roots if before[row] and not forest.alive[row])
-        funnel.step(name, "tree", sum(forest.alive[row] for row in roots), "set tree_states = ''", gone)
+        funnel.step(name, "tree", int(forest.alive[roots].sum()), "set tree_states = ''", gone)
     funnel.step("messages of these trees", "message", forest.count())
 
 
-def _drop(forest: Forest, funnel: Funnel, name: str, keep: list[bool], replies_alone: bool = False) -> list[bool]:
+def _drop(forest: Forest, funnel: Funnel, name: str, keep: Sequence[bool], replies_alone: bool = False) -> np.ndarray:
     """Removes what is not kept, counts the prompts that lose their last reply; returns who was alive before."""
-    before, answered = forest.alive[:], forest.replies_left()
+    before, answered = forest.alive.copy(), forest.answered().sum()
     (forest.drop_replies if replies_alone else forest.drop_branches)(keep)
-    funnel.without_reply[name] = len(answered) - len(forest.replies_left())
+    funnel.without_reply[name] = int(answered - forest.answered().sum())
     return before
 
 
@@ -152,8 +155,7 @@ def _filter(
 ) -> None:
     """Applies a filter on messages as a step of the funnel."""
     before = _drop(forest, funnel, name, keep, replies_alone)
-    rows = zip(before, forest.alive, forest["text"], strict=True)
-    gone = ({"text": text} for was, alive, text in rows if was and not alive)
+    gone = ({"text": forest["text"][row]} for row in np.flatnonzero(before & ~forest.alive))
     funnel.step(name, "message", forest.count(), f"set {cure}", gone)
 
 

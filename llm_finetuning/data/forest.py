@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 ROLES = ("prompter", "assistant")
 
 
@@ -11,10 +13,10 @@ def arrange(
     parents: Sequence[str | None],
     roles: Sequence[str],
     complain: Callable[[int, str], None],
-) -> tuple[list[int], list[int]]:
-    """Returns (row numbers in depth-first order, row of each row's parent, -1 where there is none).
+) -> tuple[Sequence[int], np.ndarray]:
+    """Returns (row numbers in depth-first order, (N,) row of each row's parent, -1 where there is none).
 
-    Trees stand by first appearance, siblings in row order.
+    Trees stand by first appearance, siblings in row order. Rows that stand so already come as a range.
 
     `complain(row, problem)` is called for a repeated id, an orphan, a parent in another tree, a second root,
     an assistant at the root, two turns in a row by one role, and a cycle. If it does not raise, the tree of
@@ -27,11 +29,50 @@ def arrange(
         bad.add(tree_ids[row])
 
     rows_by_id = _rows_by_id(ids, report)
-    roots, replies, above = _links(tree_ids, parents, roles, rows_by_id, report)
+    above = [rows_by_id.get(parent, -1) for parent in parents]
+    up = np.array(above, dtype=np.int64)
+    if not bad and _are_sound(tree_ids, parents, roles, up):
+        return range(len(ids)) if _are_in_order(above) else _in_order(above), up
+    roots, replies = _links(tree_ids, parents, roles, above, report)
     order = _depth_first([roots[tree] for tree in dict.fromkeys(tree_ids) if tree in roots], replies)
     if len(order) < len(ids):
         _report_cycles(tree_ids, set(order), bad, report)
-    return ([row for row in order if tree_ids[row] not in bad] if bad else order), above
+    return ([row for row in order if tree_ids[row] not in bad] if bad else order), up
+
+
+def _are_sound(tree_ids: Sequence[str], parents: Sequence[str | None], roles: Sequence[str], up: np.ndarray) -> bool:
+    """Whether each row is the only root of its tree, a prompter's, or replies to a row before it by the other role."""
+    trees, role = (np.fromiter(values, dtype=object, count=len(up)) for values in (tree_ids, roles))
+    below, roots = np.flatnonzero(up >= 0), np.flatnonzero(up < 0)
+    replies = (trees[below] == trees[up[below]]).all() and (role[below] != role[up[below]]).all()
+    replies = replies and (up < np.arange(len(up))).all()
+    alone = len(set(trees[roots])) == len(roots) == parents.count(None)
+    return bool(replies and alone and (role[roots] == ROLES[0]).all())
+
+
+def _are_in_order(above: list[int]) -> bool:
+    """Whether the rows stand in depth-first order: each right below the row before it, or below an ancestor of that."""
+    path = [-1]
+    for row, up in enumerate(above):
+        while path[-1] != up:
+            path.pop()
+            if not path:
+                return False
+        path.append(row)
+    return True
+
+
+def _in_order(above: list[int]) -> list[int]:
+    """Returns the rows of a forest, each of which stands behind its parent, in depth-first order."""
+    size = [1] * len(above)
+    for row in range(len(above) - 1, -1, -1):
+        if above[row] >= 0:
+            size[above[row]] += size[row]
+    order, free = [0] * len(above), [0] * (len(above) + 1)  # the next free place below each row; the last: of a root
+    for row, up in enumerate(above):
+        place = free[up]
+        order[place], free[row], free[up] = row, place + 1, place + size[row]
+    return order
 
 
 def _rows_by_id(ids: Sequence[str], report: Callable[[int, str], None]) -> dict[str, int]:
@@ -48,19 +89,15 @@ def _links(
     tree_ids: Sequence[str],
     parents: Sequence[str | None],
     roles: Sequence[str],
-    rows_by_id: dict[str, int],
+    above: list[int],
     report: Callable[[int, str], None],
-) -> tuple[dict[str, int], dict[int, list[int]], list[int]]:
-    """Returns (tree id → row of its root, row → rows of its replies, row of each parent or -1)."""
+) -> tuple[dict[str, int], dict[int, list[int]]]:
+    """Returns (tree id → row of its root, row → rows of its replies)."""
     roots: dict[str, int] = {}
     replies: dict[int, list[int]] = {}
-    above = [rows_by_id.get(parent, -1) for parent in parents]
     for row, up in enumerate(above):
         if up >= 0 and tree_ids[up] == tree_ids[row] and roles[up] != roles[row]:
-            if up in replies:
-                replies[up].append(row)
-            else:
-                replies[up] = [row]
+            replies.setdefault(up, []).append(row)
         elif parents[row] is not None:
             report(row, _wrong_parent(row, parents[row], up, tree_ids, roles))
         else:
@@ -68,7 +105,7 @@ def _links(
                 report(row, f"the tree starts with role {roles[row]!r}, expected 'prompter'")
             if roots.setdefault(tree_ids[row], row) != row:
                 report(row, f"tree {tree_ids[row]} has a second message without a parent")
-    return roots, replies, above
+    return roots, replies
 
 
 def _wrong_parent(row: int, parent: str, up: int, tree_ids: Sequence[str], roles: Sequence[str]) -> str:

@@ -1,39 +1,70 @@
 """Reads the messages of a file, flat or nested, in any form; columns, as OASST is stored on the Hub, batch by batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm_finetuning.data.columnar import is_columnar, named_damage, open_columns
-from llm_finetuning.data.messages import flat_row, tree_rows
+from llm_finetuning.data.messages import USED_LABELS, columns_of, from_table, messages_of
 from llm_finetuning.data.reading import Problems
 from llm_finetuning.data.records import records
 
-USED_LABELS = ("quality", "toxicity")
+BATCH = 16
 REQUIRED = ("message_tree_id", "message_id", "role", "text")
 OPTIONAL = ("parent_id", "lang", "rank", "tree_state", "deleted", "review_result", "synthetic", "labels", "detoxify")
 
 
-def rows_of_file(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
-    """Yields (line, values of FIELDS) of every message of a file, whose records are flat messages or nested trees."""
-    if is_columnar(path) and "prompt" not in open_columns(path)[0]:
-        yield from rows_of_columns(path, problems)
-        return
-    for line, record in records(path, problems):
-        tree = record.get("message_tree_id")
+def columns_of_file(path: Path, problems: Problems) -> Iterator[tuple[Sequence[int], list[list]]]:
+    """Yields (line of each message, columns of FIELDS) of a file of flat messages or nested trees, batch by batch."""
+    before = len(problems.found)
+    in_columns = is_columnar(path) and "prompt" not in open_columns(path)[0]
+    for batch in _batches(_rows(path, problems) if in_columns else records(path, problems)):
         try:
-            rows = tree_rows(record) if type(record.get("prompt")) is dict else [flat_row(record)]
+            lines, messages = zip(*batch, strict=True)
+            if any("prompt" in record for record in messages):
+                found = [(line, message) for line, record in batch for message in messages_of(record)]
+                lines, messages = zip(*found, strict=True)
+            yield lines, columns_of(messages)
+        except ValueError:
+            yield from _one_by_one(batch, problems)
+    problems.found[before:] = sorted(problems.found[before:], key=itemgetter("line"))
+
+
+def _batches(found: Iterator[tuple[int, dict]]) -> Iterator[list[tuple[int, dict]]]:
+    """Yields lists of at most BATCH; what was read before an error comes before it."""
+    batch: list[tuple[int, dict]] = []
+    try:
+        for entry in found:
+            batch.append(entry)
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+    except ValueError:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+def _one_by_one(batch: list[tuple[int, dict]], problems: Problems) -> Iterator[tuple[list[int], list[list]]]:
+    """Yields what `columns_of_file` does, message by message, without the records in which a problem is found."""
+    for line, record in batch:
+        try:
+            found = [columns_of([from_table(message)]) for message in messages_of(record)]
         except ValueError as error:
+            tree = record.get("message_tree_id")
             problems.add(line, tree if type(tree) is str else None, str(error))
             continue
-        for row in rows:
-            yield line, row
+        for columns in found:
+            yield [line], columns
 
 
-def rows_of_columns(path: Path, problems: Problems) -> Iterator[tuple[int, tuple]]:
-    """Yields (row number from 1, values of FIELDS) of every message; reads in batches to hold little of it twice."""
+def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
+    """Yields (row number from 1, message) of columns; reads in batches to hold little of it twice."""
     problems.unit = "row"
     names, batches = open_columns(path)
     missing = [name for name in REQUIRED if name not in names]
@@ -45,12 +76,7 @@ def rows_of_columns(path: Path, problems: Problems) -> Iterator[tuple[int, tuple
         for batch in batches(wanted):
             for message in _messages(batch):
                 done[0] += 1
-                try:
-                    row = flat_row(message)
-                except ValueError as error:
-                    problems.add(done[0], message["message_tree_id"], str(error))
-                    continue
-                yield done[0], row
+                yield done[0], message
 
 
 def _messages(batch: pa.RecordBatch) -> Iterator[dict]:

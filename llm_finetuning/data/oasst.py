@@ -1,7 +1,7 @@
 """Open-Assistant conversation trees: read from any export, and flattened into prompt/response pairs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from llm_finetuning.data import preferences
 from llm_finetuning.data.filters import Filters, Forest, count_trees, drop_messages, drop_replies
 from llm_finetuning.data.forest import arrange
 from llm_finetuning.data.funnel import Funnel
-from llm_finetuning.data.message_files import rows_of_file
+from llm_finetuning.data.message_files import columns_of_file
 from llm_finetuning.data.messages import FIELDS
 from llm_finetuning.data.pairs import to_frame
 from llm_finetuning.data.reading import Problems, without_collector
 from llm_finetuning.data.recipes import RECIPES, Candidates, siblings_of_ranks
-from llm_finetuning.data.sources import Splits, locate
+from llm_finetuning.data.sources import Located, Splits, locate
 from llm_finetuning.data.splits import in_split
 
 SPLITS = ("train", "validation")
@@ -42,7 +42,7 @@ class Flattened:
 
 @without_collector()
 def read_messages(
-    source: str | Path,
+    source: str | Path | Located,
     split: str | None = None,
     on_error: str = "raise",
     validation_share: float = 0.1,
@@ -51,10 +51,10 @@ def read_messages(
 ) -> pd.DataFrame:
     """Reads the messages of an OASST export, one row each: trees by first appearance, each in depth-first order.
 
-    source: "sample", a dataset id on the Hub, or a file or folder of nested trees or flat messages in any form that
-    `records` reads. split: None = everything (of the sample, whose splits overlap on purpose, what is trained on),
-    "train" or "validation"; a source without splits is split by tree, `validation_share` of the trees (by a hash of
-    the id) being validation. splits: what the source calls its own.
+    source: "sample", a dataset id on the Hub, a file or folder of nested trees or flat messages in any form that
+    `records` reads, or what `locate` found of one. split: None = everything (of the sample, whose splits overlap on
+    purpose, what is trained on), "train" or "validation"; a source without splits is split by tree,
+    `validation_share` of the trees (by a hash of the id) being validation. splits: what the source calls its own.
     Columns: FIELDS; quality, toxicity and detoxify are averages from 0 to 1, null where there are none.
     attrs: source, revision or sha256, split, trees (in the source, before the split), skipped.
     Raises FileNotFoundError for a missing path, ValueError with file and line for bad input; with
@@ -62,39 +62,43 @@ def read_messages(
     """
     if split not in (None, *SPLITS):
         raise ValueError(f'split = {split!r}: "train", "validation" or None')
-    files, origin = locate(source, split, revision, splits)
-    problems = Problems(str(files[0]), on_error)
-    lines, rows = [], []
-    for path in files:
-        problems.source = str(path)
-        for line, row in rows_of_file(path, problems):
-            lines.append(line)
-            rows.append(row)
-    order = _order_of_sound_trees(rows, lines, problems)
+    found = locate(source, split, revision, splits)
+    problems, lines = Problems(str(found.files[0]), on_error), []
+    columns: list[list] = [[] for _ in FIELDS]
+    with found.hashing():
+        for path in found.files:
+            problems.source = str(path)
+            for numbers, batch in columns_of_file(path, problems):
+                lines += numbers
+                for column, values in zip(columns, batch, strict=True):
+                    column += values
+    order = _order_of_sound_trees(columns, lines, problems)
     if not order:
         first = problems.found[0] if problems.found else {"line": 0, "problem": "no message"}
-        raise ValueError(f"{source}: no sound tree; line {first['line']}: {first['problem']}. Write it again.")
-    trees = len({rows[row][0] for row in order})
-    if split and not origin["split_in_source"]:
-        wanted = in_split((rows[row][0] for row in order), split, validation_share)
-        order = [row for row in order if rows[row][0] in wanted]
-    messages = _to_frame([rows[row] for row in order])
-    messages.attrs = origin | {"split": split, "trees": trees, "skipped": problems.found}
+        raise ValueError(f"{found.source}: no sound tree; line {first['line']}: {first['problem']}. Write it again.")
+    tree_ids = columns[0]
+    trees = len({tree_ids[row] for row in order})
+    if split and not found.origin["split_in_source"]:
+        wanted = in_split((tree_ids[row] for row in order), split, validation_share)
+        order = [row for row in order if tree_ids[row] in wanted]
+    messages = _to_frame(columns, order)
+    messages.attrs = found.origin | {"split": split, "trees": trees, "skipped": problems.found}
     return messages
 
 
-def _to_frame(rows: list[tuple]) -> pd.DataFrame:
-    """Puts messages into a table; texts stay Python objects, because pandas' text types would copy them."""
-    columns = zip(FIELDS, zip(*rows, strict=True) if rows else [()] * len(FIELDS), strict=True)
-    return pd.DataFrame({name: pd.Series(values, dtype=DTYPES.get(name, object)) for name, values in columns})
+def _to_frame(columns: list[list], order: Sequence[int]) -> pd.DataFrame:
+    """Puts rows into a table; texts stay Python objects, because pandas' text types would copy them."""
+    series = {}
+    for name, values in zip(FIELDS, columns, strict=True):
+        dtype = DTYPES.get(name, object)
+        series[name] = pd.Series(pd.array(values, dtype=dtype).take(order), dtype=dtype)
+    return pd.DataFrame(series, copy=False)  # one block of all would be another copy
 
 
-def _order_of_sound_trees(rows: list[tuple], lines: list[int], problems: Problems) -> list[int]:
+def _order_of_sound_trees(columns: list[list], lines: list[int], problems: Problems) -> Sequence[int]:
     """Returns the rows in depth-first order, without the trees in which a problem was found."""
-    if not rows:
-        return []
     bad = {problem["tree"] for problem in problems.found}
-    tree_ids, ids, parents, roles, *_ = zip(*rows, strict=True)
+    tree_ids, ids, parents, roles, *_ = columns
 
     def complain(row: int, problem: str) -> None:
         if tree_ids[row] not in bad:  # one entry a tree
@@ -134,16 +138,17 @@ def flatten(
     drop_messages(forest, funnel, filters)
     drop_replies(forest, funnel, filters)
     candidates = RECIPES[replies](forest, funnel)
-    return finish(candidates, replies, filters, funnel, preference_pairs, _siblings(forest, replies, filters))
+    ranked = _preferences(forest, filters, preference_pairs) if replies == "joined" else None
+    return finish(candidates, replies, filters, funnel, preference_pairs, ranked)
 
 
-def _siblings(forest: Forest, replies: str, filters: Filters) -> Candidates | None:
-    """Returns single replies as candidates for preferences where the recipe joins them, else None."""
-    if replies != "joined":
-        return None
+def _preferences(forest: Forest, filters: Filters, preference_pairs: str) -> tuple[list[dict], list[Hashable]]:
+    """Returns what `preferences.of_siblings` does, of single replies where the recipe joins them."""
+    if filters.truncate is None:
+        return preferences.of_forest(forest, preference_pairs)
     siblings = siblings_of_ranks(forest)
     siblings.truncate(Funnel(), filters)
-    return siblings
+    return preferences.of_siblings(siblings.pairs, siblings.prompters, preference_pairs)
 
 
 def finish(
@@ -152,13 +157,12 @@ def finish(
     filters: Filters,
     funnel: Funnel,
     preference_pairs: str,
-    siblings: Candidates | None = None,
+    ranked: tuple[list[dict], list[Hashable]] | None = None,
 ) -> Flattened:
-    """Cuts, chooses and filters candidates; preferences come from them, or from `siblings`, before one is chosen."""
+    """Cuts, chooses and filters candidates; preferences come from them before one is chosen, or are `ranked`."""
     candidates.truncate(funnel, filters)
     funnel.replies_left = Counter(Counter(candidates.prompters).values())
-    ranked = siblings or candidates
-    records, owners = preferences.of_siblings(ranked.pairs, ranked.prompters, preference_pairs)
+    records, owners = ranked or preferences.of_siblings(candidates.pairs, candidates.prompters, preference_pairs)
     liked = [pair.pop("liked", True) for pair in candidates.pairs]
     if not all(liked):
         candidates.filter(funnel, "response that people liked", liked)

@@ -18,7 +18,7 @@ from llm_finetuning.data.reading import Problems, without_collector
 from llm_finetuning.data.recipes import Candidates, drop_repeated, prompters_of
 from llm_finetuning.data.records import records
 from llm_finetuning.data.shapes import NO_SHAPE, USUAL, Columns, Reader, recognise
-from llm_finetuning.data.sources import Splits, locate
+from llm_finetuning.data.sources import Located, Splits, locate
 from llm_finetuning.data.splits import in_split
 from llm_finetuning.data.turns import Unusable
 
@@ -37,7 +37,7 @@ def is_pairs_file(path: str | Path, columns: Columns = USUAL) -> bool:
 
 @without_collector()
 def read_pairs(
-    source: str | Path,
+    source: str | Path | Located,
     split: str | None = None,
     on_error: str = "raise",
     validation_share: float = 0.1,
@@ -53,19 +53,22 @@ def read_pairs(
     attrs: what `locate` says of the source, split, read (pairs before the split), skipped (with their reasons),
     shapes, not_used, reasons (see `Reader`).
     """
-    files, origin = locate(source, split, revision, splits)
-    problems, reader = Problems(str(files[0]), on_error, cure=CURE), Reader(columns)
-    pairs = [pair | {"message_tree_id": tree_of(pair)} for path in files for pair in _pairs(path, problems, reader)]
+    found = locate(source, split, revision, splits)
+    problems, reader = Problems(str(found.files[0]), on_error, cure=CURE), Reader(columns)
+    with found.hashing():
+        every = (pair for path in found.files for pair in _pairs(path, problems, reader))
+        pairs = [pair | {"message_tree_id": tree_of(pair)} for pair in every]
     read = len(pairs)
     if read == 0:
         first = problems.found[0] if problems.found else {"line": 1, "problem": "no record with a response in the loss"}
-        raise ValueError(f"{source}: no pairs; {problems.unit} {first['line']}: {first['problem']}. Correct the file.")
-    if split and not origin["split_in_source"]:
+        where = f"{problems.unit} {first['line']}"
+        raise ValueError(f"{found.source}: no pairs; {where}: {first['problem']}. Correct the file.")
+    if split and not found.origin["split_in_source"]:
         wanted = in_split((pair["message_tree_id"] for pair in pairs), split, validation_share)
         pairs = [pair for pair in pairs if pair["message_tree_id"] in wanted]
     frame = to_frame(pairs)
     reasons = reader.reasons + Counter(entry.get("reason", "broken records") for entry in problems.found)
-    frame.attrs = origin | {"split": split, "read": read, "skipped": problems.found, "reasons": dict(reasons)}
+    frame.attrs = found.origin | {"split": split, "read": read, "skipped": problems.found, "reasons": dict(reasons)}
     frame.attrs |= {
         "form": problems.form,
         "shapes": dict(reader.shapes),

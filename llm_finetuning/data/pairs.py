@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,12 +69,30 @@ def _value_of(record: dict, name: str) -> str:
     return "missing" if name not in record else f"{record[name]!r:.60}"
 
 
-def to_frame(pairs: list[dict]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Rows(Sequence[dict]):
+    """Pair records that are made of their columns when they are asked for."""
+
+    columns: dict[str, list]
+
+    def __len__(self) -> int:
+        return len(self.columns["prompt"])
+
+    def __getitem__(self, place: int) -> dict:
+        return {name: values[place] for name, values in self.columns.items()}
+
+
+def to_frame(pairs: Sequence[dict]) -> pd.DataFrame:
     """Puts pair records into a table; `history` is a list in every row, `rank` a nullable integer."""
-    names = dict.fromkeys((*COLUMNS, *chain.from_iterable(pairs)))
-    columns = {name: [pair.get(name) for pair in pairs] for name in names}
-    columns["history"] = [history or [] for history in columns["history"]]
-    return pd.DataFrame(columns, dtype=object).astype({"rank": "Int64"})
+    if isinstance(pairs, Rows):
+        columns = pairs.columns
+    else:
+        names = dict.fromkeys((*COLUMNS, *chain.from_iterable(pairs)))
+        columns = {name: [pair.get(name) for pair in pairs] for name in names}
+        columns["history"] = [history or [] for history in columns["history"]]
+    types = {"rank": "Int64"}
+    series = {name: pd.Series(column, dtype=types.get(name, object)) for name, column in columns.items()}
+    return pd.DataFrame(series, copy=False)
 
 
 def read_prepared(path: Path, part: str) -> list[dict]:
@@ -96,15 +115,16 @@ def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
 
 def to_records(pairs: pd.DataFrame) -> list[dict]:
     """Returns the rows of a table of pairs as pair records, without what is null."""
-    columns = {name: pairs[name].astype(object).tolist() for name in pairs.columns}
+    columns = {name: as_list(pairs[name]) for name in pairs.columns}
     return [
-        {name: value for name, value in zip(columns, values, strict=True) if not _is_null(value)}
+        {name: value for name, value in zip(columns, values, strict=True) if value is not None}
         for values in zip(*columns.values(), strict=True)
     ]
 
 
-def _is_null(value: Any) -> bool:
-    return value is None or value is pd.NA or value != value
+def as_list(column: pd.Series) -> list:
+    """Returns the values as Python objects, None for every kind of missing value."""
+    return column.astype(object).where(column.notna(), None).tolist() if column.hasnans else column.tolist()
 
 
 def write_jsonl(pairs: pd.DataFrame | Iterable[dict], path: str | Path) -> Path:

@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Hashable, Iterable
-from itertools import combinations, pairwise
+from itertools import chain, combinations, pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
 
 from llm_finetuning.data.duplicates import like_earlier
-from llm_finetuning.data.filters import Filters, speaks
+from llm_finetuning.data.filters import Filters, Forest, speaks
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.pairs import check, checked
-from llm_finetuning.data.recipes import prompters_of
+from llm_finetuning.data.recipes import pairs_of_replies, prompters_of, replies_of
 from llm_finetuning.data.shapes import differ
 from llm_finetuning.files.atomic import write_json_lines
 
@@ -26,21 +27,44 @@ def of_siblings(pairs: list[dict], prompters: list[Hashable], way: str) -> tuple
     way: "best-worst" = to each prompt the best against the worst, "adjacent" = each rank against the next, "all" =
     each against every worse one. Replies of equal rank or equal text are no preference.
     """
+    siblings: dict[Hashable, list[int]] = {}
+    for place, prompter in enumerate(prompters):
+        siblings.setdefault(prompter, []).append(place)
+    ranks, responses = ([pair.get(name) for pair in pairs] for name in ("rank", "response"))
+    found = _better_and_worse(siblings.values(), ranks, responses, way)
+    return [_record(pairs[better], pairs[worse]) for better, worse in found], [prompters[one] for one, _ in found]
+
+
+def of_forest(forest: Forest, way: str) -> tuple[list[dict], list[Hashable]]:
+    """Returns what `of_siblings` does of every reply that is left, where no pair has been made of them."""
+    texts = forest["text"]
+    siblings = ([row for row in rows if texts[row]] for rows in replies_of(forest)[1] if len(rows) > 1)
+    found = _better_and_worse(siblings, forest["rank"], texts, way)
+    rows = dict.fromkeys(chain.from_iterable(found))
+    pairs = dict(zip(rows, pairs_of_replies(forest, rows), strict=True))
+    records = [_record(pairs[better], pairs[worse]) for better, worse in found]
+    return records, [int(forest.parents[better]) for better, _ in found]
+
+
+def _better_and_worse(
+    siblings: Iterable[list[int]], ranks: list[int | None], responses: list[str], way: str
+) -> list[tuple[int, int]]:
+    """Returns (place of a better reply, of a worse one) among each of `siblings`, by the first that has a rank."""
     if way not in WAYS:
         raise ValueError(f"preference_pairs = {way!r}: one of {', '.join(WAYS)}")
-    siblings: dict[Hashable, list[dict]] = {}
-    for pair, prompter in zip(pairs, prompters, strict=True):
-        if pair.get("rank") is not None:
-            siblings.setdefault(prompter, []).append(pair)
-    records, owners = [], []
-    for prompter, replies in siblings.items():
-        ranked = sorted(replies, key=lambda pair: pair["rank"])
-        found = {"all": combinations(ranked, 2), "adjacent": pairwise(ranked)}.get(way, [(ranked[0], ranked[-1])])
-        for better, worse in found:
-            if better["rank"] < worse["rank"] and differ(better["response"], worse["response"]):
-                records.append(_record(better, worse))
-                owners.append(prompter)
-    return records, owners
+    found = []
+    for places in siblings:
+        ranked = [place for place in places if ranks[place] is not None]
+        if len(ranked) > 1:
+            first, ranked = ranked[0], sorted(ranked, key=ranks.__getitem__)
+            two = {"all": combinations(ranked, 2), "adjacent": pairwise(ranked)}.get(way, [(ranked[0], ranked[-1])])
+            found += [(first, *pair) for pair in two]
+    found.sort(key=itemgetter(0))
+    return [
+        (one, other)
+        for _, one, other in found
+        if ranks[one] < ranks[other] and differ(responses[one], responses[other])
+    ]
 
 
 def _record(better: dict, worse: dict) -> dict:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from llm_finetuning import plotting
-from llm_finetuning.data import figures, leaks, oasst, own_data, pairs, preferences, reports
+from llm_finetuning.data import containers, figures, leaks, oasst, own_data, pairs, preferences, reports
 from llm_finetuning.data import funnel as funnels
 from llm_finetuning.data.filters import Filters
 from llm_finetuning.data.shapes import Columns
@@ -63,6 +64,11 @@ class Prepared:
         """The file to which the preference pairs are written."""
         return getattr(self.settings.folders, PREFERENCES[self.split])
 
+    @cached_property
+    def facts(self) -> dict:
+        """What `report` returns, gathered once."""
+        return _facts(self)
+
     def figure(self, name: str) -> Path:
         """Returns the file of one of this split's figures."""
         return self.settings.folders.figures / f"data_{self.split}_{name}.png"
@@ -72,11 +78,11 @@ def read(settings: DataPrep, split: str) -> pd.DataFrame:
     """Reads the messages of one split of the source, or its pairs if it is a file of pairs."""
     columns = Columns(settings.prompt_column, settings.response_column, settings.system_column)
     splits = settings.train_split, settings.validation_split
-    files, _ = locate(settings.source, split, settings.source_revision, splits)
-    given = settings.on_error, settings.validation_share, settings.source_revision, splits
-    if own_data.is_pairs_file(files[0], columns):
-        return own_data.read_pairs(settings.source, split, *given, columns)
-    return oasst.read_messages(settings.source, split, *given)
+    found = locate(settings.source, split, settings.source_revision, splits)
+    given = found, split, settings.on_error, settings.validation_share
+    if own_data.is_pairs_file(found.files[0], columns):
+        return own_data.read_pairs(*given, columns=columns)
+    return oasst.read_messages(*given)
 
 
 def is_messages(source: pd.DataFrame) -> bool:
@@ -132,6 +138,10 @@ def flatten(
 
 def report(prepared: Prepared) -> dict:
     """Returns the report of one split: where it comes from, what was left out, and what is left."""
+    return prepared.facts
+
+
+def _facts(prepared: Prepared) -> dict:
     settings, attrs = prepared.settings, prepared.source.attrs
     known = reports.known_answers(prepared.source) if is_messages(prepared.source) else None
     limit = settings.max_seq_length
@@ -263,7 +273,7 @@ def leak_sentence(prepared: Prepared) -> str:
     if prepared.is_empty:
         return NO_VALIDATION
     found = reports.read_report(prepared.path)["leaks"]
-    left = len(pairs.read_jsonl(prepared.settings.folders.train_file))
+    left = sum(1 for _ in containers.lines(prepared.settings.folders.train_file))
     of_ranked = f" ({found['removed_preferences']:,} preference pairs too)" if found["removed_preferences"] else ""
     return (
         f"{found['removed_from_train']:,} pairs taken out of the training file{of_ranked}, {left:,} left there;"

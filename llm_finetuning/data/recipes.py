@@ -1,13 +1,18 @@
 """Three ways from trees to pairs: joined (the original's), all, and the best reply to each prompt."""
 
-from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
+
+import numpy as np
 
 from llm_finetuning.data.duplicates import like_earlier
 from llm_finetuning.data.filters import Filters, Forest
 from llm_finetuning.data.funnel import Funnel
+from llm_finetuning.data.pairs import Rows
+
+OF_MESSAGE = ("message_tree_id", "message_id", "lang", "rank")
 
 
 @dataclass
@@ -18,7 +23,7 @@ class Candidates:
     or None. turns_lost: (N,) turns that were cut from the history.
     """
 
-    pairs: list[dict]
+    pairs: Sequence[dict]
     prompters: list[Hashable]
     qualities: list[float | None]
     turns_lost: list[int] = field(default_factory=list)
@@ -66,7 +71,7 @@ class Candidates:
         """Counts the pairs that lost turns of their history, and those among them that have none left."""
         left = [
             [turn for turn in pair["history"] if turn["role"] != "system"]
-            for pair, lost in zip(self.pairs, self.turns_lost, strict=True)
+            for pair, lost in zip(self.pairs if any(self.turns_lost) else (), self.turns_lost, strict=False)
             if lost
         ]
         return {"pairs": len(left), "without_history": left.count([])}
@@ -116,42 +121,40 @@ def joined(forest: Forest, funnel: Funnel) -> Candidates:
     prompt = the tree's first text, directly followed by the message's own when that is another one. Rows with
     an empty response are dropped. lang, message_id and rank are those of the prompter message.
     """
-    texts, parents, roles = forest["text"], forest.parents, forest["role"]
-    trees, ids, langs, ranks = (forest[name] for name in ("message_tree_id", "message_id", "lang", "rank"))
-    rows = [row for row, alive in enumerate(forest.alive) if alive]
-    firsts = {trees[row]: texts[row] for row in rows if parents[row] < 0}
-    responses = {row: " ".join([texts[reply] for reply in of_one]) for row, of_one in replies_of(forest).items()}
-    funnel.step("one for each prompter message", "pair", [roles[row] for row in rows].count("prompter"))
-    with_response = sorted(row for row, response in responses.items() if response)
-    pairs = [
-        {
-            "prompt": texts[row] if parents[row] < 0 else firsts[trees[row]] + texts[row],
-            "response": responses[row],
-            "history": [],
-            "lang": langs[row],
-            "message_tree_id": trees[row],
-            "message_id": ids[row],
-            "rank": ranks[row],
-        }
-        for row in with_response
-    ]
-    funnel.step("with a response", "pair", len(pairs))
-    return Candidates(pairs, with_response, [None] * len(pairs))
+    texts, trees, ids, langs, ranks = (forest[name] for name in ("text", *OF_MESSAGE))
+    rows, of_each = replies_of(forest)
+    responses = [" ".join([texts[reply] for reply in replies]) for replies in of_each]
+    roots = np.maximum.accumulate(np.where(forest.parents < 0, np.arange(len(texts)), 0))
+    funnel.step("one for each prompter message", "pair", int((forest.alive & ~forest.is_reply).sum()))
+    rows = [row for row, response in zip(rows, responses, strict=True) if response]
+    asked = zip(rows, roots[rows].tolist(), strict=True)
+    columns = {
+        "prompt": [texts[row] if row == root else texts[root] + texts[row] for row, root in asked],
+        "response": list(filter(None, responses)),
+        "history": [[] for _ in rows],
+        "lang": [langs[row] for row in rows],
+        "message_tree_id": [trees[row] for row in rows],
+        "message_id": [ids[row] for row in rows],
+        "rank": [ranks[row] for row in rows],
+    }
+    funnel.step("with a response", "pair", len(rows))
+    return Candidates(Rows(columns), rows, [None] * len(rows))
 
 
-def replies_of(forest: Forest) -> dict[int, list[int]]:
-    """Returns row of a prompter message → rows of its replies that are left."""
-    replies: dict[int, list[int]] = defaultdict(list)
-    for row, (alive, role, parent) in enumerate(zip(forest.alive, forest["role"], forest.parents, strict=True)):
-        if alive and role == "assistant":
-            replies[parent].append(row)
-    return replies
+def replies_of(forest: Forest) -> tuple[list[int], list[list[int]]]:
+    """Returns (rows of the prompter messages that have replies left, in order; the rows of those replies)."""
+    replies = forest.replies()
+    parents = forest.parents[replies]
+    by_parent = np.argsort(parents, kind="stable")
+    rows, starts = np.unique(parents[by_parent], return_index=True)
+    every, bounds = replies[by_parent].tolist(), [*starts.tolist(), len(replies)]
+    return rows.tolist(), [every[start:end] for start, end in pairwise(bounds)]
 
 
 def siblings_of_ranks(forest: Forest) -> Candidates:
     """Makes a pair, as `each_reply` does, of every reply to a prompt whose replies have several ranks."""
     ranks = forest["rank"]
-    several = [rows for rows in replies_of(forest).values() if len(rows) > 1]
+    several = [rows for rows in replies_of(forest)[1] if len(rows) > 1]
     ranked = [rows for rows in several if len({ranks[row] for row in rows} - {None}) > 1]
     return each_reply(forest, Funnel(), sorted(row for rows in ranked for row in rows))
 
@@ -161,18 +164,24 @@ def each_reply(forest: Forest, funnel: Funnel, rows: list[int] | None = None) ->
 
     rows: some of those replies, in order.
     """
-    texts, parents, roles, quality = forest["text"], forest.parents, forest["role"], forest["quality"]
-    trees, ids, langs, ranks = (forest[name] for name in ("message_tree_id", "message_id", "lang", "rank"))
-    if rows is None:
-        rows = [row for row, alive in enumerate(forest.alive) if alive and roles[row] == "assistant"]
-    prompters = {parents[row] for row in rows}
-    funnel.step("replies, and prompts that have one", "message", len(rows) + len(prompters))
-    histories: dict[int, list[dict]] = {}
-    pairs = [
+    rows = forest.replies().tolist() if rows is None else rows
+    parents, quality = forest.parents[rows].tolist() if rows else [], forest["quality"]
+    funnel.step("replies, and prompts that have one", "message", len(rows) + len(set(parents)))
+    candidates = Candidates(pairs_of_replies(forest, rows), parents, [quality[row] for row in rows])
+    funnel.step("one for each reply", "pair", len(rows))
+    candidates.filter(funnel, "with a response", [pair["response"] != "" for pair in candidates.pairs])
+    return candidates
+
+
+def pairs_of_replies(forest: Forest, rows: Iterable[int]) -> list[dict]:
+    """Returns the pair record of each reply, with its true history."""
+    texts, trees, ids, langs, ranks = (forest[name] for name in ("text", *OF_MESSAGE))
+    above, histories = forest.parents.tolist(), {}
+    return [
         {
-            "prompt": texts[parents[row]],
+            "prompt": texts[above[row]],
             "response": texts[row],
-            "history": _history(parents[row], forest, histories),
+            "history": _history(above[row], above, texts, histories),
             "lang": langs[row],
             "message_tree_id": trees[row],
             "message_id": ids[row],
@@ -180,29 +189,25 @@ def each_reply(forest: Forest, funnel: Funnel, rows: list[int] | None = None) ->
         }
         for row in rows
     ]
-    candidates = Candidates(pairs, [parents[row] for row in rows], [quality[row] for row in rows])
-    funnel.step("one for each reply", "pair", len(pairs))
-    candidates.filter(funnel, "with a response", [pair["response"] != "" for pair in pairs])
-    return candidates
 
 
-def _history(row: int, forest: Forest, histories: dict[int, list[dict]]) -> list[dict]:
+def _history(row: int, above: list[int], texts: list[str], histories: dict[int, list[dict]]) -> list[dict]:
     """Returns the turns before a prompter message, first to last, built on those of the prompter message before it.
 
     `histories` holds those already built. A message stands after its ancestors in the forest, but an ancestor
     whose replies were all filtered out has no pair of its own, so the way up may be more than one step.
     """
     path = []
-    while row not in histories and forest.parents[row] >= 0:
+    while row not in histories and above[row] >= 0:
         path.append(row)
-        row = forest.parents[forest.parents[row]]
+        row = above[above[row]]
     history = histories.setdefault(row, [])
     for row in reversed(path):
-        reply = forest.parents[row]
+        reply = above[row]
         history = [
             *history,
-            {"role": "user", "content": forest["text"][forest.parents[reply]]},
-            {"role": "assistant", "content": forest["text"][reply]},
+            {"role": "user", "content": texts[above[reply]]},
+            {"role": "assistant", "content": texts[reply]},
         ]
         histories[row] = history
     return history

@@ -1,7 +1,11 @@
 """Finds the files of a source and of one of its splits: a file, a folder, a saved dataset, or a dataset of the Hub."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llm_finetuning import sample
@@ -21,14 +25,43 @@ Splits = tuple[str, str]
 """Names of the splits for training and validation; "" = found by their names."""
 
 
-def locate(
-    source: str | Path, split: str | None, revision: str = "main", splits: Splits = ("", "")
-) -> tuple[list[Path], dict]:
-    """Returns (files, origin); downloads a dataset of the Hub. The sample without a split is its training split.
+@dataclass(frozen=True)
+class Located:
+    """A source whose files are known.
 
-    origin: source, revision or sha256, split_in_source (False = the files hold both splits), split_name (of the
-    source's own split), other_splits (those that are not read for either).
+    source: as it was named. origin: source, revision or sha256 (what computes it, until `hashing` is left),
+    split_in_source (False = the files hold both splits), split_name (of the source's own split), other_splits (those
+    that are not read for either).
     """
+
+    source: str
+    files: list[Path]
+    origin: dict
+
+    @contextmanager
+    def hashing(self) -> Iterator[None]:
+        """Computes the SHA-256 of a source that has one while the block reads it: hashing frees the GIL."""
+        sha256 = self.origin.get("sha256")
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(sha256) if callable(sha256) else None
+            yield
+        if found:
+            self.origin["sha256"] = found.result()
+
+
+def locate(
+    source: "str | Path | Located", split: str | None, revision: str = "main", splits: Splits = ("", "")
+) -> Located:
+    """Finds the files of a source, or of one of its splits; downloads a dataset of the Hub.
+
+    The sample without a split is its training split. What was located already is returned as it is.
+    """
+    if isinstance(source, Located):
+        return source
+    return Located(str(source), *_find(source, split, revision, splits))
+
+
+def _find(source: str | Path, split: str | None, revision: str, splits: Splits) -> tuple[list[Path], dict]:
     if source == "sample":
         source, split = sample.FOLDER, split or sample.TRAIN
     elif not Path(source).exists() and looks_like_hub_id(str(source)):
@@ -37,11 +70,11 @@ def locate(
         return files, {"source": str(source), "revision": folder.name} | found
     if Path(source).is_dir():
         files, found = _of_split(Path(source), str(source), split, splits)
-        return files, {"source": Path(source).name, "sha256": _hash_of(files)} | found
+        return files, {"source": Path(source).name, "sha256": partial(_hash_of, files)} | found
     path = existing_file(source)
     if any(splits):
         raise ValueError(f"{path} is one file, without splits. Leave train_split and validation_split empty.")
-    return [path], {"source": path.name, "sha256": hash_file(path), "split_in_source": False}
+    return [path], {"source": path.name, "sha256": partial(hash_file, path), "split_in_source": False}
 
 
 def looks_like_hub_id(source: str) -> bool:

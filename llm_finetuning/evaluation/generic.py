@@ -38,9 +38,9 @@ def other_languages(source: str, val_file: Path, count: int, seed: int) -> list[
     """
     known = source and reports.report_path(val_file).is_file()
     languages = split_names(reports.read_report(val_file)["recipe"]["languages"]) if known else []
-    if not languages or own_data.is_pairs_file(locate(source, "validation")[0][0]):
+    if not languages or own_data.is_pairs_file((found := locate(source, "validation")).files[0]):
         return []
-    messages = oasst.read_messages(source, "validation", on_error="skip")
+    messages = oasst.read_messages(found, "validation", on_error="skip")
     rows = zip(messages["role"], messages["lang"], messages["text"], strict=True)
     replies = [text for role, lang, text in rows if role == "assistant" and not speaks(lang, languages)]
     return pairs.draw(replies, count, seed)
