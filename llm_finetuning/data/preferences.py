@@ -1,7 +1,7 @@
 """Preference pairs: of siblings with ranks, or ready-made ones; to one prompt a chosen and a rejected response."""
 
 import json
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import chain, combinations, pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -18,7 +18,12 @@ from llm_finetuning.files.atomic import write_json_lines
 
 UNIT = "preference pair"
 SIDES = ("chosen", "rejected")
-WAYS = ("best-worst", "adjacent", "all")
+WAYS: dict[str, Callable[[list], Iterable[tuple]]] = {
+    "best-worst": lambda ranked: [(ranked[0], ranked[-1])],
+    "adjacent": pairwise,
+    "all": lambda ranked: combinations(ranked, 2),
+}
+"""Which two of the replies to a prompt, from the best rank to the worst, make a preference."""
 
 
 def of_siblings(pairs: list[dict], prompters: list[Hashable], way: str) -> tuple[list[dict], list[Hashable]]:
@@ -56,9 +61,7 @@ def _better_and_worse(
     for places in siblings:
         ranked = [place for place in places if ranks[place] is not None]
         if len(ranked) > 1:
-            first, ranked = ranked[0], sorted(ranked, key=ranks.__getitem__)
-            two = {"all": combinations(ranked, 2), "adjacent": pairwise(ranked)}.get(way, [(ranked[0], ranked[-1])])
-            found += [(first, *pair) for pair in two]
+            found += [(ranked[0], *two) for two in WAYS[way](sorted(ranked, key=ranks.__getitem__))]
     found.sort(key=itemgetter(0))
     return [
         (one, other)
