@@ -38,6 +38,8 @@ ENCODINGS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 SNIFFED_LINES = 10
+DOCUMENTS = ("readme", "license", "licence", "citation", "changelog", "notice")
+"""How the names of files begin that lie beside the data in an archive."""
 
 
 class ChunkStream(io.RawIOBase):
@@ -100,7 +102,8 @@ def _open_zip(stream: BinaryIO) -> BinaryIO:
     names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
     if "[Content_Types].xml" in names:
         raise ValueError("an Excel or Word file. Save it as CSV UTF-8, and name that")
-    names = [name for name in names if not name.rpartition("/")[2].startswith(".")]
+    plain = {name: name.rpartition("/")[2].lower() for name in names}
+    names = [name for name, last in plain.items() if not last.startswith((".", *DOCUMENTS))] or names
     if len(names) != 1:
         raise ValueError(f"a zip archive of {len(names)} files ({', '.join(names[:5])}). Unpack it, and name one")
     if archive.getinfo(names[0]).flag_bits & 1:

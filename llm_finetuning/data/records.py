@@ -193,7 +193,7 @@ def _csv_header(path: Path) -> tuple[list[str], str, int]:
     }
     delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
     header = [name.strip() or f"column {number}" for number, name in enumerate(headers[delimiter], 1)]
-    if len(header) < 2:
+    if len(header) < 2 and not recognise(dict.fromkeys(header, "[]")):  # a column of chats stands alone
         raise ValueError(f"{path} is neither JSON nor a CSV with a header; it begins with {excerpt(head[:80])}.")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:

@@ -21,7 +21,8 @@ from llm_finetuning.data.turns import (
 NO_SHAPE = "no known shape"
 OWN_COLUMNS = ("lang", "message_tree_id", "message_id", "rank")
 """What a record of any shape may say of its pairs."""
-SYSTEM, HISTORY, CONTEXT, LABEL = "system", "history", ("input", "context"), "label"
+SYSTEMS, HISTORY, CONTEXT = ("system", "system_prompt", "system_message"), "history", ("input", "context")
+LABEL = "label"
 SCORES = ("score_chosen", "score_rejected")
 VOTE = {"prompt", "history", "models", "answers", "choice"}
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
@@ -61,6 +62,7 @@ SHAPES = (
     Shape(chat="messages"),
     Shape(chat="conversations"),
     *(Shape(prompt, response, context=prompt in EXPLAINED) for prompt in PROMPTS for response in RESPONSES),
+    *(Shape(chat=name) for name in ("conversation", "dialogue", "dialog", "chat")),
 )
 """The first whose columns a record has is its shape."""
 
@@ -142,7 +144,7 @@ class Reader:
         if shape is None:
             raise self._no_shape(keys, names)
         self.shapes[" + ".join(shape.needs)] += 1
-        system = self.columns.system or SYSTEM
+        system = self.columns.system or next((name for name in SYSTEMS if name in names), SYSTEMS[0])
         thumb = _thumb(record.get(LABEL)) if shape.response and not shape.rejected else {}
         used = shape.uses(system) | ({LABEL} if thumb else set())
         self.not_used.update(name for name in names if name not in used)
@@ -182,6 +184,14 @@ class Reader:
         record = record | {name: _as_turns(record[name]) for name in shape.needs}
         if shape.rejected:
             return self._preferred(record, shape, before)
+        prompt, response = record[shape.prompt], record[shape.response]
+        if (
+            type(prompt) is type(response) is str
+            and TRANSCRIPT.match(prompt)
+            and prompt.rstrip().endswith("Assistant:")
+        ):
+            *turns, last = _transcript(prompt + response)
+            return pairs_of([*before, *_masked(turns), last])
         return pairs_of([*before, *self._prompt(record, shape), *self._response(record, shape.response)])
 
     def _prompt(self, record: dict, shape: Shape) -> list[Turn | Unusable]:

@@ -12,7 +12,9 @@ ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
 ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "ai", "bing", "bard"), "assistant")
 TOOL_ROLES = {"tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation"}
 TOOL_KEYS = ("tool_calls", "function_call")
-TURN_KEYS = {"role", "from", "content", "value", "weight", *TOOL_KEYS}
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+EXCHANGES = (("input", "output"), ("prompt", "response"), ("human", "assistant"), ("user", "assistant"))
+"""Keys of a user's and an assistant's text where one entry of a list holds both."""
 PLAIN_KEYS = {names: pair for pair in (("role", "content"), ("from", "value")) for names in (pair, pair[::-1])}
 BETWEEN = "\n\n"
 """Stands between texts that become one: two turns in a row, an instruction and its input."""
@@ -57,12 +59,16 @@ def is_given(value: Any) -> bool:
 def turns_of(value: Any, name: str, not_used: Counter) -> list["Turn | Unusable"]:
     """Returns the turns of a list in any known form; one that is no turn of text is the Unusable that says why.
 
-    Forms: role and content, from and value, texts by user and assistant in turn, pairs of such texts; the list may be
-    written as JSON or as Python, and lie in a struct of columns. `not_used` counts keys that have no use.
+    Forms: role and content, from and value, speaker and text, texts by user and assistant in turn, pairs of such texts,
+    input and output; the list may be written as JSON or as Python, and lie in a struct of columns. `not_used` counts
+    keys that have no use.
     """
     turns = _as_list(value, name)
     if turns and all(type(turn) in (list, tuple) and len(turn) == 2 for turn in turns):
         turns = [text for pair in turns for text in pair]
+    if turns and all_of(dict, turns):
+        both = next((names for names in EXCHANGES if all(turn.keys() >= set(names) for turn in turns)), ())
+        turns = [turn[name] for turn in turns for name in both] or turns
     if turns and all_of(str, turns):
         return [Turn(role, text) for role, text in zip(cycle(("user", "assistant")), turns, strict=False)]
     return [
@@ -84,7 +90,7 @@ def is_turn(value: Any) -> bool:
     if type(value) is not dict or "message_id" in value:
         return False
     names = set(canonical(tuple(value)))
-    return bool(names & {"role", "from"} and names & {"content", "value", *TOOL_KEYS})
+    return bool(names & {*ROLE_KEYS} and names & {*CONTENT_KEYS, *TOOL_KEYS})
 
 
 def _plain_turn(value: Any) -> Turn | None:
@@ -99,18 +105,20 @@ def _plain_turn(value: Any) -> Turn | None:
 
 def _turn(value: Any, place: str, not_used: Counter) -> "Turn | Unusable":
     turn = with_canonical_names(value) if type(value) is dict else {}
-    role = next((turn[name] for name in ("role", "from") if type(turn.get(name)) is str), "").strip().casefold()
+    role_key = next((name for name in ROLE_KEYS if type(turn.get(name)) is str), "")
+    role = turn.get(role_key, "").strip().casefold()
     if role in TOOL_ROLES or any(is_given(turn.get(name)) for name in TOOL_KEYS):
         return Unusable("tool calls", f"{place} is a tool call or its result")
-    content = turn.get("value") if turn.get("content") is None else turn["content"]
+    content_key = next((name for name in CONTENT_KEYS if turn.get(name) is not None), "")
     try:
-        text, in_loss = text_of(content), _in_loss(turn.get("weight"))
+        text, in_loss = text_of(turn.get(content_key)), _in_loss(turn.get("weight"))
     except Unusable as fault:
         return Unusable(fault.reason, f"{place} {fault}")
     if role not in ROLES or text is None:
         lacks = f"{place} lacks a role (system, user, assistant) or a text as content"
         return Unusable("turns without a role or a text", lacks)
-    not_used.update(name for name, part in turn.items() if name not in TURN_KEYS and is_given(part))
+    used = {role_key, content_key, "weight", *TOOL_KEYS}
+    not_used.update(name for name, part in turn.items() if name not in used and is_given(part))
     return Turn(ROLES[role], text, in_loss)
 
 

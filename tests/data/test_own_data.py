@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def test_lists_of_turns_need_no_key(form, tmp_path):
          "{'role': 'assistant', 'content': 'y'}]\",Q,A\n", [pair("Q", "A", "x", "y")]),
         ('prompt,response,rank\nQ,A,1\nQ,B,0.0\nQ,C,\n', [pair("Q", "A") | {"rank": 1}, pair("Q", "B") | {"rank": 0},
                                                           pair("Q", "C")]),
+        ('conversation\n"[{""from"":""human"",""value"":""Q""},{""from"":""gpt"",""value"":""A""}]"\n',
+         [pair("Q", "A")]),
         ('messages\tlang\n"[{""role"":""user"",""content"":""Q""},{""role"":""assistant"",""content"":""A""}]"\tde\n',
          [pair("Q", "A") | {"lang": "de"}]),
     ],
@@ -212,6 +215,17 @@ def test_what_cannot_be_read_is_named(content, problem, tmp_path):
     with pytest.raises(ValueError, match=problem) as caught:
         read(tmp_path, content)
     assert "data" in str(caught.value) and "tree is" not in str(caught.value)
+
+
+def test_what_describes_the_data_in_an_archive_is_not_taken_for_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        for name, content in (
+            ("x/README.md", "# Export"),
+            ("x/LICENSE", "MIT"),
+            ("x/all.csv", "prompt,response\nQ,A\n"),
+        ):
+            archive.writestr(name, content)
+    assert found(own_data.read_pairs(tmp_path / "export.zip")) == [pair("Q", "A")]
 
 
 def test_a_frame_of_zstandard_that_is_cut_off_is_noticed(tmp_path):

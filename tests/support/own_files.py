@@ -139,6 +139,29 @@ SHAPES = {
         [{"conversations": chat("Q1", TRICKY)}, {"conversations": chat("Q", "A")}],
         [pair("Q1", TRICKY), pair("Q", "A")],
     ),
+    "one conversation a record": (
+        [{"conversation_id": "c", "conversation": chat("Q1", "A1", TRICKY, "A2"), "language": "English"}] * 2,
+        [pair("Q1", "A1"), pair(TRICKY, "A2", "Q1", "A1")] * 2,
+    ),
+    "exchanges of a conversation": (
+        [{"source": "s", "conversation": [{"input": "Q1", "output": TRICKY}, {"input": "Q2", "output": "A2"}]}] * 2,
+        [pair("Q1", TRICKY), pair("Q2", "A2", "Q1", TRICKY)] * 2,
+    ),
+    "speakers and their texts": (
+        [{"dialogue": chat(TRICKY, "A1", "Q2", "A2", role="speaker", content="text")}] * 2,
+        [pair(TRICKY, "A1"), pair("Q2", "A2", TRICKY, "A1")] * 2,
+    ),
+    "OpenOrca": (
+        [
+            {"id": "t0.1", "system_prompt": TRICKY, "question": "Q1", "response": "A1"},
+            {"id": "t0.2", "system_prompt": "", "question": "Q2", "response": "A2"},
+        ],
+        [pair("Q1", "A1", system=TRICKY), pair("Q2", "A2")],
+    ),
+    "a transcript as prompt": (
+        [{"prompt": f"\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: {TRICKY}\n\nAssistant:", "response": " Good"}] * 2,
+        [pair(TRICKY, "Good", "Hi", "Yes?")] * 2,
+    ),
     "messages as prompt and completion": (
         [
             {"prompt": chat("Q1", TRICKY, "Q2"), "completion": [{"role": "assistant", "content": "A2"}]},
