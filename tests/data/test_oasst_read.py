@@ -221,6 +221,19 @@ def test_bad_trees_are_skipped_counted_and_named_on_request(name, source):
     assert trees["kept"].iloc[-1] == 2 and trees["dropped"].sum() == trees["kept"].iloc[0] - 2 >= 1
 
 
+def test_problems_of_several_kinds_come_in_the_order_of_their_lines(source):
+    content = edited(lambda messages: (set_on(3, text=5)(messages), set_on(12, role="system")(messages)))
+    path = source(content.replace(b'"message_id": "t1-3"', b'"message_id" "t1-3"'))
+    trees = [tree(f"more {number}") for number in range(40)]
+    path.write_bytes(path.read_bytes() + lines(flat(trees)))
+    with pytest.raises(ValueError, match="line 3: text is 5"):
+        read_messages(path)
+    messages = read_messages(path, on_error="skip")
+    assert [problem["line"] for problem in messages.attrs["skipped"]][:3] == [3, 7, 12]
+    expected = read_messages(source(trees, "sound.jsonl"))
+    pd.testing.assert_frame_equal(messages, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
