@@ -26,7 +26,7 @@ STEP = {"true": 16_384, "small": 2048, "tiny": 1024}
 """Tokens of an optimizer step of ours; how many of them go at a time is for the plan to decide."""
 ROUNDS = {"true": 3, "small": 3, "tiny": 2}
 GROWTH_ROUNDS = {"true": 2, "small": 2, "tiny": 1}
-LENGTHS = {"true": (512, 1024, 2048), "small": (512, 1024, 2048), "tiny": (32, 64, 128)}
+LENGTHS = {"true": (128, 256, 512, 1024, 2048), "small": (128, 256, 512, 1024, 2048), "tiny": (16, 32, 64, 128, 256)}
 """Tokens per row, and per step, of the growth."""
 STEPS = {"true": 8, "small": 1, "tiny": 1}
 """Steps at the longest; at the others so many more that every turn has as many tokens."""
