@@ -1,7 +1,7 @@
 """Every benchmark, one after another, on this machine; then its tables.
 
     python benchmarks/bench.py                            the small sizes: twenty minutes on two cores
-    python benchmarks/bench.py --part merge --size true   one part; "true" = merge and inference at Phi-2's true size
+    python benchmarks/bench.py --part merge --size true   one part; "true" = at Phi-2's true size
 
 Each part is a program of its own, or two, and puts its figures into benchmarks/results/<machine>.json.
 """
@@ -20,10 +20,13 @@ PARTS = {
     "packing": ("training.py",),
     "merge": ("merge.py",),
     "inference": ("inference.py",),
-    "first-step": ("first_step.py",),
+    "first-minutes": ("first_minutes.py",),
+    "installation": ("installation.py",),
     "gpu": ("gpu.py",),
 }
-TRUE_SIZE = ("merge", "inference")
+TRUE_SIZE = ("merge", "inference", "first-minutes")
+ASKED_FOR = ("installation",)
+"""Parts that are measured when they are named alone: a registry is asked."""
 
 
 def main() -> None:
@@ -47,12 +50,13 @@ def main() -> None:
 
 
 def parts_for(size: str) -> list[str]:
-    """The parts that have this size; the variants of the training ask for a GPU."""
+    """The parts that have this size and need no word; the variants of the training ask for a GPU."""
     import torch
 
     if size == "true":
         return list(TRUE_SIZE)
-    return [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
+    left_out = ASKED_FOR if torch.cuda.is_available() else (*ASKED_FOR, "gpu")
+    return [part for part in PARTS if part not in left_out]
 
 
 def run(part: str, given: argparse.Namespace) -> None:

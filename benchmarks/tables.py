@@ -1,18 +1,21 @@
-"""The README's table, docs/benchmarks.md, docs/scaling.md and the pictures of growth, from the results files.
+"""What README.md and docs/ say of measurements, and the pictures of growth, from the results files.
 
 python benchmarks/tables.py
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import growth_figures
 import measuring
 import scaling
+import sentences
 
 from llm_finetuning import plotting
 
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
+"""What a block begins and ends with that is written here."""
 SHOWN_VERSIONS = ("python", "torch", "transformers", "peft", "trl", "bitsandbytes")
 
 HEADLINES = (
@@ -38,14 +41,15 @@ def main() -> None:
 
 
 def write(root: Path, reports: list[dict]) -> None:
-    """Brings README.md, docs/benchmarks.md, docs/scaling.md and the pictures in `root` up to date."""
-    readme = root / "README.md"
-    replace(readme, with_tables(readme.read_text(encoding="utf-8"), reports))
+    """Brings README.md, the pages of docs/ and the pictures in `root` up to date."""
+    for name, blocks in BLOCKS.items():
+        page = root / name
+        replace(page, with_blocks(page.read_text(encoding="utf-8"), blocks, reports))
     replace(root / "docs" / "benchmarks.md", document(reports))
     replace(root / "docs" / "scaling.md", scaling.document(reports))
     for name, picture in growth_figures.pictures(reports).items():
         plotting.save(picture, root / "docs" / name)
-    print("written: README.md, and in docs/ benchmarks.md, scaling.md and the pictures of growth")
+    print("written: README.md, and in docs/ running.md, benchmarks.md, scaling.md and the pictures of growth")
 
 
 def replace(path: Path, text: str) -> None:
@@ -54,13 +58,27 @@ def replace(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def with_tables(readme: str, reports: list[dict]) -> str:
-    """The README with what was compared between its markers. Raises ValueError unless it has one pair of them."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"README.md needs {BEGIN} and, below it, {END}, each once: put them where the tables belong")
-    before, _, rest = readme.partition(BEGIN)
-    inner = "\n".join(f"{head(report)}\n{headlines(report)}" for report in reports)
-    return f"{before}{BEGIN}\n{inner}{END}{rest.partition(END)[2]}"
+def with_blocks(page: str, blocks: dict[str, Callable[[list[dict]], str]], reports: list[dict]) -> str:
+    """The page with what was measured between its markers. Raises ValueError unless it has a pair of each."""
+    for name, text in blocks.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+            raise ValueError(f"the page needs {begin} and, below it, {end}, each once: put them where that belongs")
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n{text(reports)}{end}{rest.partition(end)[2]}"
+    return page
+
+
+def compared(reports: list[dict]) -> str:
+    """The README's table of what was compared, machine by machine."""
+    return "\n".join(f"{head(report)}\n{headlines(report)}" for report in reports)
+
+
+BLOCKS = {
+    "README.md": {"make run": sentences.make_run, "benchmarks": compared},
+    "docs/running.md": {"make rehearse": sentences.make_rehearse},
+}
+"""Page → name of a block between markers → what is written there."""
 
 
 def document(reports: list[dict]) -> str:
