@@ -106,6 +106,7 @@ test-colab: .venv/ready .venv-colab/ready ## the tests with Colab's versions
 CPU_BUILD := --no-deps --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu torch
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, %s is %s. Say for example: make PYTHON=python3.12 $(MAKECMDGOALS)" % (sys.executable, sys.version.split()[0]))'
+	@$(PYTHON) -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, ("venv", "ensurepip"))) and "%s cannot make environments: on Debian and Ubuntu apt-get install python3-venv, or say for example: make PYTHON=python3.12 $(MAKECMDGOALS)" % sys.executable)'
 	@echo "Installing into $(1): 2.4 GB, more with CUDA; a few minutes,"
 	@echo "again only when the requirements change."
 	$(PYTHON) -m venv --clear $(1)
