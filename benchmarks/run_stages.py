@@ -36,7 +36,7 @@ def clocked(log: Path) -> dict[str, str]:
 
 def seconds(output: Path, log: Path, whole: float) -> dict[str, float]:
     """{stage: seconds} of the run in `output` that took `whole` seconds; they add up to it."""
-    loading = united(loads(log))
+    loading = united([span for _, span in loads(log)])
     found = {LOADING: length(loading)}
     for stage, span in cells(output):
         found[stage] = found.get(stage, 0.0) + length([span]) - length(within(loading, span))
@@ -58,10 +58,10 @@ def stamp(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def loads(log: Path) -> list[Span]:
-    """When libraries were loaded, in all processes that wrote to `log`."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return [(begun, begun + seconds) for begun, seconds in (map(float, line.split()) for line in lines)]
+def loads(log: Path) -> list[tuple[str, Span]]:
+    """Which modules were loaded and when, in all processes that wrote to `log`."""
+    lines = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
+    return [(name, (float(begun), float(begun) + float(seconds))) for begun, seconds, name in lines]
 
 
 def united(spans: list[Span]) -> list[Span]:
