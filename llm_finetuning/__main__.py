@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_finetuning import __version__
+from llm_finetuning import __version__, tracebacks
 from llm_finetuning.runner import stopping
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ def _run(assigned: list[dict], output: Path, chosen: "tuple[Step, ...]") -> int:
         from llm_finetuning.runner import summary  # so does this
 
         summary.show(output)
+    except notebooks.FolderBusy as error:
+        print(f"Nothing was run.\n{error}", file=sys.stderr)
+        return 2
     except notebooks.NotebookFailed as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
@@ -85,7 +88,18 @@ def _run(assigned: list[dict], output: Path, chosen: "tuple[Step, ...]") -> int:
         stopping.leave(str(stopped))
     except BrokenPipeError:  # nobody reads any more
         stopping.leave()
+    except OSError as error:  # of what is kept of a notebook: the disk is full or gone
+        print(f"\n{_sentence(error, output)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _sentence(error: OSError, output: Path) -> str:
+    """Returns what an error of files says, with its cure where it has none of its own."""
+    said = error.strerror or str(error)
+    if tracebacks.is_curable(error, error.__traceback__):
+        return said
+    return f"{error.filename or output}: {said}. When that is cured, the same command goes on."
 
 
 class _Assignment(argparse.Action):

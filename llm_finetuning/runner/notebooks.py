@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL
 
+import filelock
 import nbformat
 import papermill
 from jupyter_client import AsyncKernelManager
@@ -26,17 +27,43 @@ KERNEL_ARGUMENTS = [
 ]
 TRAINS = "train("
 """What a cell that trains calls; see `stopping` for what that means."""
+LOCK = ".run.lock"
+"""Held in the output folder while a run is at work there."""
 
 
 class NotebookFailed(RuntimeError):
     """A cell of a notebook failed, or its process died. The message ends with the cell's own error."""
 
 
+class FolderBusy(RuntimeError):
+    """Another run is at work in the output folder."""
+
+
 def run(assigned: list[dict], output: Path, steps: tuple[Step, ...] = STEPS) -> None:
     """Runs `steps`, each with its parameters from `steps.prepare`, into `output`.
 
-    Raises NotebookFailed when a cell fails, KeyboardInterrupt when the run was stopped (see `execute`).
+    Raises NotebookFailed when a cell fails, KeyboardInterrupt when the run was stopped (see `execute`), and FolderBusy.
     """
+    lock = _take_lock(output)
+    try:
+        _run(assigned, output, steps)
+    finally:
+        lock.release()
+
+
+def _take_lock(output: Path) -> filelock.BaseFileLock:
+    """Takes the lock of the output folder; it is free again when this process ends, however it does."""
+    lock = filelock.FileLock(output / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise FolderBusy(f"Another run is at work in {output}: wait for its end, or set --output.") from None
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
+def _run(assigned: list[dict], output: Path, steps: tuple[Step, ...]) -> None:
     _prepare_kernels()
     for number, (step, values) in enumerate(zip(steps, assigned, strict=True), start=1):
         name, title = step.notebook.stem, f"{number}/{len(steps)} {step.notebook.stem}"
