@@ -46,11 +46,12 @@ def families_of(report: dict) -> list[dict]:
 def picture(part: str, families: list[dict]) -> Figure:
     """The points of every family of a part on one pair of log axes, and the power law through them."""
     figure, axes = new_figure(height=3.6)
-    axis = axes[0, 0]
+    axis, machines = axes[0, 0], {family["machine"] for family in families}
     for place, family in enumerate(families):
         sizes, values = zip(*family["points"], strict=True)
         colour = (BLUE, ORANGE, GREEN)[place % 3]
-        label = f"{family['what']}, size to the power {family['exponent']:.2f}\n{family['machine']}"
+        label = f"{family['what']}: size to the power {family['exponent']:.2f}"
+        label += f"\n{family['machine']}" if len(machines) > 1 else ""
         axis.plot(sizes, values, "o", color=colour, ms=6)
         axis.plot(sizes, power_law(sizes, values, family["exponent"]), "-", color=colour, lw=1.2, label=label)
     axis.set(xscale="log", yscale="log", xlabel=families[0]["axis"], ylabel=UNITS[families[0]["unit"]])
@@ -61,8 +62,9 @@ def picture(part: str, families: list[dict]) -> Figure:
     for one in (axis.xaxis, axis.yaxis):
         one.set_minor_locator(NullLocator())
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=9)
-    figure.suptitle(f"How {part} grows", color=TEXT, fontsize=12, x=0.01, ha="left")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower left", ncols=2)  # the grid would cross it
+    where = f", on {machines.pop()}" if len(machines) == 1 else ""
+    figure.suptitle(f"How {part} grows{where}", color=TEXT, fontsize=12, x=0.01, ha="left")
     return figure
 
 
