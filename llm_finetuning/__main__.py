@@ -5,6 +5,7 @@ python -m llm_finetuning search [--profile NAME|FILE] [--output DIR] -p NAME=VAL
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -147,7 +148,7 @@ def _command(
     command.add_argument(
         "--profile", default="sample", help="sample (the default), rehearsal, or a YAML file of parameters"
     )
-    command.add_argument("--output", type=Path, metavar="DIR", help="where all goes (default: outputs/<profile>)")
+    command.add_argument("--output", type=_folder, metavar="DIR", help="where all goes (default: outputs/<profile>)")
     several = "; of the finetuning notebook's several values, separated by commas" if name == "search" else ""
     command.add_argument(
         "-p",
@@ -159,6 +160,13 @@ def _command(
         help="set a parameter in every notebook that has it; NAME VALUE does it too; may be repeated" + several,
     )
     return command
+
+
+def _folder(text: str) -> Path:
+    """Reads a folder; `~` is the home, which a shell leaves alone in --output=~/results."""
+    if not text.strip():  # of a shell's variable that is not set
+        raise argparse.ArgumentTypeError("no folder is named")
+    return Path(os.path.expanduser(text))
 
 
 def _number(least: int) -> Callable[[str], int]:

@@ -7,6 +7,7 @@ the files it reads.
 import ast
 import hashlib
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def inputs(notebook: Path, parameters: dict, folder: Path, reads: tuple[str, ...
     """
     own = {name: value for name, value in parameters.items() if value != str(folder.resolve())}
     code = [c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]
-    named = [Path(v) for v in own.values() if isinstance(v, str) and v and Path(v).exists()]
+    named = [Path(v) for v in own.values() if isinstance(v, str) and os.path.exists(v)]  # a long text is no path
     read = [path for pattern in reads for path in sorted(folder.glob(pattern))]
     return {
         "parameters": _hash_text(json.dumps(own, sort_keys=True)),

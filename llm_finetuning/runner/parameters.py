@@ -7,6 +7,7 @@ YAML file of the same names. Nothing is run before every name and value has been
 import ast
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,12 +116,14 @@ def assign(
 
 def _unknown(name: str, every: dict) -> str:
     """Returns the error text for a parameter that no notebook has, with the names that come closest."""
-    close = difflib.get_close_matches(name, every, n=3)
+    close = difflib.get_close_matches(name.strip().lower(), every, n=3)
     cure = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(every))}"
     return f"{name}: no notebook has this parameter; {cure}"
 
 
 def absolute(name: str, value: object) -> object:
-    """Makes an existing relative path absolute, because the notebooks may be opened elsewhere later."""
-    named = name in PATH_NAMES and isinstance(value, str) and value not in ("", "sample", "rehearsal")
-    return str(Path(value).resolve()) if named and Path(value).exists() else value
+    """Makes an existing path absolute, because the notebooks may be opened elsewhere later; `~` is the home."""
+    if name not in PATH_NAMES or not isinstance(value, str) or value in ("", "sample", "rehearsal"):
+        return value
+    path = os.path.expanduser(value)  # a shell leaves that of source=~/chats.jsonl alone
+    return str(Path(path).resolve()) if os.path.exists(path) else value

@@ -51,6 +51,13 @@ def test_a_changed_file_is_a_changed_input(make_notebook, tmp_path, monkeypatch)
     assert [kind for kind in before if before[kind] != after[kind]] == ["package"]
 
 
+@pytest.mark.parametrize("value", ["You are " + "very " * 100 + "kind.", "a\0b", "ü" * 200, ["a" * 300], None, 3])
+def test_a_text_that_could_be_no_path_is_an_input_as_any_other(make_notebook, tmp_path, value):
+    notebook = make_notebook("a", "x = ''")
+    now, other = (cache.inputs(notebook, {"x": x}, tmp_path, ()) for x in (value, "short"))
+    assert [kind for kind in now if now[kind] != other[kind]] == ["parameters"]
+
+
 def test_every_way_to_import_counts_and_a_shell_command_is_no_python():
     cells = ["!nvidia-smi", "import numpy, llm_finetuning.prompts as p", "if p:\n    from llm_finetuning import colab"]
     names = {path.name for path in cache.used_files(cells)}

@@ -46,7 +46,9 @@ def answered(tmp_path):
         (["search", "--help"], 0),
         (["search", "-p", "lora_rank=8,16"], 2),
         (["search", "-p", "lora_r=8,16", "--seeds", "0"], 2),
+        (["run", "--output="], 2),
         (["rum"], 2),
+        ([], 2),
     ],
     ids=str,
 )

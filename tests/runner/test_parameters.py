@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_finetuning import __main__ as command
 from llm_finetuning.runner import listing, parameters, steps
 
 
@@ -95,6 +96,28 @@ def test_a_relative_path_is_made_absolute_and_a_hub_id_is_not(tmp_path, monkeypa
     }
     (values,) = parameters.assign([cell], {"model_name": "sample"}, [], tmp_path)
     assert values == {"model_name": "sample"}
+
+
+@pytest.mark.parametrize("value", ["~/mine.jsonl", "~/ünder score/mine.jsonl"])
+def test_the_home_that_a_shell_leaves_alone_is_found(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / value[2:]
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    assert parameters.absolute("source", value) == str(path)
+    assert parameters.absolute("system_message", value) == value
+    assert command._parser().parse_args(["run", f"--output={value}"]).output == path
+
+
+@pytest.mark.parametrize("value", ["~nobody_of_that_name/x", "~/gone", "x" * 5000, "{% if a %}\n" * 100, "\0"])
+def test_what_is_no_path_stays_as_it_was_typed(value):
+    assert all(parameters.absolute(name, value) == value for name in parameters.PATH_NAMES)
+
+
+@pytest.mark.parametrize("typed", ["LORA_R", "Lora_r", " lora_r", "lora-r", "lora_rank"])
+def test_a_name_written_otherwise_is_recognised(tmp_path, typed):
+    with pytest.raises(ValueError, match=r"no notebook has this parameter; did you mean lora_r"):
+        parameters.assign([{"lora_r": 8, "seed": 1}], {}, [(typed, "8")], tmp_path)
 
 
 def test_what_means_something_else_to_preference_tuning_is_named_so(tmp_path):
