@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import DEVNULL
 
@@ -101,8 +101,9 @@ def execute(notebook: Path, values: dict, folder: Path, title: str) -> None:
         raise
     finally:
         if running.exists():
-            pages.write(running, folder / notebook.name)
-            running.unlink()
+            with suppress(nbformat.reader.NotJSONError):  # cut off by a full disk, whose error is on its way
+                pages.write(running, folder / notebook.name)
+            running.unlink(missing_ok=True)
 
 
 def _execute(notebook: Path, values: dict, running: Path, progress: Progress, kernel: AsyncKernelManager) -> None:

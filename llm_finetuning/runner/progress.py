@@ -17,6 +17,8 @@ from llm_finetuning.runner.stopping import stop
 
 EVERY = 5.0
 """Seconds between two lines where there is no terminal."""
+LONGEST = 1000
+"""Characters of a line that are looked at: a bar is shorter, and what is drawn much shorter."""
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 LINE_END = re.compile(r"[\r\n]")
 BAR = re.compile(
@@ -79,7 +81,7 @@ class Progress:
 
     def write(self, text: str) -> None:
         """Takes what the running cell prints; its last line is shown, of a progress bar what that says."""
-        *whole, self._unfinished = LINE_END.split(self._unfinished + text)
+        *whole, self._unfinished = (line[:LONGEST] for line in LINE_END.split(self._unfinished + text))
         newest = next((line.strip() for line in [self._unfinished, *reversed(whole)] if line.strip()), "")
         if newest:
             self.name, self.detail = read_bar(newest) or ("", newest)
@@ -109,7 +111,7 @@ def read_bar(line: str) -> tuple[str, str] | None:
 
     None for another line, two empty texts for a bar that is finished: the cell does something else by now.
     """
-    found = BAR.search(line)
+    found = BAR.search(line) if len(line) <= LONGEST else None  # the search of a long one takes the square of it
     if not found:
         return None
     if found["done"] == found["total"]:

@@ -10,6 +10,8 @@ import pytest
 from terminal_runs import started, terminal, wait_for
 from tqdm import tqdm
 
+from llm_finetuning.runner import pages
+from llm_finetuning.runner import progress as progress_module
 from llm_finetuning.runner.progress import Progress, read_bar
 
 TRAINING = """import sys, time
@@ -83,6 +85,20 @@ def test_a_bar_is_read_whatever_pieces_it_comes_in():
     for start in range(0, len(written), 7):
         progress.write(written[start : start + 7])
     assert progress.lines()[-1].startswith("step 3/40, ")
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 3_000_000, "a: " * 1_000_000, "100%|" * 600_000, "1" * 3_000_000 + "%"], ids=len
+)
+def test_a_line_without_an_end_is_shown_in_part_and_holds_nothing_up(piece):
+    """Pictures in base64, minified JSON: the search for a bar in one takes the square of its length."""
+    progress, text = Progress("1/1 a"), piece * 1_000_000
+    for start in range(0, len(text), 65536):
+        progress.write(text[start : start + 65536])
+    assert progress.lines()[-1] == text[: progress_module.LONGEST].strip()
+    assert pages.on_screen(text, loading=True) == text
+    progress.write(f"\r{bar(total=40, unit='step')[-1]}")
+    assert progress.lines()[-1].startswith("step 3/40")
 
 
 def test_a_cell_shows_its_last_line_and_the_next_cell_begins_with_none():
