@@ -133,17 +133,17 @@ def figures(found: dict, output: Path) -> list[dict]:
 
 
 def scores(path: Path, title: str, units: dict[str, str]) -> list[dict]:
-    """A figure for each column of a scoreboard's measures, and for what changed since its first column."""
+    """A figure for each column of a scoreboard's measures, and for what changed of them since its first column."""
     board, found = json.loads(path.read_text(encoding="utf-8")), []
     for column, values in board.items():
-        found += [
-            measuring.figure(f"{title}, {name}, {column}", unit, [values[name]])
-            for name, unit in units.items()
-            if name in values
-        ]
-        for name, change in values.get("change", {}).items():
+        for name in filter(values.__contains__, units):
+            found.append(measuring.figure(f"{title}, {name}, {column}", units[name], [values[name]]))
+        for name in filter(values.get("change", {}).__contains__, units):
+            change = values["change"][name]
             more = {bound: change[bound] for bound in ("low", "high", "n")}
-            found.append(measuring.figure(f"{title}, change of {name}, {column}", "1", [change["value"]], **more))
+            found.append(
+                measuring.figure(f"{title}, change of {name}, {column}", units[name], [change["value"]], **more)
+            )
     return found
 
 

@@ -71,7 +71,7 @@ def with_blocks(page: str, blocks: dict[str, Callable[[list[dict]], str]], repor
 
 def compared(reports: list[dict]) -> str:
     """The README's table of what was compared, machine by machine."""
-    return "\n".join(f"{head(report)}\n{headlines(report)}" for report in reports)
+    return "\n".join(f"{head(report)}\n{rows}" for report in reports if (rows := headlines(report)))
 
 
 BLOCKS = {
