@@ -54,6 +54,7 @@ def _panel(axes: Axes, name: str, found: dict[str, dict]) -> None:
     axes.set_ylim(0.6 - len(found), 0.6)
     axes.set_title(f"{name.replace('_', ' ')}{f' ({better(name)})' if better(name) else ''}", fontsize=9)
     axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", nbins=5)  # numbers of five characters run into one another otherwise
     axes.spines[["top", "right"]].set_visible(False)
 
 
