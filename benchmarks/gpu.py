@@ -1,12 +1,15 @@
 """What one call on a GPU measures at Phi-2's true size: first that it is right, then how fast the notebook trains.
 
-    python benchmarks/gpu.py                        every part, random weights, no network
-    python benchmarks/gpu.py --part variants        one part
-    python benchmarks/gpu.py --minutes 9            begins nothing that would not end by then
-    python benchmarks/gpu.py --size tiny            the same code on a CPU, to see that it works
+    python benchmarks/gpu.py                            every part, random weights, no network
+    python benchmarks/gpu.py --list                     what each part writes, and the time that is predicted for it
+    python benchmarks/gpu.py --part variants            one part, or several
+    python benchmarks/gpu.py --minutes 9                begins nothing that would not end by then
+    python benchmarks/gpu.py --part peers --install     other programs beside the notebook's training
+    python benchmarks/gpu.py --size tiny                the same code on a CPU, to see that it works
 
 Each figure is written as soon as it is there. What is wrong ends the part that found it, is said, and the exit code is
-1; what there was no time for is named.
+1; what there was no time for is named. Several parts run in a process each: a kernel that takes the device down costs
+its own part alone. docs/gpu.md says how they fit into ten minutes.
 """
 
 import argparse
@@ -17,8 +20,10 @@ import time
 from pathlib import Path
 
 import gpu_checks
+import gpu_list
 import gpu_variants
 import measuring
+import peers
 import shapes
 
 PROGRAMS = {"merge": "merge.py", "inference": "inference.py"}
@@ -28,51 +33,81 @@ PARTS = {
     "packing": gpu_checks.packed_against_alone,
     "notebook": gpu_checks.notebook,
     "variants": gpu_variants.measure,
+    "merge": lambda given: program("merge", given),
+    "inference": lambda given: program("inference", given),
+    "peers": peers.measure,
 }
+GRACE = 60
+"""Seconds after the time is up in which a part may end by itself."""
 
 
 def main() -> None:
-    parser = measuring.options(__doc__, "true", "tiny")
-    parser.add_argument("--part", choices=[*PARTS, *PROGRAMS], help="one part alone")
-    parser.add_argument("--minutes", type=float, default=60, help="of the whole call")
-    parser.add_argument("--seconds", type=float, default=15, help="measured per variant")
-    parser.add_argument("--only", default="", help="part of a variant's name")
-    given = parser.parse_args()
+    given = options().parse_args()
+    if given.list:
+        print(gpu_list.table(given.size, given.list, given.seconds))
+        return
+    measuring.earlier(given.results)  # a file that nothing could be added to is found before hours are spent
     given.ends = time.perf_counter() + 60 * given.minutes
-    wrong = []
-    with tempfile.TemporaryDirectory() as folder:
-        given.folder, given.base = Path(folder), None
-        for part in [given.part] if given.part else [*PARTS, *PROGRAMS]:
-            begun = time.perf_counter()
-            print(f"== {part}", flush=True)
-            wrong += run(part, given)
-            print(f"   {time.perf_counter() - begun:.0f} s", flush=True)
+    parts = given.part or list(PARTS)
+    wrong = alone(parts[0], given) if len(parts) == 1 else [said for part in parts for said in apart(part, given)]
     if wrong:
         raise SystemExit("\n".join(wrong))
 
 
-def run(part: str, given: argparse.Namespace) -> list[str]:
-    """One part; what was wrong in it, as sentences."""
-    if time.perf_counter() > given.ends:
+def options() -> argparse.ArgumentParser:
+    parser = measuring.options(__doc__, "true", "tiny")
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), help="these parts alone")
+    parser.add_argument("--minutes", type=float, default=60, help="of the whole call")
+    parser.add_argument("--seconds", type=float, default=15, help="measured per variant and per peer")
+    parser.add_argument("--only", default="", help="part of a variant's or a peer's name")
+    parser.add_argument("--install", action="store_true", help="make the peers' environments from the package index")
+    parser.add_argument("--wheels", type=Path, help="make them from this folder of wheels, without a network")
+    gpus = [sheet.name for sheet in gpu_list.SHEETS]
+    parser.add_argument("--list", nargs="?", const="H100", choices=gpus, help="what would be written on such a GPU")
+    return parser
+
+
+def alone(part: str, given: argparse.Namespace) -> list[str]:
+    """One part in this process; what was wrong in it, as sentences."""
+    with tempfile.TemporaryDirectory() as folder:
+        given.folder = Path(folder)
+        try:
+            given.base = shapes.base(given.work, given.size)
+            return list(PARTS[part](given) or [])
+        except Exception as error:  # said as a sentence, as all else that is wrong
+            return [f"{part}: {type(error).__name__}: {error}"]
+
+
+def apart(part: str, given: argparse.Namespace) -> list[str]:
+    """One part in a process of its own, which says itself what was wrong."""
+    begun = time.perf_counter()
+    left = given.ends - begun
+    if left <= 0:
         return [f"{part}: not begun, the time is up"]
-    if part in PROGRAMS:
-        return program(part, given)
-    given.base = given.base or shapes.base(given.folder, given.size)
+    print(f"== {part}", flush=True)
+    command = [sys.executable, __file__, "--part", part, "--minutes", str(left / 60), "--seconds", str(given.seconds)]
+    command += [*common(given), "--only", given.only, *["--install"] * given.install]
+    command += ["--wheels", str(given.wheels)] if given.wheels else []
     try:
-        return list(PARTS[part](given) or [])
-    except Exception as error:  # the other parts still have something to say
-        return [f"{part}: {type(error).__name__}: {error}"]
+        code = subprocess.run(command, timeout=left + GRACE).returncode
+    except subprocess.TimeoutExpired:
+        return [f"{part}: stopped, the time is up"]
+    print(f"   {time.perf_counter() - begun:.0f} s", flush=True)
+    return [f"{part}: ended with {code}"] if code else []
 
 
 def program(part: str, given: argparse.Namespace) -> list[str]:
-    command = [sys.executable, str(measuring.HERE / PROGRAMS[part]), "--size", given.size]
-    command += ["--results", str(given.results), "--work", str(given.work)]
-    left = given.ends - time.perf_counter()
+    command = [sys.executable, str(measuring.HERE / PROGRAMS[part]), *common(given)]
     try:
-        code = subprocess.run(command, timeout=left).returncode
+        code = subprocess.run(command, timeout=max(0, given.ends - time.perf_counter())).returncode
     except subprocess.TimeoutExpired:
         return [f"{part}: stopped, the time is up"]
     return [f"{part}: ended with {code}"] if code else []
+
+
+def common(given: argparse.Namespace) -> list[str]:
+    """The options that every program here has."""
+    return ["--size", given.size, "--results", str(given.results), "--work", str(given.work)]
 
 
 if __name__ == "__main__":

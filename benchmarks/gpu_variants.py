@@ -19,7 +19,7 @@ from training_runs import ORIGINAL, Run
 from llm_finetuning.training import fused_lora
 
 PART = "training variants"
-ROWS = {"true": 4000, "tiny": 40}
+ROWS = {"true": 4000, "tiny": 160}
 LONGEST = {"true": 1024, "tiny": 512}
 WARM_UP = {"true": 3, "tiny": 1}
 OURS = {"lora_target_modules": "all-linear", "max_seq_length": 1024, "micro_batch_tokens": 0}

@@ -2,7 +2,8 @@
 
 A figure is `name`, `unit`, `values` (every repetition), `median` and `spread` (largest value - smallest). Some say
 more: `of`, the names of the two figures that a ratio divides; `growth`, `axis` and `at`, the family of points that a
-figure belongs to and its place on the axis; `inputs`, what `planning.plan` needs to predict it.
+figure belongs to and its place on the axis; `inputs`, what `planning.plan` needs to predict it; `versions` and
+`settings`, those of another program that was measured.
 """
 
 import argparse
@@ -209,11 +210,22 @@ def results_file(folder: Path, name: str) -> Path:
 def record(part: str, size: str, figures: list[dict], folder: Path) -> Path:
     """Puts a part's figures into this machine's results file in place of its earlier ones of the same size.
 
-    Names get the part in front. Raises ValueError for a file with other versions: one table shows one set of them.
+    Names get the part in front. Raises ValueError as `earlier` does.
+    """
+    title, report = f"{part}{SIZES[size]}: ", earlier(folder)
+    kept = [entry for entry in report["figures"] if not entry["name"].startswith(title)]
+    report["figures"] = kept + [_titled(entry, title) for entry in figures]
+    return _write(results_file(folder, report["machine"]["name"]), report)
+
+
+def earlier(folder: Path) -> dict:
+    """This machine's report so far: machine, versions, figures.
+
+    Raises ValueError for a file with other versions: one table shows one set of them.
     """
     from llm_finetuning import hardware
 
-    here, versions, title = machine(), hardware.versions(), f"{part}{SIZES[size]}: "
+    here, versions = machine(), hardware.versions()
     path = results_file(folder, here["name"])
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"versions": versions, "figures": []}
     changed = [f"{n} {old['versions'].get(n)}, now {v}" for n, v in versions.items() if old["versions"].get(n) != v]
@@ -222,9 +234,7 @@ def record(part: str, size: str, figures: list[dict], folder: Path) -> Path:
             f"{path} was measured with {'; '.join(changed)}: remove it and measure every part again, or choose another"
             " folder with --results"
         )
-    kept = [entry for entry in old["figures"] if not entry["name"].startswith(title)]
-    figures = kept + [_titled(entry, title) for entry in figures]
-    return _write(path, {"machine": here, "versions": versions, "figures": figures})
+    return {"machine": here, "versions": versions, "figures": old["figures"]}
 
 
 def _titled(entry: dict, title: str) -> dict:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 FORM = {"name": str, "unit": str, "values": list, "median": float, "spread": float}
-MORE = {"of", "growth", "axis", "at", "inputs", "low", "high", "n"}
+MORE = {"of", "growth", "axis", "at", "inputs", "versions", "settings", "low", "high", "n"}
 
 
 @pytest.fixture
