@@ -72,7 +72,7 @@ def alone(part: str, given: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         given.folder = Path(folder)
         try:
-            given.base = shapes.base(given.work, given.size)
+            given.base = shapes.base(given.work.resolve(), given.size)
             return list(PARTS[part](given) or [])
         except Exception as error:  # said as a sentence, as all else that is wrong
             return [f"{part}: {type(error).__name__}: {error}"]

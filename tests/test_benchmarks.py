@@ -83,16 +83,64 @@ def test_every_part_runs_and_keeps_the_form(benchmarks, tmp_path):
 @pytest.mark.more
 def test_training_on_a_gpu_is_checked_before_it_is_measured(benchmarks, tmp_path):
     """On a CPU too: packed rows train as they do alone, and a resumed run ends as one that was not interrupted."""
-    for part, expected in {
-        "packing": "relative error of the gradients",
-        "notebook": "loss over the trained one",
-    }.items():
-        (figures := run_tiny(["gpu.py", "--part", part], tmp_path / part)).sort(key=lambda entry: entry["name"])
-        for entry in figures:
-            check_form(entry)
-        assert any(expected in entry["name"] for entry in figures), part
+    figures = run_tiny(["gpu.py", "--part", "packing", "notebook"], tmp_path / "checks")
+    for entry in figures:
+        check_form(entry)
+    for expected in ("relative error of the gradients", "loss over the trained one"):
+        assert any(expected in entry["name"] for entry in figures), expected
     (resumed,) = [entry for entry in figures if "difference of the adapter" in entry["name"]]
     assert resumed["median"] == 0, "to the bit"
+
+
+@pytest.fixture
+def gpu(benchmarks, monkeypatch, tmp_path):
+    """gpu(*options) runs gpu.py's main in this process; in the place of its own process each part has a stub."""
+    import gpu
+
+    stub = tmp_path / "stub.py"
+    stub.write_text(
+        "import os, sys, time\n"
+        "part = sys.argv[sys.argv.index('--part') + 1]\n"
+        f"open({str(tmp_path / 'begun')!r}, 'a').write(part + '\\n')\n"
+        "if part == 'packing': os.abort()\n"
+        "if part == 'merge': time.sleep(100)\n"
+        "sys.exit(part == 'notebook')\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(gpu, "__file__", str(stub))
+    monkeypatch.setattr(gpu, "GRACE", 0)
+
+    def main(*options: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "--size", "tiny", "--results", str(tmp_path / "results"), *options])
+        gpu.main()
+
+    return main
+
+
+def test_a_part_that_takes_its_process_down_costs_its_own_figures_alone(gpu, tmp_path):
+    with pytest.raises(SystemExit) as said:
+        gpu("--part", "attention", "packing", "notebook", "variants")
+    assert str(said.value).splitlines() == ["packing: ended with -6", "notebook: ended with 1"]
+    assert (tmp_path / "begun").read_text().split() == ["attention", "packing", "notebook", "variants"]
+
+
+def test_when_the_time_is_up_the_part_under_way_is_stopped_and_the_others_are_named(gpu):
+    with pytest.raises(SystemExit) as said:
+        gpu("--part", "merge", "peers", "attention", "--minutes", "0.02")
+    assert str(said.value).splitlines() == [
+        "merge: stopped, the time is up",
+        "peers: not begun, the time is up",
+        "attention: not begun, the time is up",
+    ]
+
+
+def test_results_of_other_versions_are_found_before_anything_is_measured(gpu, benchmarks, tmp_path):
+    path = benchmarks.record("merge", "tiny", [benchmarks.figure("time", "s", [1.0])], tmp_path / "results")
+    path.write_text(path.read_text().replace('"torch": "', '"torch": "0.'), encoding="utf-8")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"measured with torch 0\..*--results"):
+        gpu()
+    assert path.read_bytes() == before and not (tmp_path / "begun").exists()
 
 
 def the_tables_show_them(figures: list[dict]) -> None:

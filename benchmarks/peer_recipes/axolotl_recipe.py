@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 
 import watch
+from axolotl.cli.args import TrainerCliArgs
 from axolotl.cli.config import load_cfg
 from axolotl.cli.train import do_train
-from axolotl.common.datasets import TrainerCliArgs
 
 SETTINGS = {
     "load_in_4bit": True,
@@ -45,7 +45,7 @@ def main() -> None:
     job = watch.read_job()
     attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "flash_attention_torch"
     settings = watch.on_gpu(SETTINGS | {"attn_implementation": attention}, ON_A_CPU)
-    watch.attach(job, settings)
+    watch.Watch(job, settings).attach()
     work = Path(job["work"])
     folders = {
         "base_model": job["base"],

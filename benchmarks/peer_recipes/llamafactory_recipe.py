@@ -36,7 +36,7 @@ ON_A_CPU = {"use_cpu": True}
 def main() -> None:
     job = watch.read_job()
     settings = watch.on_gpu(SETTINGS, ON_A_CPU)
-    watch.attach(job, settings)
+    watch.Watch(job, settings).attach()
     tokenized = Path(job["work"]) / "tokenized"
     Dataset.from_json(job["rows"], cache_dir=job["work"]).save_to_disk(tokenized)
     folders = {"model_name_or_path": job["base"], "tokenized_path": str(tokenized), "output_dir": job["work"]}

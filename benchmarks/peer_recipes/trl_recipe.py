@@ -31,7 +31,7 @@ ON_A_CPU = {"optim": "adamw_torch", "activation_offloading": False, "use_cpu": T
 def main() -> None:
     job = watch.read_job()
     settings = watch.on_gpu(TRAINING, ON_A_CPU) | {"packing": job["packing"]}
-    watch.attach(job, settings | ADAPTER)
+    seen = watch.Watch(job, settings | ADAPTER)
     quantized = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
@@ -46,12 +46,14 @@ def main() -> None:
         quantization_config=quantized,
         trust_remote_code=False,
     )
-    SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=SFTConfig(output_dir=job["work"], report_to="none", save_strategy="no", **settings),
         train_dataset=Dataset.from_json(job["rows"], cache_dir=job["work"]),
         peft_config=LoraConfig(**ADAPTER),
-    ).train()
+    )
+    seen.attach(trainer)
+    trainer.train()
 
 
 if __name__ == "__main__":

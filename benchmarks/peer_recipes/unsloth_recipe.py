@@ -38,17 +38,19 @@ LENGTH = 2048
 def main() -> None:
     job = watch.read_job()
     settings = TRAINING | {"packing": job["packing"]}
-    watch.attach(job, settings | ADAPTER)
+    seen = watch.Watch(job, settings | ADAPTER)
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=job["base"], max_seq_length=LENGTH, load_in_4bit=True, trust_remote_code=False
     )
     model = FastLanguageModel.get_peft_model(model, **ADAPTER)
-    SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_json(job["rows"], cache_dir=job["work"]),
         args=SFTConfig(output_dir=job["work"], report_to="none", save_strategy="no", max_length=LENGTH, **settings),
-    ).train()
+    )
+    seen.attach(trainer)  # only now: Unsloth rewrites the source of what it patches
+    trainer.train()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,7 +29,10 @@ def read_job() -> dict:
 
 
 class Watch(TrainerCallback):
-    """Counts tokens and time after the warm-up, ends the training when `seconds` are over, and writes what it saw."""
+    """Counts tokens and time after the warm-up, ends the training when `seconds` are over, and writes what it saw.
+
+    Made before anything is loaded, as memory is counted from then; `settings` go into the result as they are.
+    """
 
     def __init__(self, job: dict, settings: dict):
         self.job, self.settings = job, settings
@@ -38,7 +42,22 @@ class Watch(TrainerCallback):
         self.losses: list[list[float]] = []
         self.mean_loss = self.start = None
 
-    def count(self, inputs: dict) -> None:
+    def attach(self, built: trainer.Trainer | None = None) -> None:
+        """Watches this trainer, or without one every trainer that is built from here on."""
+        if built is None:
+            trainer.DEFAULT_CALLBACKS.append(self)
+        else:
+            built.add_callback(self)
+        owner = built or trainer.Trainer
+        step = owner.training_step
+
+        def counted(*given: object, **named: object) -> object:
+            self.count(next(value for value in (*given, *named.values()) if isinstance(value, Mapping)))
+            return step(*given, **named)
+
+        owner.training_step = counted
+
+    def count(self, inputs: Mapping) -> None:
         """Notes the tokens of a micro-batch, padding left out; stays on the device, so that nothing waits."""
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         whole = mask is None or mask.shape != ids.shape
@@ -108,19 +127,6 @@ def _is_installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def attach(job: dict, settings: dict) -> None:
-    """Watches every trainer that is built from here on; `settings` go into the result as they are."""
-    watch = Watch(job, settings)
-    trainer.DEFAULT_CALLBACKS.append(watch)
-    step = trainer.Trainer.training_step
-
-    def counted(self: trainer.Trainer, model: torch.nn.Module, inputs: dict, *rest: object, **named: object) -> object:
-        watch.count(inputs)
-        return step(self, model, inputs, *rest, **named)
-
-    trainer.Trainer.training_step = counted
 
 
 def on_gpu(settings: dict, without: dict) -> dict:
