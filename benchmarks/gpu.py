@@ -69,7 +69,7 @@ def options() -> argparse.ArgumentParser:
 
 def alone(part: str, given: argparse.Namespace) -> list[str]:
     """One part in this process; what was wrong in it, as sentences."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         given.folder = Path(folder)
         try:
             given.base = shapes.base(given.work.resolve(), given.size)

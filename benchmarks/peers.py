@@ -7,7 +7,6 @@ hangs or answers nonsense costs its own numbers alone.
 
 import argparse
 import json
-import math
 import os
 import re
 import shutil
@@ -27,8 +26,9 @@ from llm_finetuning.training.dataset import TrainingData
 PART = "training beside other programs"
 RECIPES = measuring.HERE / "peer_recipes"
 OURS = "ours"
-LARGEST_RESULT = 2**20
-"""Bytes of a result; usual are some thousand."""
+LARGEST_RESULT = 2**14
+"""Bytes of a result; usual are two thousand."""
+LARGEST_NUMBER = 1e15
 NUMBERS = ("seconds", "tokens", "steps", "all_tokens", "peak_gib", "loss")
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -70,18 +70,20 @@ class SkippedError(RuntimeError):
 def measure(given: argparse.Namespace) -> list[str]:
     """Ours, then every peer, an equal share of the time each; returns what went wrong, as sentences."""
     rows = gpu_variants.rows_for(given.size, gpu_variants.ROWS[given.size])
-    found, wrong = {}, []
+    mean = sum(rows.lengths) / len(rows.lengths)
+    found: dict[str, dict] = {}
+    wrong = []
     names = [name for name in (OURS, *PEERS) if given.only in name]
     for left, name in zip(range(len(names), 0, -1), names, strict=True):
         try:
-            found[name] = ours(given) if name == OURS else one(name, PEERS[name], rows, share(given, left), given)
+            result = ours(given) if name == OURS else one(name, PEERS[name], rows, share(given, left), given)
+            record(found | {name: result}, mean, given)
+            found[name] = result
         except SkippedError as reason:
             print(f"{name}: skipped, {reason}", flush=True)
         except Exception as error:  # a peer that fails costs its own numbers alone
             wrong.append(f"{name}: {error}")
             print(f"NOT MEASURED, {wrong[-1]}", flush=True)
-        else:
-            record(found, sum(rows.lengths) / len(rows.lengths), given)
     return wrong
 
 
@@ -114,18 +116,23 @@ def one(name: str, peer: Peer, rows: TrainingData, ends: float, given: argparse.
         raise ValueError("not begun, the time is up")
     python = environment(peer, given, ends)
     work = given.folder / re.sub(r"\W+", "-", name)
-    work.mkdir()
+    work.mkdir(parents=True)
     file, job, result = export(rows.examples, work / "rows.jsonl"), work / "job.json", work / "result.json"
     asked = {"base": str(given.base.resolve()), "rows": str(file), "work": str(work), "result": str(result)}
     asked |= {"seconds": given.seconds, "warm_up": gpu_variants.WARM_UP[given.size], "packing": peer.packing}
     job.write_text(json.dumps(asked), encoding="utf-8")
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | QUIET
-    ended = children.run([str(python), str(RECIPES / peer.recipe), str(job)], ends, cwd=work, env=variables)
+    command = [str(python), str(RECIPES / peer.recipe), str(job)]
+    ended = children.run(command, ends, cwd=work, env=variables() | QUIET)
     if ended.code is None:
         raise ValueError(f"stopped at the end of its share of the time: {ended.reason}")
     if ended.code:
         raise ValueError(f"ended with {ended.code}: {ended.reason}")
     return read_result(result)
+
+
+def variables() -> dict[str, str]:
+    """The environment variables without what would put this project before a peer's packages."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 
 def environment(peer: Peer, given: argparse.Namespace, ends: float) -> Path:
@@ -168,7 +175,7 @@ def shared_packages() -> Iterator[str]:
 
 def call(command: list[str], ends: float) -> None:
     """Raises SkippedError unless the command ends well in time."""
-    ended = children.run(command, ends)
+    ended = children.run(command, ends, env=variables())
     if ended.code != 0:
         what = "the time was up while it was installed" if ended.code is None else "it does not install"
         raise SkippedError(f"{what}: {ended.reason}")
@@ -185,19 +192,19 @@ def read_result(file: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its result is no JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"its result is no JSON object: {str(found)[:80]}")
+        raise ValueError(f"its result is no JSON object: {ascii(found)[:80]}")
     bad = [name for name in NUMBERS if not is_positive(found.get(name))]
     losses = found.get("losses")
     if not isinstance(losses, list) or not all(is_loss(entry) for entry in losses):
         bad.append("losses")
     bad += [name for name in ("versions", "settings") if not isinstance(found.get(name), dict)]
     if bad:
-        raise ValueError("its result is no measurement: " + ", ".join(f"{n} = {str(found.get(n))[:80]}" for n in bad))
+        raise ValueError("its result is no measurement: " + ", ".join(f"{n} = {ascii(found.get(n))[:80]}" for n in bad))
     return found
 
 
 def is_positive(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value > 0
+    return type(value) in (int, float) and 0 < value < LARGEST_NUMBER
 
 
 def is_loss(entry: object) -> bool:

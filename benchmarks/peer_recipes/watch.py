@@ -95,7 +95,7 @@ class Watch(TrainerCallback):
             "all_tokens": sum(tokens),
             "peak_gib": self.peak() / GIB,
             "loss": self.mean_loss,
-            "losses": self.losses,
+            "losses": self.losses[:1] + self.losses[-1:],
             "settings": self.settings,
             "versions": versions(),
         }
