@@ -27,8 +27,13 @@ class Ended:
     @property
     def reason(self) -> str:
         """The last lines of the output, on one line and without control characters."""
+        return self.about("")
+
+    def about(self, pattern: str) -> str:
+        """The last lines that a pattern is found in, of all lines if it is in none; as `reason` has them."""
         lines = [clean for line in self.output.splitlines() if (clean := re.sub(r"[^ -~]+", " ", line).strip())]
-        return " | ".join(line[:200] for line in lines[-LINES:]) or "it printed nothing"
+        said = [line for line in lines if re.search(pattern, line)] or lines
+        return " | ".join(line[:200] for line in said[-LINES:]) or "it printed nothing"
 
 
 def run(command: list[str], ends: float, cwd: Path | None = None, env: dict | None = None) -> Ended:

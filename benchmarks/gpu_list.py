@@ -1,5 +1,6 @@
 """What gpu.py would write on a GPU that is not here: part by part, with the time that the notebook's plan predicts."""
 
+from functools import cache
 from pathlib import Path
 
 import gpu_checks
@@ -85,9 +86,14 @@ def step_seconds(size: str, sheet: scaling.Sheet, changes: dict) -> float | str:
     nowhere, length = Path("nowhere"), {"max_seq_length": gpu_variants.LONGEST[size]}
     row = training_runs.step_of(gpu_variants.LONGEST[size]) if changes.get("packing") is False else {}
     chosen = training_runs.settings_for(nowhere, nowhere, gpu_variants.OURS | length | changes | row)
-    lengths = gpu_variants.rows_for(size, gpu_variants.ROWS[size]).lengths
     try:
-        plan = planning.plan(chosen, scaling.machine_of(sheet), shapes.config(size), lengths)
+        plan = planning.plan(chosen, scaling.machine_of(sheet), shapes.config(size), lengths(size))
     except ValueError as error:
         return f"cannot run: {str(error)[:80]}"
     return plan.seconds / plan.steps
+
+
+@cache
+def lengths(size: str) -> list[int]:
+    """Tokens of each row that every variant trains."""
+    return gpu_variants.rows_for(size, gpu_variants.ROWS[size]).lengths

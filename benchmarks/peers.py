@@ -178,7 +178,7 @@ def call(command: list[str], ends: float) -> None:
     ended = children.run(command, ends, env=variables())
     if ended.code != 0:
         what = "the time was up while it was installed" if ended.code is None else "it does not install"
-        raise SkippedError(f"{what}: {ended.reason}")
+        raise SkippedError(f"{what}: {ended.about('depends on|requested|ERROR')}")
 
 
 def read_result(file: Path) -> dict:
