@@ -1,7 +1,8 @@
 """LLaMA-Factory: its own training with the settings of its example for QLoRA by bitsandbytes.
 
 Source: hiyouga/LLaMA-Factory, examples/train_qlora/qwen3_lora_sft_otfq.yaml. The rows come as `tokenized_path`, the
-form in which it keeps rows that it has tokenised itself. Template and cutoff_len have nothing left to do there.
+form in which it keeps rows that it has tokenised itself. Template, dataset and cutoff_len are asked for, and have
+nothing left to do there.
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ SETTINGS = {
     "lora_rank": 8,
     "lora_target": "all",
     "template": "default",
+    "dataset": "tokenized",
     "cutoff_len": 2048,
     "dataloader_num_workers": 4,
     "logging_steps": 10,
