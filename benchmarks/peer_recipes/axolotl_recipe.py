@@ -2,8 +2,8 @@
 
 Source: axolotl-ai-cloud/axolotl, examples/llama-3/qlora-1b.yml. The rows come as its documentation's "Custom
 Pre-Tokenized Dataset". Left out: loss_watchdog_threshold, which would end the training of a base with random weights,
-and evaluation. FlashAttention is asked for where it is installed, else torch's own of variable length, which needs no
-other package (docs/attention.qmd); on a CPU neither is there, nor packing without them.
+and evaluation. FlashAttention is asked for where it is installed, else torch's FlexAttention, which packs too
+(docs/attention.qmd); a CPU has neither, and no packing without them.
 """
 
 import importlib.util
@@ -38,12 +38,15 @@ SETTINGS = {
     "weight_decay": 0.0,
     "val_set_size": 0,
 }
+KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
+"""Switched on by axolotl itself where nothing is said; written in Triton, which a CPU has not."""
 ON_A_CPU = {"optimizer": "adamw_torch", "attn_implementation": "sdpa", "sample_packing": False}
+ON_A_CPU |= dict.fromkeys(KERNELS, False)
 
 
 def main() -> None:
     job = watch.read_job()
-    attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "flash_attention_torch"
+    attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "flex_attention"
     settings = watch.on_gpu(SETTINGS | {"attn_implementation": attention}, ON_A_CPU)
     watch.Watch(job, settings).attach()
     work = Path(job["work"])
@@ -57,7 +60,7 @@ def main() -> None:
     }
     config = work / "config.yml"
     config.write_text(json.dumps(settings | folders), encoding="utf-8")  # JSON is YAML
-    do_train(load_cfg(config), TrainerCliArgs())
+    do_train(load_cfg(str(config)), TrainerCliArgs())
 
 
 if __name__ == "__main__":
