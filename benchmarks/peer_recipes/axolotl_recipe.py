@@ -2,8 +2,9 @@
 
 Source: axolotl-ai-cloud/axolotl, examples/llama-3/qlora-1b.yml. The rows come as its documentation's "Custom
 Pre-Tokenized Dataset". Left out: loss_watchdog_threshold, which would end the training of a base with random weights,
-and evaluation. FlashAttention is asked for where it is installed, else torch's FlexAttention, which packs too
-(docs/attention.qmd); a CPU has neither, and no packing without them.
+and evaluation. Its LoRA kernels, which it switches on where nothing is said, refuse Phi's attention ("Original O code
+not found" in 0.19.0), so they are off. FlashAttention is asked for where it is installed, else torch's FlexAttention,
+which packs too (docs/attention.qmd); a CPU has neither, and no packing without them.
 """
 
 import importlib.util
@@ -37,11 +38,11 @@ SETTINGS = {
     "warmup_ratio": 0.1,
     "weight_decay": 0.0,
     "val_set_size": 0,
+    "lora_mlp_kernel": False,
+    "lora_qkv_kernel": False,
+    "lora_o_kernel": False,
 }
-KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
-"""Switched on by axolotl itself where nothing is said; written in Triton, which a CPU has not."""
 ON_A_CPU = {"optimizer": "adamw_torch", "attn_implementation": "sdpa", "sample_packing": False}
-ON_A_CPU |= dict.fromkeys(KERNELS, False)
 
 
 def main() -> None:
