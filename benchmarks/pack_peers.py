@@ -2,8 +2,9 @@
 
     python benchmarks/pack_peers.py wheels --python 3.12 --torch 2.11.0
 
-There `python benchmarks/gpu.py --part peers --wheels wheels` installs from them. torch and what CUDA brings are left
-out: they are on that machine. A peer that cannot be resolved beside that torch is named with the reason.
+There `python benchmarks/gpu.py --part peers --wheels wheels` installs from them. torch, and with it what CUDA brings,
+is left out: it is on that machine, and a wheel of its name alone stands in for it while pip resolves. A peer that
+cannot be resolved beside that torch is named with the reason.
 """
 
 import argparse
@@ -11,12 +12,13 @@ import json
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import peers
 
-THERE = ("torch", "triton", "nvidia-", "cuda-")
-"""What the names of the packages begin with that the GPU machine has."""
+THERE = ("torch", "triton")
+"""What the GPU machine has."""
 PLATFORMS = [f"manylinux{kind}_x86_64" for kind in ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "1")]
 
 
@@ -41,13 +43,28 @@ def pack(requirements: tuple[str, ...], given: argparse.Namespace) -> str:
     target += [word for platform in PLATFORMS for word in ("--platform", platform)]
     with tempfile.TemporaryDirectory() as folder:
         held, report = Path(folder) / "held.txt", Path(folder) / "report.json"
-        held.write_text(f"torch=={given.torch}\n", encoding="utf-8")
+        held.write_text(f"torch=={given.torch}+there\n", encoding="utf-8")
+        stand_in(Path(folder), f"{given.torch}+there")
         resolve = ["install", "--dry-run", "--target", folder, "--report", str(report), "--constraint", str(held)]
+        resolve += ["--find-links", folder]
         if said := pip([*resolve, *target, *requirements]):
             return said
         found = [item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
-    names = [f"{item['name']}=={item['version']}" for item in found if not item["name"].lower().startswith(THERE)]
+    names = [f"{item['name']}=={item['version']}" for item in found if item["name"].lower() not in THERE]
     return pip(["download", "--no-deps", "--dest", str(given.folder), *target, *names])
+
+
+def stand_in(folder: Path, version: str) -> None:
+    """Writes a wheel of torch that holds and requires nothing."""
+    about = f"torch-{version}.dist-info"
+    files = {
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: pack_peers\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/RECORD": "",
+    }
+    with zipfile.ZipFile(folder / f"torch-{version}-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
 
 
 def pip(words: list[str]) -> str:

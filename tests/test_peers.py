@@ -237,6 +237,19 @@ def test_an_environment_has_its_own_packages_and_the_torch_that_is_there(peers, 
     assert os.stat(python, follow_symlinks=False).st_mtime_ns == before, "made once"
 
 
+def test_wheels_are_packed_for_another_machine_without_torch(peers, monkeypatch, tmp_path):
+    import pack_peers
+
+    wheel(tmp_path / "index", "stubpeer", "torch>=2.10")
+    wheel(tmp_path / "index", "old", "torch<2")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    given = argparse.Namespace(folder=tmp_path / "wheels", python="3.12", torch="2.11.0")
+    assert pack_peers.pack(("stubpeer==1.0",), given) == ""
+    assert [file.name for file in given.folder.iterdir()] == ["stubpeer-1.0-py3-none-any.whl"]
+    assert "ResolutionImpossible" in pack_peers.pack(("old==1.0",), given)
+
+
 def test_the_list_says_what_would_be_written_and_how_long_it_trains(peers):
     import gpu_list
     import gpu_variants
