@@ -298,6 +298,9 @@ def four_bit(
     """
     import torch
 
+    from llm_finetuning import bitsandbytes_cpu
+
+    bitsandbytes_cpu.mend()
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quant_type,

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from llm_finetuning import models
+from llm_finetuning import bitsandbytes_cpu, models
 from llm_finetuning.files.atomic import writing
 from llm_finetuning.files.shards import Weights
 from llm_finetuning.release import merging
@@ -33,6 +33,7 @@ class HeldWeights:
         """Returns a weight (out, in), dequantised on `device`, in the dtype that the trained model computed in."""
         from bitsandbytes import functional
 
+        bitsandbytes_cpu.mend()
         with safe_open(self.path, "pt") as file:
             packed = file.get_tensor(name).to(device)
             parts = {key: file.get_tensor(key) for key in file.keys() if key.startswith(f"{name}.")}  # noqa: SIM118

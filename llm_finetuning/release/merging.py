@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llm_finetuning import hardware, models
+from llm_finetuning import bitsandbytes_cpu, hardware, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.release import adapter_checks
 from llm_finetuning.release.expert_adapter import PEFT_PREFIX, ExpertAdapter
@@ -123,6 +123,7 @@ def quantize_dequantize(weight: torch.Tensor, settings: Finetuning, dtype: torch
     """Returns the weight that the 4-bit layer computes with: quantised as bitsandbytes does at loading, in `dtype`."""
     from bitsandbytes import functional
 
+    bitsandbytes_cpu.mend()
     packed, state = functional.quantize_4bit(
         weight.to(dtype).contiguous(),
         quant_type=settings.bnb_4bit_quant_type,
