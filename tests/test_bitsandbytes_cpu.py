@@ -11,7 +11,8 @@ SHAPES = [(160, 160), (640, 160), (160, 640), (320, 96), (3, 50), (256, 128)]
 
 def defined(packed: torch.Tensor, state: functional.QuantState) -> torch.Tensor:
     """What the packed weights mean."""
-    scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    nested = state.nested and functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    scales = nested if state.nested else state.absmax
     halves = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten().long()
     values = state.code[halves]
     return (values * scales.repeat_interleave(state.blocksize)[: len(values)]).view(state.shape)
