@@ -52,6 +52,7 @@ def test_the_cache_grows_by_one_for_each_token_that_is_pushed(family, prompts):
 
 @pytest.mark.parametrize("family", FORGETFUL)
 @pytest.mark.parametrize("asked", [60, 10], ids=["beyond the window", "within the window"])
+@torch.inference_mode()
 def test_a_cache_that_forgets_tokens_serves_another_question(family, asked):
     """The next conversation shares its beginning alone with the last; what came after it has to be taken back."""
     model = model_of(family, **FORGETFUL[family])

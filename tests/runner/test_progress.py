@@ -87,9 +87,7 @@ def test_a_bar_is_read_whatever_pieces_it_comes_in():
     assert progress.lines()[-1].startswith("step 3/40, ")
 
 
-@pytest.mark.parametrize(
-    "text", ["x" * 3_000_000, "a: " * 1_000_000, "100%|" * 600_000, "1" * 3_000_000 + "%"], ids=len
-)
+@pytest.mark.parametrize("piece", ["xxx", "a: ", "100%|", "111"])
 def test_a_line_without_an_end_is_shown_in_part_and_holds_nothing_up(piece):
     """Pictures in base64, minified JSON: the search for a bar in one takes the square of its length."""
     progress, text = Progress("1/1 a"), piece * 1_000_000

@@ -40,7 +40,7 @@ def distinct(texts: list[str], n: int) -> float:
 
 def nearest_similarities(texts: list[str]) -> np.ndarray:
     """Returns (N,) the similarity of each text to the nearest other one, of the first MOST_COMPARED texts."""
-    parts = [shingles(text) for text in texts[:MOST_COMPARED]]
+    parts = shingles(texts[:MOST_COMPARED])
     if len(parts) < 2:
         return np.zeros(0)
     vocabulary = np.unique(np.concatenate(parts))
