@@ -237,6 +237,9 @@ def on_cpu(whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def save_adapter_weights(model: "PeftModel", whole: dict[str, torch.Tensor], folder: Path) -> None:
     """Writes what `gather_adapter` gave as PEFT does; the base is not looked for on the Hub."""
+    config = model.peft_config["default"]
+    if isinstance(config.target_modules, set):  # which has another order in each process
+        config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, state_dict=whole, save_embedding_layers=False)
 
 

@@ -1,6 +1,7 @@
 """Adapters: master weights in float32, whatever the base computes in."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -57,3 +58,14 @@ def test_every_trained_parameter_is_a_float32_master_weight(dtype, tiny_base, tm
     assert {p.dtype for p in trained} == {torch.float32}
     ids = torch.tensor([[1, 2, 3]])
     assert small.model(input_ids=ids).logits.dtype == getattr(torch, dtype), "the model computes in its own dtype"
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_an_adapter_s_configuration_is_the_same_in_every_process(order, tmp_path):
+    """PEFT keeps the names of the targets in a set, whose order changes with the process."""
+    model = qlora.add_adapters(make_model(rows=320), small_settings(tmp_path, "m"))
+    names = sorted(model.peft_config["default"].target_modules, reverse=order)
+    model.peft_config["default"].target_modules = set(names)
+    qlora.save_adapter_weights(model, qlora.gather_adapter(model), tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["target_modules"] == ["dense", "fc1", "fc2", "k_proj", "q_proj", "v_proj"]
