@@ -55,6 +55,7 @@ def test_odd_pairs_train(name, folder, tiny_base):
     assert all(entry["grad_norm"] > 0 for entry in steps) or name == "either way round"
 
 
+@pytest.mark.more
 def test_three_pairs_with_patience_end(folder, tiny_base):
     changed = {"num_train_epochs": 30.0, "eval_steps": 1, "early_stopping_patience": 1, "pairs_per_step": 2}
     _, outcome = tuned(folder, tiny_base, small_preferences(3), **changed)

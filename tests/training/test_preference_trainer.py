@@ -249,10 +249,10 @@ def swapped(record: dict) -> dict:
     return record | {"chosen": record["rejected"], "rejected": record["chosen"]}
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param("many", marks=pytest.mark.more)])
-def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(kills, finetuned, tiny_base, tmp_path, request):
+@pytest.mark.more
+def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(finetuned, tiny_base, tmp_path, request):
     """SIGKILL at random moments, saving and the reference's pass included."""
-    kills = request.config.getoption("--kills") if kills == "many" else kills
+    kills = request.config.getoption("--kills")
     chance = random.Random(5)
 
     def command(name: str) -> list[str]:
@@ -269,7 +269,7 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_the_same(kills, finetuned, tin
         before = last_step(metrics)
         process = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    cwd=SUPPORT.parents[1])  # fmt: skip
-        in_reference, said = kills > 1 and number == 0, b""
+        in_reference, said = number == 0, b""
         while (b"Computing reference" if in_reference else b"READY") not in said and (read := process.stdout.read1()):
             said += read
         while not in_reference and process.poll() is None and last_step(metrics) <= before:
