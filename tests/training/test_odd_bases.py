@@ -112,8 +112,8 @@ CASES = [  # (what is wrong: settings, base, files), (cell that says it, words o
     ({}, without("q_proj.bias"), None, "plan", "q_proj.bias with random numbers"),
     ({}, weights(turned), None, "plan", r"fc1.weight is \[160, 320\] in the checkpoint"),
     ({}, weights(one_more), None, "plan", "holds model.layers.9.mlp.fc1.weight, which the model has not"),
-    ({}, weights(to(torch.int8)), None, "plan", "is stored as int8, and weights of 16 bits"),
-    ({}, weights(to(torch.float8_e4m3fn)), None, "plan", "is stored as float8_e4m3fn"),
+    ({}, weights(to(torch.int8)), None, "plan", "is I8: quantised weights mean nothing"),
+    ({}, weights(to(torch.float8_e4m3fn)), None, "plan", "is F8_E4M3: quantised weights mean nothing"),
     (
         {},
         weights(spoiled("nan", "model.layers.1.mlp.fc2.weight")),
