@@ -42,8 +42,8 @@ def fresh(kernels, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kernels))
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    yield
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
     torch._dynamo.reset()
 
 
