@@ -15,9 +15,6 @@ with contextlib.suppress(OSError), open(os.path.join(drive_folder, "filling"), "
         file.write(bytes(4096))
         file.flush()
 """
-READ_ONLY = """import subprocess
-subprocess.run(["mount", "-o", "remount,ro", drive_folder], check=True)
-"""
 REMOVED = "import shutil\nshutil.rmtree(drive_folder)"
 MUCH = "print('x' * 3_000_000)"
 SAID = "When that is cured, the same command goes on."
@@ -29,10 +26,9 @@ SAID = "When that is cured, the same command goes on."
         (8, FILLS, "No space left on device"),
         (2, MUCH, "No space left on device"),
         (0.1, "1", "No space left on device"),  # the notebook fits, its page does not
-        pytest.param(8, READ_ONLY, "Read-only file system", marks=pytest.mark.more),
         pytest.param(8, REMOVED, "", marks=pytest.mark.more),
     ],
-    ids=["filled by a cell", "filled by an output", "too small for the page", "read-only", "removed"],
+    ids=["filled by a cell", "filled by an output", "too small for the page", "removed"],
 )
 def test_a_folder_that_fails_ends_the_run_with_a_sentence(make_notebook, tmp_path, small_disk, megabytes, cell, words):
     output = small_disk(tmp_path / "out", megabytes * 2**20)
