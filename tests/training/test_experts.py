@@ -6,10 +6,12 @@ import json
 import dry_run
 import pytest
 import torch
+import transformers
 from families import MIX_PACKED_EXAMPLES, tiny_base_of
+from packaging.version import Version
+from plain_steps import documents_of, initial_adapter, take, train_recorded
 from preference_fixtures import preference_settings
 from safetensors.torch import load_file, save_file
-from test_families import documents_of
 from training_fixtures import digest, prepare, small_pairs, small_settings
 from transformers import MixtralConfig
 
@@ -51,24 +53,7 @@ def plain_steps(base, steps, initial, chosen, tensors) -> list[tuple[float, floa
     linears = {name.partition(".lora_")[0].rpartition(".")[-1] for name in initial} - {"experts", "base_layer"}
     lora = {"r": chosen.lora_r, "lora_alpha": chosen.lora_alpha, "target_modules": sorted(linears)}
     model = get_peft_model(model, LoraConfig(**lora, target_parameters=tensors))
-    assert not model.load_state_dict(initial, strict=False).unexpected_keys
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert trained.keys() == initial.keys()
-    optimizer = torch.optim.AdamW(trained.values(), lr=chosen.learning_rate, weight_decay=0.0)
-    taken = []
-    for documents in steps:
-        tokens = sum(int((labels[:, 1:] != -100).sum()) for _, labels in documents)
-        total = 0.0
-        for ids, labels in documents:
-            logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
-            loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / tokens
-            loss.backward()
-            total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), chosen.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        taken.append((total, float(norm)))
-    return taken
+    return take(model, initial, steps, chosen)
 
 
 def rows_of(batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -87,21 +72,11 @@ def test_each_step_is_that_of_plain_transformers_and_peft(family, checkpointing,
     sizes = {"micro_batch_tokens": 192, "tokens_per_step": 384, "gradient_checkpointing": checkpointing}
     chosen = settings_of(family, tmp_path / "run", base, **steady, **sizes)
     small = prepare(chosen)
-    initial = {name: p.detach().clone() for name, p in small.model.named_parameters() if p.requires_grad}
-    steps: dict[int, list] = {}
-    compute = small.trainer.compute_loss
-
-    def recorded(model, inputs, *others, **more):
-        copied = {k: v.clone() for k, v in inputs.items() if torch.is_tensor(v)}
-        steps.setdefault(small.trainer.state.global_step, []).extend(rows_of(copied))
-        return compute(model, inputs, *others, **more)
-
-    small.trainer.compute_loss = recorded
-    training.train(small.trainer)
-    entries = [json.loads(line) for line in chosen.folders.metrics.read_text().splitlines()]
-    ours = [(entry["loss"], entry["grad_norm"]) for entry in entries if "loss" in entry]
+    initial = initial_adapter(small.model)
+    ours, steps = train_recorded(small.trainer)
+    documents = [[document for batch in batches for document in rows_of(batch)] for batches in steps]
     tensors = sorted(small.model.peft_config["default"].target_parameters)
-    plain = plain_steps(base, list(steps.values()), initial, chosen, tensors)
+    plain = plain_steps(base, documents, initial, chosen, tensors)
     print(f"\n{family}: " + "; ".join(f"{a[0]:.6f} / {b[0]:.6f}" for a, b in zip(ours, plain, strict=True)))
     assert len(ours) == 4 and any("experts" in name for name in initial)
     for (loss, norm), (plain_loss, plain_norm) in zip(ours, plain, strict=True):
@@ -281,9 +256,8 @@ def test_the_predicted_memory_is_what_a_step_keeps_alive(checkpointing, bits, tm
     predicted = plan.peak_memory - plan.memory["process"]
     found = dry_run.peak_bytes(chosen, plan, config, monkeypatch)
     print(f"\n{predicted / GIB:.2f} GiB predicted, {found / GIB:.2f} GiB alive")
-    assert predicted == pytest.approx(
-        found, rel=0.1
-    )  # within 1% here; transformers 5.15 keeps 8% more when it recomputes
+    keeps_more = checkpointing == "on" and Version(transformers.__version__) < Version("5.23")
+    assert predicted == pytest.approx(found, rel=0.1 if keeps_more else 0.05)
 
 
 def test_a_sharded_mixture_is_refused(tmp_path, monkeypatch):
