@@ -172,7 +172,8 @@ class TokenCounter:
             plain = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
             return list(map(len, plain.input_ids))
         backend = tokenizer.backend_tokenizer
-        backend.no_truncation(), backend.no_padding()
+        backend.no_truncation()
+        backend.no_padding()
         backend.encode_special_tokens = True  # they stay text, as `split_special_tokens` says it
         return list(map(len, backend.encode_batch_fast(texts, add_special_tokens=False)))
 

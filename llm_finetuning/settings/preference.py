@@ -48,7 +48,7 @@ class PreferenceTuning(Finetuning):
     """"sigmoid" (arXiv 2305.18290) | "sigmoid + sft" | "robust" to noisy ranks | "sigmoid_norm" (per token) | "ipo"."""
     beta: Positive = 0.1
     """How strongly the model is held to what it was before: smaller lets it go further."""
-    sft_weight: Annotated[float, Must(lambda value: 0 <= value < float("inf"), "0 or more")] = 1.0
+    sft_weight: NotNegative = 1.0
     """With "sigmoid + sft": weight of the negative log-likelihood per token of the chosen responses."""
     label_smoothing: Annotated[float, Must(lambda value: 0 <= value < 0.5, "from 0 to below 0.5")] = 0.1
     """With "robust": the share of the ranks that are taken to be wrong (arXiv 2403.00409)."""
