@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,9 @@ class Machine:
     varlen: bool = False
     """Whether torch's variable-length attention runs on it."""
     float32_flops: float = 0.0
-    """The same in float32, as measured; 0 = not known."""
+    """The same in float32, as `with_memory_rates` measures it; 0 = not known."""
     bandwidth: float = 0.0
-    """Bytes a second that a copy in its memory reads and writes, as measured; 0 = not known."""
+    """Bytes a second that a copy in its memory reads and writes, as measured there; 0 = not known."""
 
     @property
     def on_gpu(self) -> bool:
@@ -50,7 +50,7 @@ class Machine:
 
 
 def detect(dtype: str = "auto") -> Machine:
-    """Detects the machine; its peak throughput is measured in about a second, in the dtype of the training."""
+    """Detects the machine; its peak matmul throughput is measured in under a second, in the dtype of the training."""
     host = host_memory()
     if torch.cuda.is_available():
         free_memory()  # blocks that an earlier run left in torch's cache are free
@@ -60,11 +60,15 @@ def detect(dtype: str = "auto") -> Machine:
     else:
         device, name, capability = "cpu", cpu_name(), None
         free, total = min(psutil.virtual_memory().available, host), host
-    chosen = choose_dtype(dtype, capability)
-    rate = peak_matmul_flops(device, chosen)
-    float32 = rate if chosen == torch.float32 else peak_matmul_flops(device, torch.float32)
-    known = total, free, host, cores(), rate, has_varlen_kernel(device), float32, copy_bandwidth(device)
-    return Machine(device, name, capability, *known)
+    rate = peak_matmul_flops(device, choose_dtype(dtype, capability))
+    return Machine(device, name, capability, total, free, host, cores(), rate, has_varlen_kernel(device))
+
+
+def with_memory_rates(machine: Machine) -> Machine:
+    """The machine with what bounds work beside the products of a training: float32 throughput and memory traffic."""
+    device = machine.device
+    flops, traffic = peak_matmul_flops(device, torch.float32), copy_bandwidth(device)
+    return replace(machine, float32_flops=flops, bandwidth=traffic)
 
 
 def cores() -> int:
