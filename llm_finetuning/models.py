@@ -223,13 +223,17 @@ def commit_of(model_path: Path) -> str | None:
 
 def fingerprint(model_path: Path) -> str:
     """What tells a base's weights from others: its commit on the Hub, or one SHA-256 of its weight files."""
-    files = sorted(model_path.glob("*.safetensors"))
-    return commit_of(model_path) or _hash_of(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+    return commit_of(model_path) or _hash_of(weight_files(model_path))
+
+
+def weight_files(model_path: Path) -> tuple[tuple[Path, int, int], ...]:
+    """(weight file, its size, time of its change) each: what was read of them holds as long as these stay the same."""
+    return tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(model_path.glob("*.safetensors")))
 
 
 @functools.cache
 def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """One SHA-256 of (file, its size, time of its change) each: gigabytes, read once as long as they stay the same."""
+    """One SHA-256 of `weight_files`: gigabytes, read once."""
     return checksums.hash_together([file for file, _, _ in files])
 
 

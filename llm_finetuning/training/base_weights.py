@@ -1,6 +1,7 @@
 """Whether a base's checkpoint is whole and sound, and the merge finds its tensors again, before it is loaded."""
 
 import copy
+import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,13 +49,20 @@ def check_weights(settings: Finetuning, config: PretrainedConfig, folder: Path) 
 
 
 def check_numbers(given: str, weights: Weights) -> None:
-    """Raises ValueError for weights that are not finite: reads them, one tensor at a time.
+    """Raises ValueError for weights that are not finite. Masks, which old checkpoints hold beside them, may be."""
+    if name := _not_finite(weights.folder, models.weight_files(weights.folder)):
+        raise ValueError(f"{given}: {name} holds numbers that are not finite: fetch it again, or take another base")
 
-    Masks, which old checkpoints hold beside their weights, may be either.
-    """
-    for name, tensor in weights:
-        if "mask" not in name.rpartition(".")[-1] and not torch.isfinite(tensor).all():
-            raise ValueError(f"{given}: {name} holds numbers that are not finite: fetch it again, or take another base")
+
+@functools.cache
+def _not_finite(folder: Path, _files: tuple) -> str | None:
+    """The first tensor of a folder that holds NaN or infinity: gigabytes, read once for `_files`, a tensor at a time."""
+    names = (name for name, tensor in Weights(folder) if not (_is_mask(name) or torch.isfinite(tensor).all()))
+    return next(names, None)
+
+
+def _is_mask(name: str) -> bool:
+    return "mask" in name.rpartition(".")[-1]
 
 
 def check_generation(given: str, folder: Path) -> None:
