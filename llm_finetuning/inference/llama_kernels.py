@@ -1,11 +1,13 @@
 """Which of llama.cpp's kernels compute; a file of its own, for a script that needs nothing else of the package."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+
+from llm_finetuning.files import checksums
+from llm_finetuning.files.atomic import write_text
 
 MARK = "amx.sha256"
 """Stands beside llama.cpp's library and holds its hash, where it was compiled so that its AMX kernels run."""
@@ -15,22 +17,18 @@ def mark_build() -> None:
     """Notes that the library of llama.cpp was compiled here, with what its AMX kernels need."""
     library = _library()
     if library.is_file():
-        library.with_name(MARK).write_text(_hash_of(library), encoding="utf-8")
+        write_text(library.with_name(MARK), checksums.hash_file(library))
 
 
 def amx_is_sound() -> bool:
     """Whether llama.cpp's AMX kernels can be used: its library is the one that `mark_build` saw."""
     library = _library()
     mark = library.with_name(MARK)
-    return mark.is_file() and mark.read_text(encoding="utf-8") == _hash_of(library)
+    return mark.is_file() and mark.read_text(encoding="utf-8") == checksums.hash_file(library)
 
 
 def _library() -> Path:
     return Path(find_spec("llama_cpp").origin).parent / "lib" / "libggml-cpu.so"
-
-
-def _hash_of(library: Path) -> str:
-    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 @contextmanager
