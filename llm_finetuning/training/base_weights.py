@@ -56,7 +56,7 @@ def check_numbers(given: str, weights: Weights) -> None:
 
 @functools.cache
 def _not_finite(folder: Path, _files: tuple) -> str | None:
-    """The first tensor of a folder that holds NaN or infinity: gigabytes, read once for `_files`, a tensor at a time."""
+    """The first tensor of a folder that holds NaN or infinity: gigabytes, read once as long as `_files` stay."""
     names = (name for name, tensor in Weights(folder) if not (_is_mask(name) or torch.isfinite(tensor).all()))
     return next(names, None)
 
