@@ -10,9 +10,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import orjson
+import msgspec
 
 from llm_finetuning.files import drive
+
+encode = msgspec.json.Encoder().encode
+BUFFER = 1 << 20
+"""Bytes that are written at once."""
 
 
 def partial_name(path: Path) -> Path:
@@ -50,9 +54,13 @@ def write_bytes(path: Path, content: bytes, shared: bool = False) -> Path:
 
     Raises OSError that names the file when the folder cannot be made or written, or the disk is full.
     """
+    return _write(path, [content], shared)
+
+
+def _write(path: Path, parts: Iterable[bytes], shared: bool = False) -> Path:
     try:
-        with writing(path, shared) as partial:
-            partial.write_bytes(content)
+        with writing(path, shared) as partial, partial.open("wb", BUFFER) as stream:
+            stream.writelines(parts)
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             raise
@@ -73,14 +81,7 @@ def write_json(path: Path, value: object, indent: int = 1, shared: bool = False)
 
 def write_json_lines(path: Path, records: Iterable[dict]) -> Path:
     """Writes each record as a line of JSON in UTF-8, atomically; returns the path. Raises what `write_bytes` raises."""
-    return write_bytes(path, b"".join(map(_json_line, records)))
-
-
-def _json_line(record: dict) -> bytes:
-    try:
-        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # numbers of more than 64 bits
-        return f"{json.dumps(record, ensure_ascii=False)}\n".encode()
+    return _write(path, (encode(record) + b"\n" for record in records))
 
 
 @contextmanager
