@@ -1,6 +1,7 @@
 """Checks the shape of message trees, and puts them into depth-first order."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise, repeat
 
 import numpy as np
 
@@ -29,10 +30,10 @@ def arrange(
         bad.add(tree_ids[row])
 
     rows_by_id = _rows_by_id(ids, report)
-    above = [rows_by_id.get(parent, -1) for parent in parents]
+    above = list(map(rows_by_id.get, parents, repeat(-1)))
     up = np.array(above, dtype=np.int64)
     if not bad and _are_sound(tree_ids, parents, roles, up):
-        return range(len(ids)) if _are_in_order(above) else _in_order(above), up
+        return range(len(ids)) if _are_in_order(up) else _in_order(above), up
     roots, replies = _links(tree_ids, parents, roles, above, report)
     order = _depth_first([roots[tree] for tree in dict.fromkeys(tree_ids) if tree in roots], replies)
     if len(order) < len(ids):
@@ -50,16 +51,27 @@ def _are_sound(tree_ids: Sequence[str], parents: Sequence[str | None], roles: Se
     return bool(replies and alone and (role[roots] == ROLES[0]).all())
 
 
-def _are_in_order(above: list[int]) -> bool:
-    """Whether the rows stand in depth-first order: each right below the row before it, or below an ancestor of that."""
-    path = [-1]
-    for row, up in enumerate(above):
-        while path[-1] != up:
-            path.pop()
-            if not path:
-                return False
-        path.append(row)
-    return True
+def _are_in_order(up: np.ndarray) -> bool:
+    """Whether rows that stand behind their parents stand in depth-first order.
+
+    They do if none is more than a step deeper than the row before it, and each has the last row that is one step less
+    deep for its parent: that one is the row before, or an ancestor of it.
+    """
+    depth = depths(up)
+    if len(up) == 0 or (np.diff(depth, prepend=-1) > 1).any():
+        return len(up) == 0
+    by_depth = np.argsort(depth, kind="stable")
+    levels = np.split(by_depth, np.flatnonzero(np.diff(depth[by_depth])) + 1)
+    return all((parents[np.searchsorted(parents, rows) - 1] == up[rows]).all() for parents, rows in pairwise(levels))
+
+
+def depths(up: np.ndarray) -> np.ndarray:
+    """Returns (N,) how many ancestors each row has; up: (N,) row of its parent, -1 at a root."""
+    up, depth = np.append(up, -1), np.append((up >= 0).astype(np.int64), 0)
+    while (up >= 0).any():  # with every round of each row an ancestor twice as far away
+        depth += depth[up]
+        up = up[up]
+    return depth[:-1]
 
 
 def _in_order(above: list[int]) -> list[int]:
