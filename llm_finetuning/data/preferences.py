@@ -6,6 +6,7 @@ from itertools import chain, combinations, pairwise
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from llm_finetuning.data.duplicates import like_earlier
@@ -42,9 +43,10 @@ def of_siblings(pairs: list[dict], prompters: list[Hashable], way: str) -> tuple
 
 def of_forest(forest: Forest, way: str) -> tuple[list[dict], list[Hashable]]:
     """Returns what `of_siblings` does of every reply that is left, where no pair has been made of them."""
-    texts = forest["text"]
-    siblings = ([row for row in rows if texts[row]] for rows in replies_of(forest)[1] if len(rows) > 1)
-    found = _better_and_worse(siblings, forest["rank"], texts, way)
+    texts, ranks = forest["text"], forest["rank"]
+    ranked = [row for row in forest.replies().tolist() if ranks[row] is not None and texts[row]]
+    siblings = replies_of(forest, np.array(ranked, dtype=np.int64))[1]
+    found = _better_and_worse(siblings, ranks, texts, way)
     rows = dict.fromkeys(chain.from_iterable(found))
     pairs = dict(zip(rows, pairs_of_replies(forest, rows), strict=True))
     records = [_record(pairs[better], pairs[worse]) for better, worse in found]

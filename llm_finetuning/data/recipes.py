@@ -141,9 +141,12 @@ def joined(forest: Forest, funnel: Funnel) -> Candidates:
     return Candidates(Rows(columns), rows, [None] * len(rows))
 
 
-def replies_of(forest: Forest) -> tuple[list[int], list[list[int]]]:
-    """Returns (rows of the prompter messages that have replies left, in order; the rows of those replies)."""
-    replies = forest.replies()
+def replies_of(forest: Forest, replies: np.ndarray | None = None) -> tuple[list[int], list[list[int]]]:
+    """Returns (rows of the prompter messages that have replies left, in order; the rows of those replies).
+
+    replies: some of those, in order.
+    """
+    replies = forest.replies() if replies is None else replies
     parents = forest.parents[replies]
     by_parent = np.argsort(parents, kind="stable")
     rows, starts = np.unique(parents[by_parent], return_index=True)
