@@ -177,13 +177,13 @@ def open_text(path: Path) -> BinaryIO:
     return stream
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yields (line number from 1, line) of a text file in UTF-8, without blank lines."""
+def lines(path: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yields (line number from 1, line) of a text file in UTF-8, without blank lines and those up to `after`."""
     done = [0]
     with named_damage(path, done), open_text(path) as stream:
         for number, line in enumerate(stream, 1):
             done[0] = number
-            if not line.isspace():
+            if number > after and not line.isspace():
                 yield number, line
 
 

@@ -46,14 +46,19 @@ def columns_of(messages: Sequence[dict]) -> list[list]:
         raise ValueError(next(filter(None, map(_fault, messages))))
     if str in types["labels"] | types["detoxify"]:
         raise ValueError("labels or detoxify is a text, expected an object")
-    columns |= {name: [value and intern(value) for value in columns[name]] for name in FEW}
-    columns["rank"] = list(map(_rank, columns["rank"]))
     labels, detoxify = columns.pop("labels"), columns.pop("detoxify")
     return [
-        *columns.values(),
+        *finished(columns),
         *([label_value(of_one, name) for of_one in labels] for name in USED_LABELS),
-        [_number(of_one.get("toxicity")) if type(of_one) is dict else None for of_one in detoxify],
+        [number(of_one.get("toxicity")) if type(of_one) is dict else None for of_one in detoxify],
     ]
+
+
+def finished(columns: dict[str, list]) -> Iterable[list]:
+    """Returns the columns with each text of FEW kept once and ranks as whole numbers; raises ValueError for others."""
+    columns |= {name: [value and intern(value) for value in columns[name]] for name in FEW}
+    columns["rank"] = [rank if rank is None else _rank(rank) for rank in columns["rank"]]
+    return columns.values()
 
 
 def from_table(message: dict) -> dict:
@@ -79,14 +84,15 @@ def label_value(labels: Any, name: str) -> float | None:
     """Returns the average of one label, 0 to 1, or None; reads a mapping, parallel lists, or a list of entries."""
     if type(labels) is dict and type(labels.get("name")) is list and type(labels.get("value")) is list:
         place = labels["name"].index(name) if name in labels["name"] else len(labels["value"])
-        return _number(labels["value"][place]) if place < len(labels["value"]) else None
+        return number(labels["value"][place]) if place < len(labels["value"]) else None
     if type(labels) is list:
         labels = {str(entry.get("name")): entry for entry in labels if type(entry) is dict}
     entry = labels.get(name) if type(labels) is dict else None
-    return _number(entry.get("value") if type(entry) is dict else entry)
+    return number(entry.get("value") if type(entry) is dict else entry)
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """Returns a number, or what a text stands for, as a float; None for anything else."""
     value = as_number(value) if type(value) is str else value
     return float(value) if type(value) in (int, float) and abs(value) < 1e9 else None
 

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from llm_finetuning.data import preferences
@@ -13,7 +14,7 @@ from llm_finetuning.data.forest import arrange
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.message_files import columns_of_file
 from llm_finetuning.data.messages import FIELDS
-from llm_finetuning.data.pairs import to_frame
+from llm_finetuning.data.pairs import Rows, to_frame
 from llm_finetuning.data.reading import Problems, without_collector
 from llm_finetuning.data.recipes import RECIPES, Candidates, siblings_of_ranks
 from llm_finetuning.data.sources import Located, Splits, locate
@@ -88,7 +89,7 @@ def read_messages(
 
 def _to_frame(columns: list[list], order: Sequence[int]) -> pd.DataFrame:
     """Puts rows into a table; texts stay Python objects, because pandas' text types would copy them."""
-    series = {}
+    series, order = {}, np.array(order)
     for name, values in zip(FIELDS, columns, strict=True):
         dtype = DTYPES.get(name, object)
         series[name] = pd.Series(pd.array(values, dtype=dtype).take(order), dtype=dtype)
@@ -163,7 +164,7 @@ def finish(
     candidates.truncate(funnel, filters)
     funnel.replies_left = Counter(Counter(candidates.prompters).values())
     records, owners = ranked or preferences.of_siblings(candidates.pairs, candidates.prompters, preference_pairs)
-    liked = [pair.pop("liked", True) for pair in candidates.pairs]
+    liked = [] if isinstance(candidates.pairs, Rows) else [pair.pop("liked", True) for pair in candidates.pairs]
     if not all(liked):
         candidates.filter(funnel, "response that people liked", liked)
     if replies == "best":

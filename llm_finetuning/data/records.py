@@ -23,9 +23,10 @@ SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n')
 UNITS = {"parquet": "row", "arrow": "row"}
 
 
-def records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
+def records(path: Path, problems: Problems, after: int = 0) -> Iterator[tuple[int, dict]]:
     """Yields (line or number, record) of a file; what is no record is added to `problems`.
 
+    after: of JSON lines, the last line that has been read already.
     Raises ValueError when the file holds nothing, is damaged, or is of no form that is known.
     """
     form = "arrow" if path.is_dir() else form_of(path)
@@ -34,6 +35,8 @@ def records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
         return csv_records(path, problems)
     if form in UNITS:
         return _rows(path)
+    if after:
+        return _json_lines(path, problems, after)
     return _unwrapped(_json_lines(path, problems) if form == "JSON lines" else _documents(path, problems), problems)
 
 
@@ -42,8 +45,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
     return enumerate(chain.from_iterable(batch.to_pylist() for batch in batches()), 1)
 
 
-def _json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
-    for number, line in lines(path):
+def _json_lines(path: Path, problems: Problems, after: int = 0) -> Iterator[tuple[int, dict]]:
+    for number, line in lines(path, after):
         try:
             record = parse(line)
         except ValueError as error:

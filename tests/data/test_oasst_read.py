@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from mutations import mutated
 
+from llm_finetuning.data import message_files, message_lines
 from llm_finetuning.data.oasst import flatten, read_messages
 from llm_finetuning.data.splits import in_split
 
@@ -342,3 +344,75 @@ def test_a_mutated_file_gives_messages_or_the_documented_error(form, source, tmp
                 recipe = chance.choice(("best", "all", "joined"))
                 flatten(messages, recipe, languages=["en"], min_quality=0.5, drop_duplicates=True)
     assert min(outcomes.values()) >= 10, outcomes
+
+
+def outcome(path: Path, on_error: str) -> pd.DataFrame | str:
+    try:
+        return read_messages(path, on_error=on_error)
+    except ValueError as error:
+        return str(error)
+
+
+def nothing_at_once(path: Path) -> Iterator:
+    yield from ()
+    return 0
+
+
+@pytest.mark.parametrize("form", ["trees", "messages", "hub", "both", "gzip"])
+def test_what_is_read_at_once_is_what_the_careful_reader_makes_of_it(form, source, monkeypatch):
+    chance, hub = random.Random(form), [m | {"labels": parallel(m["labels"])} for m in flat(TREES)]
+    content = lines({"trees": TREES, "hub": hub, "both": [*TREES[:2], *hub[10:]]}.get(form, flat(TREES)))
+    kinds = set()
+    for _ in range(100):
+        changed = mutated(content, chance).replace(b"\n", chance.choice((b"\n", b"\r\n \n")))
+        path = source(gzip.compress(changed, mtime=0)[: chance.choice((None, -9))] if form == "gzip" else changed)
+        monkeypatch.setattr(message_lines, "BLOCK", chance.choice((1, 900, 1 << 20)))
+        on_error = chance.choice(("raise", "skip"))
+        found = outcome(path, on_error)
+        with monkeypatch.context() as patch:
+            patch.setattr(message_files, "sound_blocks", nothing_at_once)
+            expected = outcome(path, on_error)
+        kinds.add(type(found))
+        if isinstance(expected, str):
+            assert found == expected
+        else:
+            pd.testing.assert_frame_equal(found, expected)
+            assert found.attrs == expected.attrs
+    assert kinds == {str, pd.DataFrame}
+
+
+ODD = {
+    "rank_as_a_fraction": {"rank": 1.0},
+    "rank_too_large": {"rank": 10**12},
+    "numbers_for_texts": {"lang": 5},
+    "one_for_true": {"deleted": 1},
+    "label_as_text": {"labels": {"name": ["quality"], "value": ["0.5"], "count": [1]}},
+    "label_without_entry": {"labels": {"quality": 0.5}},
+    "label_huge": {"labels": {"name": ["quality"], "value": [1e12], "count": [1]}},
+    "labels_as_entries": {"labels": [{"name": "quality", "value": 0.5}]},
+    "fewer_values_than_names": {"labels": {"name": ["toxicity", "quality"], "value": [0.5]}},
+    "names_alone": {"labels": {"name": ["quality"], "quality": {"value": 0.25}}},
+    "detoxify_null": {"detoxify": {"toxicity": None}},
+    "prompt_as_text": {"prompt": "text"},
+    "half_a_pair": {"text": "\ud800"},
+    "half_a_pair_elsewhere": {"user_id": "\udfff"},
+    "large_whole_number_elsewhere": {"review_count": 10**40},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_value_is_read_at_once_as_carefully(name, source, monkeypatch):
+    messages = flat(TREES)
+    messages[7] |= ODD[name]
+    path = source("".join(json.dumps(message) + "\n" for message in messages).encode())
+    found = [outcome(path, on_error) for on_error in ("raise", "skip")]
+    monkeypatch.setattr(message_files, "sound_blocks", nothing_at_once)
+    for one, expected in zip(found, [outcome(path, on_error) for on_error in ("raise", "skip")], strict=True):
+        assert type(one) is type(expected) and (one == expected if isinstance(one, str) else one.equals(expected))
+
+
+def test_bytes_that_are_no_utf8_are_named_wherever_they_stand(source):
+    messages = lines([message | {"user_id": "someone"} for message in flat(TREES)])
+    path = source(messages.replace(b"someone", b"some\xffone", 3))
+    with pytest.raises(ValueError, match="line 1: not UTF-8"):
+        read_messages(path)
