@@ -16,10 +16,16 @@ from llm_finetuning.data.shapes import recognise
 from llm_finetuning.data.turns import is_turn
 
 SPACE = re.compile(r"\s*")
+COMMA = "a comma before a closing bracket"
+JSON5 = {"a comment": r"//|/\*|#", COMMA: r"[}\]]", "a name or text without double quotes": r"'|[A-Za-z_$][\w$]*\s*:"}
+"""What other notations allow → how it begins where JSON cannot be read on."""
+SAVE = "Save it as JSON lines or CSV."
 LONGEST_FIELD = 2**31 - 1
 DELIMITERS = ",;\t|"
 SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n')
 """The line that Excel writes, and reads, before a header."""
+MARKDOWN = re.compile(r"\s*.*\|.*\n+[\s|]*:?---*:?[\s|:-]*\n")
+"""The header of a table in Markdown, and the line under it."""
 UNITS = {"parquet": "row", "arrow": "row"}
 
 
@@ -51,7 +57,8 @@ def _json_lines(path: Path, problems: Problems, after: int = 0) -> Iterator[tupl
             record = parse(line)
         except ValueError as error:
             tree = TREE_ID.search(line)
-            problems.add(number, tree[1].decode(errors="replace") if tree else None, str(error))
+            wrong = f"{error}{_of_json5(error.__cause__)}"
+            problems.add(number, tree[1].decode(errors="replace") if tree else None, wrong)
             continue
         yield number, record
 
@@ -154,8 +161,22 @@ def _next_value(text: str, end: int, in_array: bool) -> int:
 
 def _what_is_wrong(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})"
+        return f"not valid JSON ({error.msg}, line {error.lineno}, column {error.colno}){_of_json5(error)}"
     return "nested too deeply to be read; export it flat" if isinstance(error, RecursionError) else str(error)
+
+
+def _of_json5(error: BaseException | None) -> str:
+    """Names what JSON5 or Python allow where a text is broken for JSON, and the cure; "" for anything else."""
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    before, rest = (
+        error.doc[max(0, error.pos - 80) : error.pos + 1],
+        error.doc[error.pos : error.pos + 80].lstrip(" \t,\n"),
+    )
+    found = next((kind for kind, pattern in JSON5.items() if re.match(pattern, rest)), "")
+    if not found or found == COMMA and "," not in before.rstrip("}] \t\n")[-1:]:
+        return ""
+    return f": {found}, which JSON5 allows and JSON does not; convert it to JSON"
 
 
 def csv_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
@@ -181,6 +202,8 @@ def csv_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
         cure = "Save the file as UTF-8 (in Excel: CSV UTF-8)."
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}). {cure}") from error
     except csv.Error as error:
+        if done[0] == 0:
+            raise ValueError(f"{path} is neither JSON nor a CSV with a header ({error}). {SAVE}") from error
         raise ValueError(f"{path}, after line {done[0]}: not valid CSV ({error}). Correct it there.") from error
 
 
@@ -188,6 +211,8 @@ def _csv_header(path: Path) -> tuple[list[str], str, int]:
     """Returns (column names, delimiter, lines before the header): what parts the header most, or what `sep=;` names."""
     with io.TextIOWrapper(open_text(path), encoding="utf-8", newline="") as stream:
         head = stream.read(CHUNK)
+    if MARKDOWN.match(head):
+        raise ValueError(f"{path} is a table in Markdown. {SAVE}")
     named = SEPARATOR.match(head)
     head = head[named.end() :] if named else head
     headers = {
@@ -197,7 +222,7 @@ def _csv_header(path: Path) -> tuple[list[str], str, int]:
     delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
     header = [name.strip() or f"column {number}" for number, name in enumerate(headers[delimiter], 1)]
     if len(header) < 2 and not recognise(dict.fromkeys(header, "[]")):  # a column of chats stands alone
-        raise ValueError(f"{path} is neither JSON nor a CSV with a header; it begins with {excerpt(head[:80])}.")
+        raise ValueError(f"{path} is neither JSON nor a CSV with a header; it begins with {excerpt(head[:80])}. {SAVE}")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise ValueError(f"{path}, line 1: two columns are named {', '.join(twice)}. Rename one.")

@@ -209,6 +209,15 @@ def test_other_names_of_columns(tmp_path):
         (COMPRESSIONS["bz2"](b'{"prompt": "Q", "response": "A"}\n' * 99)[:-9], "cut off or damaged"),
         (zipped(b"prompt,response\nQ,A\n")[:-9], "cut off or damaged"),
         (b"ARROW1\0\0" + b"\0" * 64, "is not a complete arrow file"),
+        (b'// mine\n{"prompt": "Q", "response": "A"}\n', "line 1: not valid JSON .*: a comment, .* convert it to"),
+        (b'{"prompt": "Q", "response": "A",}\n', "line 1: not valid JSON .*: a comma before a closing bracket"),
+        (b"{'prompt': 'Q', 'response': 'A'}\n", "line 1: not valid JSON .*: a name or text without double quotes"),
+        (b'[\n {\n  prompt: "Q",\n  "response": "A"\n }\n]\n', "line 2: not valid JSON .*: a name or text without"),
+        (b'[\n {\n  "prompt": "Q", // Hm\n  "response": "A"\n }\n]\n', "line 2: not valid JSON .*: a comment, which"),
+        (b"| prompt | response |\r\n|:---|---:|\r\n| Q | A |\r\n", "a table in Markdown. Save it as JSON lines or CSV"),
+        (b"prompt | response\n--- | ---\nQ | A\n", "a table in Markdown. Save it as JSON lines or CSV"),
+        (b'data = [{"prompt":"Q","response":"A"}]\n', "neither JSON nor a CSV with a header"),
+        (b"- prompt: Q\n  response: A\n", "neither JSON nor a CSV with a header; .* Save it as JSON lines or CSV"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(content, problem, tmp_path):
