@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+from llm_finetuning.data.comparisons import LISTS, Comparison, comparison_of, of_list, of_two, with_chats
 from llm_finetuning.data.reading import all_of, as_number, excerpt, is_text, literal
 from llm_finetuning.data.turns import (
     BETWEEN,
@@ -19,10 +20,12 @@ from llm_finetuning.data.turns import (
 )
 
 NO_SHAPE = "no known shape"
+TIE = "votes for neither of two different answers"
 OWN_COLUMNS = ("lang", "message_tree_id", "message_id", "rank")
 """What a record of any shape may say of its pairs."""
 SYSTEMS, HISTORY, CONTEXT = ("system", "system_prompt", "system_message"), "history", ("input", "context")
 LABEL = "label"
+HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORES = ("score_chosen", "score_rejected")
 VOTE = {"prompt", "history", "models", "answers", "choice"}
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
@@ -54,11 +57,24 @@ class Shape:
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "human", "user")
 RESPONSES = ("response", "completion", "output", "answer", "assistant")
+COMPARED = (*PROMPTS, "messages", "conversations", "conversation", "context", "history", "info", "post", "user_input")
+"""Prompts to which several responses stand beside them."""
+PREFERRED = (
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("response_j", "response_k"),
+    *((better, "rejected") for better in ("preferred", "accepted")),
+    *((better, "rejected_response") for better in ("chosen_response", "preferred_response", "response")),
+)
+"""Names of a response that people preferred and of one that they did not."""
+INSIDE = ("messages", "full_text", "post", "article")
+"""Where the prompt is in a column that holds more than it: OpenAI's `input`, WebGPT's `question`, TL;DR's `info`."""
 EXPLAINED = {"instruction", "question", "query"}
 """Prompts that a column `input` or `context` belongs to (Alpaca, Dolly)."""
 SHAPES = (
-    *(Shape(prompt, "chosen", "rejected", context=prompt in EXPLAINED) for prompt in (*PROMPTS, "conversations")),
+    *(Shape(prompt, *two, context=prompt in EXPLAINED) for two in PREFERRED for prompt in (*PROMPTS, "conversations")),
     Shape("", "chosen", "rejected"),
+    *(Shape("", "messages", rejected) for rejected in ("rejected_messages", "rejected_response")),
     Shape(chat="messages"),
     Shape(chat="conversations"),
     *(Shape(prompt, response, context=prompt in EXPLAINED) for prompt in PROMPTS for response in RESPONSES),
@@ -69,9 +85,11 @@ SHAPES = (
 
 def known_shapes() -> str:
     """Names all shapes in words."""
-    special = [shape for shape in SHAPES if shape.chat or shape.rejected and shape.prompt in ("", "prompt")]
+    special = [shape for shape in SHAPES if shape.chat or shape.response == "chosen" and shape.prompt in ("", "prompt")]
     pairs = f"one of {', '.join(PROMPTS)} + one of {', '.join(RESPONSES)} (+ input or context) or chosen + rejected"
-    return "; ".join(["trees and messages of Open-Assistant", *(" + ".join(shape.needs) for shape in special), pairs])
+    several = f"or one of {', '.join(LISTS)} with ranks or scores, or two such as response_a + response_b and a winner"
+    shapes = (" + ".join(shape.needs) for shape in special)
+    return "; ".join(["trees and messages of Open-Assistant", *shapes, f"{pairs}, {several}"])
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,10 @@ class Columns:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             object.__setattr__(self, name, value.strip().casefold())
+
+    def comparison(self, names: tuple[str, ...]) -> Comparison | None:
+        """Returns where several responses stand among the names."""
+        return None if self.response else comparison_of(names, (self.prompt,) if self.prompt else COMPARED)
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -109,9 +131,21 @@ def shape_of(names: tuple[str, ...], columns: Columns = USUAL) -> Shape | None:
     return next((shape for shape in columns.shapes if set(shape.needs) <= set(names)), None)
 
 
-def recognise(record: dict, columns: Columns = USUAL) -> Shape | None:
-    """Returns the shape of a record, whatever the case of its names."""
-    return shape_of(_given_names(with_canonical_names(record)), columns)
+def recognise(record: dict, columns: Columns = USUAL) -> Shape | Comparison | None:
+    """Returns the shape of a record, whatever the case of its names, or where its several responses stand."""
+    names = _given_names(_canonical(record))
+    return shape_of(names, columns) or columns.comparison(names)
+
+
+def _canonical(record: dict) -> dict:
+    """Returns the record with canonical names, and TL;DR's list of two summaries as two columns."""
+    record = with_canonical_names(record)
+    two = record.get("summaries")
+    if type(two) is not list or len(two) != 2 or not all_of(dict, two):
+        return record
+    return {name: record[name] for name in record if name != "summaries"} | {
+        f"summary_{n}": summary.get("text") for n, summary in enumerate(two)
+    }
 
 
 def _given_names(record: dict) -> tuple[str, ...]:
@@ -133,27 +167,65 @@ class Reader:
 
     def pairs(self, record: dict) -> tuple[list[dict], list[Unusable]]:
         """Returns (the pairs of a record, what in it could not be used); raises ValueError if it has no known shape."""
-        keys, record = list(record), with_canonical_names(record)
+        keys, record = list(record), _canonical(record)
         if _is_vote(record):
             if (preference := of_vote(record)) is None:
-                self.reasons["votes for neither of two different answers"] += 1
+                self.reasons[TIE] += 1
                 return [], []
             record = preference
         names = _given_names(record)
-        shape = shape_of(names, self.columns) or shape_of(tuple(record), self.columns)
+        shape = shape_of(names, self.columns)
+        if (shape is None or shape.chat) and (comparison := self.columns.comparison(names)):
+            return self._compared(record, names, comparison)
+        shape = shape or shape_of(tuple(record), self.columns)
         if shape is None:
             raise self._no_shape(keys, names)
-        self.shapes[" + ".join(shape.needs)] += 1
+        said, by = _opinion(record) if shape.response and not shape.rejected else ({}, ())
+        needs = (*shape.needs, *by)
+        self.shapes[" + ".join(needs)] += 1
+        before, own = self._around(record, names, shape, needs)
+        pairs, faults = self._pairs(record, shape, before)
+        return [pair | said | own for pair in pairs], faults
+
+    def _compared(self, record: dict, names: tuple[str, ...], where: Comparison) -> tuple[list[dict], list[Unusable]]:
+        """Returns the pairs of several responses to one prompt: siblings with ranks, or the better with the other."""
+        record = record | {name: _inside(record[name], True) for name in [where.prompt] if name}
+        usual, label, parts = Shape(where.prompt, context=where.prompt in EXPLAINED), " + ".join(where.needs), []
+        if len(where.responses) == 1:
+            responses, by = of_list(record, where, self.not_used)
+            label += f" by {by}" * bool(by and not where.by)
+            self.reasons.update("empty responses among several" for text, _ in responses if not is_given(text))
+            self.reasons.update(
+                "responses without a score among several"
+                for _, rank in responses
+                if rank is None and len(responses) > 1
+            )
+            parts = [(replace(usual, response=RESPONSES[0]), *part) for part in responses if is_given(part[0])]
+        elif two := of_two(record, where):
+            record = with_chats(record, where)
+            parts = [(replace(usual, response=two[0], rejected=two[1]), record[two[0]], None)]
+        else:
+            self.reasons[TIE] += 1
+        self.shapes[label] += 1
+        before, own = self._around(record, names, usual, where.needs)
+        found, faults = [], {}
+        for shape, text, rank in parts:
+            pairs, problems = self._pairs(record | {shape.response: text}, shape, before)
+            found += [pair | own | ({} if rank is None else {"rank": rank}) for pair in pairs]
+            faults |= {str(fault): fault for fault in problems}
+        return found, list(faults.values())
+
+    def _around(
+        self, record: dict, names: tuple[str, ...], shape: Shape, needs: tuple[str, ...]
+    ) -> tuple[list[Turn | Unusable], dict]:
+        """Returns (the turns before a record's prompt, what it says of its pairs), and counts what has no use."""
         system = self.columns.system or next((name for name in SYSTEMS if name in names), SYSTEMS[0])
-        thumb = _thumb(record.get(LABEL)) if shape.response and not shape.rejected else {}
-        used = shape.uses(system) | ({LABEL} if thumb else set())
+        used = {*shape.uses(system), *needs}
         self.not_used.update(name for name in names if name not in used)
-        before = self._before(record, shape, system)
-        own = thumb | {name: record[name] for name in OWN_COLUMNS if is_given(record.get(name))}
+        own = {name: record[name] for name in OWN_COLUMNS if name not in needs and is_given(record.get(name))}
         if "rank" in own:
             own["rank"] = as_number(own["rank"])
-        pairs, faults = self._pairs(record, shape, before)
-        return [pair | own for pair in pairs], faults
+        return self._before(record, shape, system), own
 
     def _no_shape(self, keys: list[str], names: tuple[str, ...]) -> Unusable:
         """Says what a record lacks of the shape that it comes closest to, or else what is known and what it has."""
@@ -174,13 +246,15 @@ class Reader:
         turns: list[Turn | Unusable] = []
         if is_given(record.get(system)):
             turns.append(Turn("system", _text(record, system)))
-        if not shape.chat and is_given(record.get(HISTORY)):
+        if not shape.chat and shape.prompt != HISTORY and is_given(record.get(HISTORY)):
             turns += _masked(turns_of(record[HISTORY], HISTORY, self.not_used))
         return turns
 
     def _pairs(self, record: dict, shape: Shape, before: list) -> tuple[list[dict], list[Unusable]]:
         if shape.chat:
             return pairs_of([*before, *turns_of(record[shape.chat], shape.chat, self.not_used)])
+        if shape.prompt:
+            record = record | {shape.prompt: _inside(record[shape.prompt], bool(shape.rejected))}
         record = record | {name: _as_turns(record[name]) for name in shape.needs}
         if shape.rejected:
             return self._preferred(record, shape, before)
@@ -208,8 +282,11 @@ class Reader:
 
     def _preferred(self, record: dict, shape: Shape, before: list) -> tuple[list[dict], list[Unusable]]:
         """Returns the pair of the chosen response, with the rejected one where both answer the same."""
-        chosen, faults = pairs_of([*before, *self._compared(record, shape, shape.response)])
-        rejected, _ = pairs_of([*before, *self._compared(record, shape, shape.rejected)])
+        turns = self._up_to(record, shape, shape.response)
+        of_chat = type(record[shape.response]) is list and type(record[shape.rejected]) is str
+        others = [*turns[:-1], *self._response(record, shape.rejected)] if of_chat else None
+        chosen, faults = pairs_of([*before, *turns])
+        rejected, _ = pairs_of([*before, *(others or self._up_to(record, shape, shape.rejected))])
         if not chosen:
             return [], faults
         pair, other = chosen[-1], rejected[-1] if rejected else {"response": ""}
@@ -223,7 +300,7 @@ class Reader:
             pair["rejected"] = other["response"]
         return [pair], faults
 
-    def _compared(self, record: dict, shape: Shape, name: str) -> list[Turn | Unusable]:
+    def _up_to(self, record: dict, shape: Shape, name: str) -> list[Turn | Unusable]:
         """Returns the turns up to a chosen or rejected response; only the last one is in the loss."""
         value, prompt = record[name], record.get(shape.prompt)
         whole = re.match(r"\s*Human:", value) if type(value) is str else None
@@ -271,6 +348,21 @@ def _thumb(label: Any) -> dict:
     """Returns what a thumb up (True) or down (False) says of a response, as in KTO's data; {} for any other label."""
     text = str(label).strip().casefold() if type(label) in (bool, str) else ""
     return {"rank": 0 if text == "true" else 1, "liked": text == "true"} if text in ("true", "false") else {}
+
+
+def _opinion(record: dict) -> tuple[dict, tuple[str, ...]]:
+    """Returns (the rank that a response gets by a thumb, or by its helpfulness of 0 to 4 in HelpSteer; its column)."""
+    if thumb := _thumb(record.get(LABEL)):
+        return thumb, (LABEL,)
+    helpful = as_number(record.get(HELPSTEER[0])) if record.keys() >= set(HELPSTEER) else None
+    return ({"rank": 4 - helpful}, HELPSTEER[:1]) if type(helpful) is int and 0 <= helpful <= 4 else ({}, ())
+
+
+def _inside(value: Any, also_text: bool) -> Any:
+    """Returns the prompt in an object that holds more than it, or, `also_text`, in a text that stands for one."""
+    read = literal(value) if also_text and type(value) is str and value.lstrip().startswith("{") else value
+    found = (read[name] for name in INSIDE if is_given(read.get(name))) if type(read) is dict else iter(())
+    return next(found, value)
 
 
 def _as_turns(value: Any) -> Any:

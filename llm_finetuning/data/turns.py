@@ -63,7 +63,7 @@ def turns_of(value: Any, name: str, not_used: Counter) -> list["Turn | Unusable"
     input and output; the list may be written as JSON or as Python, and lie in a struct of columns. `not_used` counts
     keys that have no use.
     """
-    turns = _as_list(value, name)
+    turns = as_list(value, name)
     if turns and all(type(turn) in (list, tuple) and len(turn) == 2 for turn in turns):
         turns = [text for pair in turns for text in pair]
     if turns and all_of(dict, turns):
@@ -76,12 +76,13 @@ def turns_of(value: Any, name: str, not_used: Counter) -> list["Turn | Unusable"
     ]
 
 
-def _as_list(value: Any, name: str) -> list:
+def as_list(value: Any, name: str, of: str = "turns") -> list:
+    """Returns a list that may be written as JSON or Python, or lie in a struct of columns; raises Unusable if none."""
     value = literal(value)
     if type(value) is dict and value and all_of(list, list(value.values())):
         value = [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
     if type(value) is not list:
-        raise Unusable(f"{name} is no list of turns", f"{name} is {type(value).__name__}, expected a list of turns")
+        raise Unusable(f"{name} is no list of {of}", f"{name} is {type(value).__name__}, expected a list of {of}")
     return value
 
 

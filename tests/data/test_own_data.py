@@ -13,20 +13,40 @@ import pyarrow.parquet as pq
 import pytest
 from fuzz_own_data import run
 from mutations import mutated
-from own_files import COMPRESSIONS, ENCODINGS, FLAT, SHAPES, SHARE, TEXTS, chat, csv_text, pair, write_columns, zipped
+from own_files import (
+    COMPARISONS,
+    COMPRESSIONS,
+    ENCODINGS,
+    FLAT,
+    SHAPES,
+    SHARE,
+    TEXTS,
+    chat,
+    csv_text,
+    pair,
+    write_columns,
+    zipped,
+)
 
 from llm_finetuning.data import own_data, reading
 from llm_finetuning.data.oasst import flatten, read_messages
 from llm_finetuning.data.pairs import to_records
 from llm_finetuning.data.shapes import Columns
 
-FILES = [(shape, form, "", "utf-8") for shape in SHAPES for form in TEXTS]
+FEW = {"json_lines", "pretty_array", "pretty_wrapper", "parquet"}
+"""Forms in which the many layouts of several responses are tried."""
+FILES = [(shape, form, "", "utf-8") for shape in SHAPES for form in TEXTS if shape not in COMPARISONS or form in FEW]
 FILES += [("messages", form, compression, "utf-8") for form in ("json_lines", "array") for compression in COMPRESSIONS]
 FILES += [("Alpaca", form, "", encoding) for form in ("json_lines", "pretty_array") for encoding in ENCODINGS[1:]]
 FILES += [("ShareGPT", "pretty_objects", "zip", "utf-16"), ("Dolly", "wrapper", "gz", "utf-8-sig")]
 TABLES = [(shape, delimiter, "utf-8") for shape in FLAT for delimiter in ",;\t"]
 TABLES += [("Alpaca", ";", encoding) for encoding in ENCODINGS[1:]]
-COLUMNS = [(shape, form) for shape in SHAPES for form in ("parquet", "arrow file", "arrow stream", "saved")]
+COLUMNS = [
+    (shape, form)
+    for shape in SHAPES
+    for form in ("parquet", "arrow file", "arrow stream", "saved")
+    if shape not in COMPARISONS or form in FEW
+]
 
 
 def found(frame: pd.DataFrame) -> list[dict]:
@@ -63,6 +83,88 @@ def test_columns_give_their_pairs(shape, form, tmp_path):
     records, expected = SHAPES[shape]
     path = write_columns(records, form, tmp_path / "data")
     assert own_data.is_pairs_file(path) and found(own_data.read_pairs(path)) == expected
+
+
+@pytest.mark.parametrize("layout", COMPARISONS)
+def test_several_responses_to_a_prompt_give_their_preferences(layout, tmp_path):
+    records, _, expected = COMPARISONS[layout]
+    frame = read(tmp_path, json.dumps(records))
+    flat = own_data.flatten_pairs(frame, replies="best")
+    assert [(record["chosen"], record["rejected"]) for record in flat.preferences] == expected
+    (shape,) = frame.attrs["shapes"]
+    assert f"{len(records)} records of the shape {shape}" in own_data.reading_sentences(frame)
+    assert not {each["rejected"] for each in flat.preferences} & set(flat.pairs["response"])
+
+
+ANSWERED = {"prompt": "Q", "response_a": "A", "response_b": "B"}
+SCORED = {"question": "Q", "answer_0": "A", "answer_1": "B"}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (ANSWERED | {"winner": "B"}, ("B", "A")),
+        (ANSWERED | {"Preferred": "response_a"}, ("A", "B")),
+        (ANSWERED | {"winner": "[[A]]", "score_a": 1, "score_b": 2}, ("A", "B")),
+        (ANSWERED | {"winner_model_a": "0", "winner_model_b": "1"}, ("B", "A")),
+        (ANSWERED | {"winner_model_a": "True", "winner_model_b": "False"}, ("A", "B")),
+        (SCORED | {"score_0": "-0.5", "score_1": "0.5"}, ("B", "A")),
+        (SCORED | {"question": "{'id': '1', 'full_text': 'Q'}", "rating_0": 1, "rating_1": "4.5"}, ("B", "A")),
+        (SCORED | {"answer_0_score": 3, "answer_1_score": 2}, ("A", "B")),
+        (SCORED | {"choice": "0"}, ("A", "B")),
+        ({"query": "Q", "output_1": "A", "output_2": "B", "overall_preference": "-1.0"}, ("A", "B")),
+        ({"instruction": "Q", "accepted": "A", "rejected": "B"}, ("A", "B")),
+        ({"question": "Q", "chosen_response": "A", "rejected_response": "B"}, ("A", "B")),
+        ({"messages": chat("Q", "A"), "rejected_messages": chat("Q", "B")}, ("A", "B")),
+        ({"messages": chat("Q", "A"), "rejected_response": "B"}, ("A", "B")),
+    ],
+)
+def test_the_better_of_two_is_told_in_many_ways(record, expected, tmp_path):
+    (row,) = found(read(tmp_path, json.dumps(record)))
+    assert (row["prompt"], row["history"], row["response"], row["rejected"]) == ("Q", [], *expected)
+
+
+def test_ties_and_responses_without_a_score_are_counted(tmp_path):
+    records = [ANSWERED | {"winner": tie} for tie in ("tie", "tie (bothbad)", "both_bad", "a")]
+    records += [SCORED | {"score_0": 0, "score_1": 0.0}]
+    answers = [{"text": text, "rank": rank} for text, rank in (("", "1"), ("C", 2.0), (None, 3), ("D", None))]
+    frame = read(tmp_path, json.dumps([*records, {"prompt": "Q", "answers": answers}]))
+    assert [(row["response"], row.get("rank")) for row in found(frame)] == [("A", None), ("C", 1), ("D", None)]
+    assert frame.attrs["reasons"] == {
+        "votes for neither of two different answers": 4,
+        "empty responses among several": 2,
+        "responses without a score among several": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        (ANSWERED, "response_a and response_b are there, but no column says which is better. Export them as prompt, "),
+        (SCORED | {"label": 1}, "answer_0 and answer_1 are there, but no column says which is better"),
+        (ANSWERED | {"winner": "model_c"}, "winner is 'model_c', expected A or B for response_a or response_b"),
+        (ANSWERED | {"winner": "1"}, "winner is '1', expected A or B"),
+        (SCORED | {"score_0": "high", "score_1": "low"}, "score_0 and score_1 hold no two scores"),
+        (
+            {"question": "Q", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}},
+            "answers holds 2 responses, and nothing that ranks them. Exp",
+        ),
+        ({"prompt": "Q", "responses": ["A", "B"]}, "responses holds 2 responses, and nothing that ranks them. Export"),
+        (
+            {"instruction": "Q", "generations": ["A", "B"], "ratings": [1]},
+            "generations holds 2 responses, and ratings 1 scores",
+        ),
+        (
+            {"instruction": "Q", "generations": ["A", "B"], "ratings": [None, "N/A"]},
+            "generations holds 2 responses, and nothing that ranks",
+        ),
+        ({"prompt": "Q", "completions": [{"text": 5, "score": 1}]}, "response is 5, expected a text"),
+        ({"prompt": "Q", "completions": "A", "scores": [1]}, "completions is str, expected a list of responses"),
+    ],
+)
+def test_several_responses_that_nothing_compares_are_refused(record, problem, tmp_path):
+    with pytest.raises(ValueError, match=f"line 1: {problem}"):
+        read(tmp_path, json.dumps(record) + "\n" + json.dumps(ANSWERED | {"winner": "a"}))
 
 
 LISTS = [chat("Q", "A"), chat("Q1", "A1", "Q2", "A2", role="from", content="value", names=("human", "gpt"))]

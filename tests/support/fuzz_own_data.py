@@ -26,7 +26,7 @@ CODES = {f"{hash((n, n)) % 10**12:012}": n for n in range(RECORDS)}
 """A code of twelve digits in each text of a record: no mutation makes one of another."""
 MARKS = {n: f"§{code}§" for code, n in CODES.items()}
 NUMBER = re.compile(r"§(\d{12})§")
-FIXED = {"role", "from", "speaker", "type", "history"}
+FIXED = {"role", "from", "speaker", "type", "history", "winner", "Rating"}
 VALUES = [*VALUES, "text", ["a", "b"], {"role": "user"}, [{"role": "assistant", "content": "text"}], 0.5, False]
 TEXT_FORMS = ("json_lines", "pretty_array", "pretty_objects", "array_of_lines")
 COLUMN_FORMS = ("parquet", "arrow file", "arrow stream")

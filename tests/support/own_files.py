@@ -175,6 +175,151 @@ SHAPES = {
     ),
 }
 """Shape → (records, the pairs that they hold)."""
+
+
+def siblings(prompt: str, *responses: tuple[str, int | None]) -> list[dict]:
+    """The pairs of responses to one prompt, each with its rank."""
+    return [pair(prompt, text) | ({} if rank is None else {"rank": rank}) for text, rank in responses]
+
+
+def completion(text: str, **more: object) -> dict:
+    """A response of UltraFeedback's, rated by aspect."""
+    ratings = zip(("helpfulness", "honesty"), more.pop("ratings", ("N/A", "N/A")), strict=True)
+    aspects = {aspect: {"Rating": rating, "Rationale": "Since."} for aspect, rating in ratings}
+    return {"annotations": aspects, "critique": "Hm.", "model": "m", "response": text} | more
+
+
+RATED = [completion("A1", overall_score=6.5), completion("A2", overall_score=8.0), completion("A3", overall_score=6.5)]
+BY_ASPECT = [completion("A", ratings=("2", "3")), completion(TRICKY, ratings=("5", "N/A"))]
+LIKED = pair("Q", "Good") | {"rejected": "Bad"}
+COMPARISONS = {
+    "Nectar": (
+        [
+            {
+                "prompt": "\n\nHuman: Hi \n\nAssistant: Yes? \n\nHuman: Q \n\nAssistant: ",
+                "answers": [
+                    {"answer": "Bad", "model": "m", "rank": 3.0},
+                    {"answer": TRICKY, "model": "n", "rank": 1.0},
+                    {"answer": "Fair", "model": "o", "rank": 2.0},
+                ],
+                "turns": 2,
+                "num_responses": 3,
+            }
+        ],
+        [pair("Q ", text, "Hi ", "Yes? ") | {"rank": rank} for text, rank in (("Bad", 2), (TRICKY, 0), ("Fair", 1))],
+        [(TRICKY, "Bad")],
+    ),
+    "UltraFeedback": (
+        [{"source": "s", "instruction": "Q", "models": ["m", "n", "o"], "completions": RATED}],
+        siblings("Q", ("A1", 1), ("A2", 0), ("A3", 1)),
+        [("A2", "A3")],
+    ),
+    "UltraFeedback by aspect": (
+        [{"instruction": TRICKY, "completions": BY_ASPECT}],
+        siblings(TRICKY, ("A", 1), (TRICKY, 0)),
+        [(TRICKY, "A")],
+    ),
+    "OpenAI's preferences": (
+        [
+            {
+                "input": {"messages": chat("Q1", "A1", TRICKY), "tools": [], "parallel_tool_calls": True},
+                "preferred_output": [{"role": "assistant", "content": "Good"}],
+                "non_preferred_output": [{"role": "assistant", "content": "Bad"}],
+            }
+        ],
+        [pair(TRICKY, "Good", "Q1", "A1") | {"rejected": "Bad"}],
+        [("Good", "Bad")],
+    ),
+    "SHP": (
+        [
+            {"post_id": "p", "history": TRICKY, "human_ref_A": "Good", "human_ref_B": "Bad", "labels": 1, "score_A": 9},
+            {"post_id": "p", "history": "Q", "human_ref_A": "Bad", "human_ref_B": "Good", "labels": 0, "score_A": 2},
+        ],
+        [LIKED | {"prompt": TRICKY}, LIKED],
+        [("Good", "Bad")] * 2,
+    ),
+    "Chatbot Arena": (
+        [
+            {"conversation_a": chat("Q", left), "conversation_b": chat("Q", right), "winner": winner, "turn": 1}
+            for left, right, winner in (("Good", "Bad", "model_a"), ("Bad", "Good", "model_b"))
+        ],
+        [LIKED] * 2,
+        [("Good", "Bad")] * 2,
+    ),
+    "Chatbot Arena, flags": (
+        [
+            {"prompt": '["Q"]', "response_a": '["Bad"]', "response_b": '["Good"]'}
+            | {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0},
+            {"prompt": json.dumps(["Q1", "Q2"]), "response_a": json.dumps(["A1", TRICKY]), "response_b": '["x", null]'}
+            | {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0},
+        ],
+        [LIKED, pair("Q2", TRICKY, "Q1", "A1")],
+        [("Good", "Bad")],
+    ),
+    "HelpSteer": (
+        [
+            {"prompt": "Q", "response": text, "helpfulness": helpful, "correctness": 4, "coherence": 4}
+            | {"complexity": 1, "verbosity": 2}
+            for text, helpful in ((TRICKY, 4), ("Bad", 1))
+        ],
+        siblings("Q", (TRICKY, 0), ("Bad", 3)),
+        [(TRICKY, "Bad")],
+    ),
+    "HelpSteer, preferences": (
+        [
+            {"prompt": prompt, "response_1": one, "response_2": two, "preference_strength": strength}
+            for prompt, one, two, strength in (("Q", "Good", "Bad", -2), ("Q2", "Bad", "Good", 3))
+        ],
+        [LIKED, LIKED | {"prompt": "Q2"}],
+        [("Good", "Bad")] * 2,
+    ),
+    "HelpSteer 3": (
+        [{"context": chat("Q1", "A1", "Q"), "response1": "Bad", "response2": "Good", "overall_preference": 1}],
+        [LIKED | pair("Q", "Good", "Q1", "A1")],
+        [("Good", "Bad")],
+    ),
+    "PKU-SafeRLHF": (
+        [
+            {"prompt": "Q", "response_0": "Bad", "response_1": "Good", "is_response_0_safe": True}
+            | {"better_response_id": 1, "safer_response_id": 0}
+        ],
+        [LIKED],
+        [("Good", "Bad")],
+    ),
+    "WebGPT": (
+        [
+            {"question": {"dataset": "eli5", "id": "1", "full_text": "Q"}, "answer_0": "Good", "answer_1": "Bad"}
+            | {"quotes_0": {"title": ["T"]}, "score_0": 0.5, "score_1": -0.5},
+        ],
+        [LIKED],
+        [("Good", "Bad")],
+    ),
+    "TL;DR": (
+        [
+            {"info": {"id": "1", "post": "Q", "title": "T"}, "choice": 1, "worker": "w"}
+            | {"summaries": [{"text": "Bad", "policy": "p"}, {"text": "Good", "policy": "q"}]}
+        ],
+        [LIKED],
+        [("Good", "Bad")],
+    ),
+    "Stack Exchange": (
+        [{"qid": 1, "question": "Q", "date": "2020", "response_j": "Good", "response_k": "Bad"}],
+        [LIKED],
+        [("Good", "Bad")],
+    ),
+    "distilabel": (
+        [{"instruction": "Q", "generations": ["A1", TRICKY, "A3"], "ratings": [3.0, 5.0, None], "model_name": "m"}],
+        siblings("Q", ("A1", 1), (TRICKY, 0), ("A3", None)),
+        [(TRICKY, "A1")],
+    ),
+    "AlpacaFarm": (
+        [{"instruction": "I", "input": "x", "output_1": "Bad", "output_2": "Good", "preference": 2}],
+        [LIKED | pair("I\n\nx", "Good")],
+        [("Good", "Bad")],
+    ),
+}
+"""Layout of several responses to one prompt → (records, the pairs that they hold, chosen and rejected responses)."""
+SHAPES |= {layout: (records, pairs) for layout, (records, pairs, _) in COMPARISONS.items()}
 FLAT = [name for name, (records, _) in SHAPES.items() if all(type(v) is str for row in records for v in row.values())]
 """Shapes of texts alone, which a CSV can hold as they are."""
 

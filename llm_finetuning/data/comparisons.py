@@ -1,0 +1,134 @@
+"""Records that hold several responses to one prompt, and what says which of them is better."""
+
+import re
+from collections import Counter
+from functools import lru_cache
+from math import isfinite
+from typing import Any, NamedTuple
+
+from llm_finetuning.data.reading import all_of, as_number, excerpt, literal
+from llm_finetuning.data.turns import Unusable, as_list, is_given, with_canonical_names
+
+STEMS = ("response", "answer", "output", "completion", "generation", "conversation", "human_ref", "summary", "text")
+ENDS = (("a", "b"), ("0", "1"), ("1", "2"))
+TWO = tuple((f"{stem}{line}{a}", f"{stem}{line}{b}") for stem in STEMS for line in ("_", "") for a, b in ENDS)
+"""Names of two columns of responses."""
+LISTS = ("completions", "answers", "responses", "generations", "candidates", "outputs", "responses_and_scores")
+"""Columns that hold a list of responses, each a text or an object with one of TEXTS."""
+TEXTS = ("response", "answer", "text", "completion", "content", "output", "generation")
+NAMING = ("winner", "better_response_id", "preference", "preferred", "better", "best", "chosen", "choice", "vote")
+"""Columns that name the better of two by the end of its column's name: A, model_a, response_a, 0 of 0 and 1."""
+SIGNED = ("preference_strength", "overall_preference")
+"""Columns that are negative where the first of two is better, and positive where the second is (HelpSteer)."""
+SCORES = ("overall_score", "fine-grained_score", "score", "rating", "reward", "pm_score")
+SCORE_LISTS = ("ratings", "rating", "scores", "score", "rewards", "ranks", "rank")
+RANKS = ("rank", "ranks")
+"""Where 1 is better than 2; of everything else more is better."""
+EVEN = {"tie", "tie (bothbad)", "both_bad", "bothbad", "both bad", "both", "neither", "equal", "same", "draw"}
+NAMED = re.compile(rf"(?:(?:{'|'.join((*STEMS, 'model', 'assistant', 'option'))})[_ ]?)?([ab012])")
+NO_VERDICT = "responses of which nothing says which is better"
+EXPORT = "Export them as prompt, chosen and rejected, or each as prompt, response and rank (0 = best)"
+
+
+class Comparison(NamedTuple):
+    """Where a record holds responses: in two columns, or a list in one. by: columns that compare them, () = none."""
+
+    prompt: str
+    responses: tuple[str, ...]
+    by: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The columns that make it this layout."""
+        return tuple(filter(None, (self.prompt, *self.responses, *self.by)))
+
+
+@lru_cache(4096)
+def comparison_of(names: tuple[str, ...], prompts: tuple[str, ...]) -> Comparison | None:
+    """Returns where among these names several responses stand; the first of `prompts` that is there is the prompt."""
+    prompt = next((name for name in prompts if name in names), "")
+    if two := next((two for two in TWO if set(two) <= set(names)), None):
+        a, b = (name[-1] for name in two)
+        told = [*NAMING, *SIGNED * (a == "1"), *("labels", "label") * two[0].startswith("human_ref")]
+        scored = [(f"{score}_{a}", f"{score}_{b}") for score in ("winner_model", *SCORES)]
+        columns = [*((name,) for name in told), *scored, tuple(f"{name}_score" for name in two)]
+        return Comparison(prompt, two, next((by for by in columns if set(by) <= set(names)), ()))
+    several = next((name for name in LISTS if name in names), "")
+    by = next(((name,) for name in SCORE_LISTS if name in names), ())
+    return Comparison(prompt, (several,), by) if prompt and several else None
+
+
+def of_two(record: dict, where: Comparison) -> tuple[str, ...]:
+    """Returns (the better column, the other); () for a tie. Raises Unusable where nothing tells them apart."""
+    if not where.by:
+        raise _no_verdict(f"{' and '.join(where.responses)} are there, but no column says which is better")
+    value, text = record.get(where.by[0]), str(as_number(record.get(where.by[0]))).strip(" []").casefold()
+    scores = [as_score(record.get(name)) for name in where.by]
+    if where.by[0] in SIGNED and scores[0] is not None:
+        scores = [-scores[0], scores[0]]
+    elif where.responses[0].startswith("human_ref") and text in ("0", "1") and len(scores) == 1:
+        scores = [int(text), 1 - int(text)]  # SHP: 1 = the first
+    elif len(scores) == 1:
+        named = NAMED.fullmatch(text)
+        scores = [0, 0] if text in EVEN else [int(named[1] == name[-1]) if named else None for name in where.responses]
+        if scores == [0, 0] and text not in EVEN or None in scores:
+            ends = " or ".join(name[-1].upper() for name in where.responses)
+            raise _no_verdict(f"{where.by[0]} is {excerpt(value)}, expected {ends} for {' or '.join(where.responses)}")
+    if None in scores:
+        raise _no_verdict(f"{' and '.join(where.by)} hold no two scores")
+    return () if scores[0] == scores[1] else where.responses[:: 1 if scores[0] > scores[1] else -1]
+
+
+def of_list(record: dict, where: Comparison, not_used: Counter) -> tuple[list[tuple[Any, int | None]], str]:
+    """Returns ([(response, its rank from 0 = best; None without a score)], what ranked them)."""
+    (name,) = where.responses
+    objects = [
+        with_canonical_names(entry) if type(entry) is dict else {"text": entry}
+        for entry in as_list(record[name], name, "responses")
+    ]
+    key = next((key for key in TEXTS if any(is_given(each.get(key)) for each in objects)), "text")
+    columns = {by: [as_score(each.get(by)) for each in objects] for by in (*RANKS, *SCORES)}
+    columns["annotations"] = [_mean_rating(each.get("annotations")) for each in objects]
+    if where.by:
+        columns = {name: [as_score(value) for value in as_list(record[name], name, "scores")] for name in where.by}
+    by, scores = next((each for each in columns.items() if any(score is not None for score in each[1])), ("", []))
+    if not objects or len(scores) != len(objects) > 1:
+        numbers = f"{by} {len(scores)} scores" if by else "nothing that ranks them"
+        raise _no_verdict(f"{name} holds {len(objects)} responses, and {numbers}")
+    unused = {other for each in objects for other in each if is_given(each[other])} - {key, by}
+    not_used.update(f"{name}.{other}" for other in unused)
+    best_first = sorted({score for score in scores if score is not None}, reverse=by not in RANKS)
+    ranks = [None if score is None else best_first.index(score) for score in scores] or [None]
+    return [(each.get(key), rank) for each, rank in zip(objects, ranks, strict=False)], by
+
+
+def _no_verdict(found: str) -> Unusable:
+    return Unusable(NO_VERDICT, f"{found}. {EXPORT}")
+
+
+def as_score(value: Any) -> float | None:
+    """Returns the number that a value, also a text, stands for; None if it is none."""
+    words = {"true": 1, "false": 0}
+    number = as_number(words.get(value.strip().casefold(), value) if type(value) is str else value)
+    return number if type(number) in (int, float) and isfinite(number) else None
+
+
+def _mean_rating(annotations: Any) -> float | None:
+    """The mean of UltraFeedback's ratings of a response, one by aspect; None without any."""
+    aspects = literal(annotations)
+    parts = [part[0] if type(part) is list and part else part for part in getattr(aspects, "values", list)()]
+    ratings = [as_score(part.get("Rating")) for part in parts if type(part) is dict]
+    ratings = [rating for rating in ratings if rating is not None]
+    return sum(ratings) / len(ratings) if ratings else None
+
+
+def with_chats(record: dict, where: Comparison) -> dict:
+    """Returns the record with whole conversations where its prompts and responses are lists, a text for each turn."""
+    texts = [record.get(name) for name in (where.prompt, *where.responses)]
+    lists = [literal(text) if type(text) is str and text.lstrip().startswith("[") else text for text in texts]
+    if not all(type(each) is list and all_of(str, [text or "" for text in each]) for each in lists):
+        return record
+    chats = [[text or "" for two in zip(lists[0], each, strict=False) for text in two] for each in lists[1:]]
+    roles = ("user", "assistant")
+    turns = [[{"role": roles[n % 2], "content": text} for n, text in enumerate(chat)] for chat in chats]
+    return record | dict(zip(where.responses, turns, strict=True))
