@@ -26,6 +26,11 @@ RANKS = ("rank", "ranks")
 """Where 1 is better than 2; of everything else more is better."""
 EVEN = {"tie", "tie (bothbad)", "both_bad", "bothbad", "both bad", "both", "neither", "equal", "same", "draw"}
 NAMED = re.compile(rf"(?:(?:{'|'.join((*STEMS, 'model', 'assistant', 'option'))})[_ ]?)?([ab012])")
+HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+LABEL = "label"
+VOTE = {"prompt", "history", "models", "answers", "choice"}
+INSIDE = ("messages", "full_text", "post", "article")
+"""Where the prompt is in a column that holds more than it: OpenAI's `input`, WebGPT's `question`, TL;DR's `info`."""
 NO_VERDICT = "responses of which nothing says which is better"
 EXPORT = "Export them as prompt, chosen and rejected, or each as prompt, response and rank (0 = best)"
 
@@ -79,8 +84,8 @@ def of_two(record: dict, where: Comparison) -> tuple[str, ...]:
     return () if scores[0] == scores[1] else where.responses[:: 1 if scores[0] > scores[1] else -1]
 
 
-def of_list(record: dict, where: Comparison, not_used: Counter) -> tuple[list[tuple[Any, int | None]], str]:
-    """Returns ([(response, its rank from 0 = best; None without a score)], what ranked them)."""
+def of_list(record: dict, where: Comparison, not_used: Counter, reasons: Counter) -> tuple[list[tuple], str]:
+    """Returns ([(response, {"rank": from 0 = best}, {} without a score)], what ranked them); counts what is missing."""
     (name,) = where.responses
     objects = [
         with_canonical_names(entry) if type(entry) is dict else {"text": entry}
@@ -95,11 +100,13 @@ def of_list(record: dict, where: Comparison, not_used: Counter) -> tuple[list[tu
     if not objects or len(scores) != len(objects) > 1:
         numbers = f"{by} {len(scores)} scores" if by else "nothing that ranks them"
         raise _no_verdict(f"{name} holds {len(objects)} responses, and {numbers}")
-    unused = {other for each in objects for other in each if is_given(each[other])} - {key, by}
-    not_used.update(f"{name}.{other}" for other in unused)
+    not_used.update({f"{name}.{n}" for each in objects for n in each if is_given(each[n]) and n not in (key, by)})
     best_first = sorted({score for score in scores if score is not None}, reverse=by not in RANKS)
-    ranks = [None if score is None else best_first.index(score) for score in scores] or [None]
-    return [(each.get(key), rank) for each, rank in zip(objects, ranks, strict=False)], by
+    ranks = [{} if score is None else {"rank": best_first.index(score)} for score in scores] or [{}]
+    given = [(each[key], rank) for each, rank in zip(objects, ranks, strict=False) if is_given(each.get(key))]
+    reasons["empty responses among several"] += len(objects) - len(given)
+    reasons["responses without a score among several"] += sum(not rank for _, rank in given) * bool(by)
+    return given, by
 
 
 def _no_verdict(found: str) -> Unusable:
@@ -132,3 +139,55 @@ def with_chats(record: dict, where: Comparison) -> dict:
     roles = ("user", "assistant")
     turns = [[{"role": roles[n % 2], "content": text} for n, text in enumerate(chat)] for chat in chats]
     return record | dict(zip(where.responses, turns, strict=True))
+
+
+def canonical_record(record: dict) -> dict:
+    """Returns the record with canonical names, and TL;DR's list of two summaries as two columns."""
+    record = with_canonical_names(record)
+    two = record.get("summaries")
+    if type(two) is not list or len(two) != 2 or not all_of(dict, two):
+        return record
+    return {name: record[name] for name in record if name != "summaries"} | {
+        f"summary_{n}": summary.get("text") for n, summary in enumerate(two)
+    }
+
+
+def inside(value: Any) -> Any:
+    """Returns the prompt in an object that holds more than it, also one that is written as a text."""
+    read = literal(value) if type(value) is str and value.lstrip().startswith("{") else value
+    return next((read[name] for name in INSIDE if is_given(read.get(name))), value) if type(read) is dict else value
+
+
+def differ(chosen: str, rejected: str) -> bool:
+    """Whether two responses can be a preference: none is blank, and more than the blanks around them differs."""
+    return "" != chosen.strip() != rejected.strip() != ""
+
+
+def of_vote(vote: dict) -> dict | None:
+    """The preference record of a blind vote; None for one that is for neither answer, or whose answers are alike."""
+    if vote["choice"] not in ("left", "right"):
+        return None
+    chosen, rejected = vote["answers"] if vote["choice"] == "left" else vote["answers"][::-1]
+    if not differ(chosen, rejected):
+        return None
+    return {"prompt": vote["prompt"], "history": vote["history"], "chosen": chosen, "rejected": rejected}
+
+
+def is_vote(record: dict) -> bool:
+    """Whether a record is one of the file of votes that the page and the notebook write."""
+    answers = record.get("answers")
+    return record.keys() >= VOTE and type(answers) is list and len(answers) == 2 and all_of(str, answers)
+
+
+def _thumb(label: Any) -> dict:
+    """Returns what a thumb up (True) or down (False) says of a response, as in KTO's data; {} for any other label."""
+    text = str(label).strip().casefold() if type(label) in (bool, str) else ""
+    return {"rank": 0 if text == "true" else 1, "liked": text == "true"} if text in ("true", "false") else {}
+
+
+def opinion(record: dict) -> tuple[dict, tuple[str, ...]]:
+    """Returns (the rank that a response gets by a thumb, or by its helpfulness of 0 to 4 in HelpSteer; its column)."""
+    if thumb := _thumb(record.get(LABEL)):
+        return thumb, (LABEL,)
+    helpful = as_number(record.get(HELPSTEER[0])) if record.keys() >= set(HELPSTEER) else None
+    return ({"rank": 4 - helpful}, HELPSTEER[:1]) if type(helpful) is int and 0 <= helpful <= 4 else ({}, ())

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from llm_finetuning.data.comparisons import differ
 from llm_finetuning.data.duplicates import like_earlier
 from llm_finetuning.data.filters import Filters, Forest, speaks
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.pairs import check, checked
 from llm_finetuning.data.recipes import pairs_of_replies, prompters_of, replies_of
-from llm_finetuning.data.shapes import differ
 from llm_finetuning.files.atomic import write_json_lines
 
 UNIT = "preference pair"

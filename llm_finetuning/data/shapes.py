@@ -6,7 +6,19 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from llm_finetuning.data.comparisons import LISTS, Comparison, comparison_of, of_list, of_two, with_chats
+from llm_finetuning.data.comparisons import (
+    LISTS,
+    Comparison,
+    canonical_record,
+    comparison_of,
+    inside,
+    is_vote,
+    of_list,
+    of_two,
+    of_vote,
+    opinion,
+    with_chats,
+)
 from llm_finetuning.data.reading import all_of, as_number, excerpt, is_text, literal
 from llm_finetuning.data.turns import (
     BETWEEN,
@@ -16,7 +28,6 @@ from llm_finetuning.data.turns import (
     is_turn,
     pairs_of,
     turns_of,
-    with_canonical_names,
 )
 
 NO_SHAPE = "no known shape"
@@ -24,10 +35,7 @@ TIE = "votes for neither of two different answers"
 OWN_COLUMNS = ("lang", "message_tree_id", "message_id", "rank")
 """What a record of any shape may say of its pairs."""
 SYSTEMS, HISTORY, CONTEXT = ("system", "system_prompt", "system_message"), "history", ("input", "context")
-LABEL = "label"
-HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORES = ("score_chosen", "score_rejected")
-VOTE = {"prompt", "history", "models", "answers", "choice"}
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 
 
@@ -67,8 +75,6 @@ PREFERRED = (
     *((better, "rejected_response") for better in ("chosen_response", "preferred_response", "response")),
 )
 """Names of a response that people preferred and of one that they did not."""
-INSIDE = ("messages", "full_text", "post", "article")
-"""Where the prompt is in a column that holds more than it: OpenAI's `input`, WebGPT's `question`, TL;DR's `info`."""
 EXPLAINED = {"instruction", "question", "query"}
 """Prompts that a column `input` or `context` belongs to (Alpaca, Dolly)."""
 SHAPES = (
@@ -133,19 +139,8 @@ def shape_of(names: tuple[str, ...], columns: Columns = USUAL) -> Shape | None:
 
 def recognise(record: dict, columns: Columns = USUAL) -> Shape | Comparison | None:
     """Returns the shape of a record, whatever the case of its names, or where its several responses stand."""
-    names = _given_names(_canonical(record))
+    names = _given_names(canonical_record(record))
     return shape_of(names, columns) or columns.comparison(names)
-
-
-def _canonical(record: dict) -> dict:
-    """Returns the record with canonical names, and TL;DR's list of two summaries as two columns."""
-    record = with_canonical_names(record)
-    two = record.get("summaries")
-    if type(two) is not list or len(two) != 2 or not all_of(dict, two):
-        return record
-    return {name: record[name] for name in record if name != "summaries"} | {
-        f"summary_{n}": summary.get("text") for n, summary in enumerate(two)
-    }
 
 
 def _given_names(record: dict) -> tuple[str, ...]:
@@ -167,65 +162,54 @@ class Reader:
 
     def pairs(self, record: dict) -> tuple[list[dict], list[Unusable]]:
         """Returns (the pairs of a record, what in it could not be used); raises ValueError if it has no known shape."""
-        keys, record = list(record), _canonical(record)
-        if _is_vote(record):
+        keys, record = list(record), canonical_record(record)
+        if is_vote(record):
             if (preference := of_vote(record)) is None:
                 self.reasons[TIE] += 1
                 return [], []
             record = preference
         names = _given_names(record)
         shape = shape_of(names, self.columns)
-        if (shape is None or shape.chat) and (comparison := self.columns.comparison(names)):
-            return self._compared(record, names, comparison)
+        where = self.columns.comparison(names) if shape is None or shape.chat else None
         shape = shape or shape_of(tuple(record), self.columns)
-        if shape is None:
-            raise self._no_shape(keys, names)
-        said, by = _opinion(record) if shape.response and not shape.rejected else ({}, ())
-        needs = (*shape.needs, *by)
-        self.shapes[" + ".join(needs)] += 1
-        before, own = self._around(record, names, shape, needs)
-        pairs, faults = self._pairs(record, shape, before)
-        return [pair | said | own for pair in pairs], faults
-
-    def _compared(self, record: dict, names: tuple[str, ...], where: Comparison) -> tuple[list[dict], list[Unusable]]:
-        """Returns the pairs of several responses to one prompt: siblings with ranks, or the better with the other."""
-        record = record | {name: _inside(record[name], True) for name in [where.prompt] if name}
-        usual, label, parts = Shape(where.prompt, context=where.prompt in EXPLAINED), " + ".join(where.needs), []
-        if len(where.responses) == 1:
-            responses, by = of_list(record, where, self.not_used)
-            label += f" by {by}" * bool(by and not where.by)
-            self.reasons.update("empty responses among several" for text, _ in responses if not is_given(text))
-            self.reasons.update(
-                "responses without a score among several"
-                for _, rank in responses
-                if rank is None and len(responses) > 1
-            )
-            parts = [(replace(usual, response=RESPONSES[0]), *part) for part in responses if is_given(part[0])]
-        elif two := of_two(record, where):
-            record = with_chats(record, where)
-            parts = [(replace(usual, response=two[0], rejected=two[1]), record[two[0]], None)]
+        if where:
+            needs, parts = where.needs, self._responses(record, where)
+            shape = Shape(where.prompt)
+        elif shape:
+            said, by = opinion(record) if shape.response and not shape.rejected else ({}, ())
+            needs, parts = (*shape.needs, *by), [(record, shape, said)]
+            self.shapes[" + ".join(needs)] += 1
         else:
-            self.reasons[TIE] += 1
-        self.shapes[label] += 1
-        before, own = self._around(record, names, usual, where.needs)
+            raise self._no_shape(keys, names)
+        system = self.columns.system or next((name for name in SYSTEMS if name in names), SYSTEMS[0])
+        used = {*needs, *parts[0][1].uses(system)} if parts else {*names}
+        self.not_used.update(name for name in names if name not in used)
+        before = self._before(record, shape, system)
+        own = {name: record[name] for name in OWN_COLUMNS[: 3 if where else None] if is_given(record.get(name))}
+        if "rank" in own:
+            own["rank"] = as_number(own["rank"])
         found, faults = [], {}
-        for shape, text, rank in parts:
-            pairs, problems = self._pairs(record | {shape.response: text}, shape, before)
-            found += [pair | own | ({} if rank is None else {"rank": rank}) for pair in pairs]
+        for each, its_shape, said in parts:
+            pairs, problems = self._pairs(each, its_shape, before)
+            found += [pair | said | own for pair in pairs]
             faults |= {str(fault): fault for fault in problems}
         return found, list(faults.values())
 
-    def _around(
-        self, record: dict, names: tuple[str, ...], shape: Shape, needs: tuple[str, ...]
-    ) -> tuple[list[Turn | Unusable], dict]:
-        """Returns (the turns before a record's prompt, what it says of its pairs), and counts what has no use."""
-        system = self.columns.system or next((name for name in SYSTEMS if name in names), SYSTEMS[0])
-        used = {*shape.uses(system), *needs}
-        self.not_used.update(name for name in names if name not in used)
-        own = {name: record[name] for name in OWN_COLUMNS if name not in needs and is_given(record.get(name))}
-        if "rank" in own:
-            own["rank"] = as_number(own["rank"])
-        return self._before(record, shape, system), own
+    def _responses(self, record: dict, where: Comparison) -> list[tuple[dict, Shape, dict]]:
+        """Returns (record, its shape, its rank) of each of several responses, or of the better one with the other."""
+        record = record | {name: inside(record[name]) for name in [where.prompt] if name}
+        shape, label = Shape(where.prompt, context=where.prompt in EXPLAINED), " + ".join(where.needs)
+        if len(where.responses) == 1:
+            responses, by = of_list(record, where, self.not_used, self.reasons)
+            shape, label = replace(shape, response=RESPONSES[0]), label + f" by {by}" * (by not in ("", *where.by))
+            parts = [(record | {shape.response: text}, shape, rank) for text, rank in responses]
+        else:
+            two = of_two(record, where)
+            self.reasons[TIE] += not two
+            record = with_chats(record, where)
+            parts = [(record, replace(shape, response=one, rejected=other), {}) for one, other in filter(None, [two])]
+        self.shapes[label] += 1
+        return parts
 
     def _no_shape(self, keys: list[str], names: tuple[str, ...]) -> Unusable:
         """Says what a record lacks of the shape that it comes closest to, or else what is known and what it has."""
@@ -253,8 +237,8 @@ class Reader:
     def _pairs(self, record: dict, shape: Shape, before: list) -> tuple[list[dict], list[Unusable]]:
         if shape.chat:
             return pairs_of([*before, *turns_of(record[shape.chat], shape.chat, self.not_used)])
-        if shape.prompt:
-            record = record | {shape.prompt: _inside(record[shape.prompt], bool(shape.rejected))}
+        if shape.prompt and shape.rejected:
+            record = record | {shape.prompt: inside(record[shape.prompt])}
         record = record | {name: _as_turns(record[name]) for name in shape.needs}
         if shape.rejected:
             return self._preferred(record, shape, before)
@@ -317,52 +301,10 @@ class Reader:
         return [*_masked(turns[:-1]), *turns[-1:]]
 
 
-def differ(chosen: str, rejected: str) -> bool:
-    """Whether two responses can be a preference: none is blank, and more than the blanks around them differs."""
-    return "" != chosen.strip() != rejected.strip() != ""
-
-
-def of_vote(vote: dict) -> dict | None:
-    """The preference record of a blind vote; None for one that is for neither answer, or whose answers are alike."""
-    if vote["choice"] not in ("left", "right"):
-        return None
-    chosen, rejected = vote["answers"] if vote["choice"] == "left" else vote["answers"][::-1]
-    if not differ(chosen, rejected):
-        return None
-    return {"prompt": vote["prompt"], "history": vote["history"], "chosen": chosen, "rejected": rejected}
-
-
-def _is_vote(record: dict) -> bool:
-    """Whether a record is one of the file of votes that the page and the notebook write."""
-    answers = record.get("answers")
-    return record.keys() >= VOTE and type(answers) is list and len(answers) == 2 and all_of(str, answers)
-
-
 def _scored_alike(record: dict) -> bool:
     """Whether scores stand beside both responses, and the chosen one's is not the higher one."""
     scores = [as_number(record.get(name)) for name in SCORES]
     return all(type(score) in (int, float) for score in scores) and scores[0] <= scores[1]
-
-
-def _thumb(label: Any) -> dict:
-    """Returns what a thumb up (True) or down (False) says of a response, as in KTO's data; {} for any other label."""
-    text = str(label).strip().casefold() if type(label) in (bool, str) else ""
-    return {"rank": 0 if text == "true" else 1, "liked": text == "true"} if text in ("true", "false") else {}
-
-
-def _opinion(record: dict) -> tuple[dict, tuple[str, ...]]:
-    """Returns (the rank that a response gets by a thumb, or by its helpfulness of 0 to 4 in HelpSteer; its column)."""
-    if thumb := _thumb(record.get(LABEL)):
-        return thumb, (LABEL,)
-    helpful = as_number(record.get(HELPSTEER[0])) if record.keys() >= set(HELPSTEER) else None
-    return ({"rank": 4 - helpful}, HELPSTEER[:1]) if type(helpful) is int and 0 <= helpful <= 4 else ({}, ())
-
-
-def _inside(value: Any, also_text: bool) -> Any:
-    """Returns the prompt in an object that holds more than it, or, `also_text`, in a text that stands for one."""
-    read = literal(value) if also_text and type(value) is str and value.lstrip().startswith("{") else value
-    found = (read[name] for name in INSIDE if is_given(read.get(name))) if type(read) is dict else iter(())
-    return next(found, value)
 
 
 def _as_turns(value: Any) -> Any:
