@@ -65,23 +65,29 @@ def comparison_of(names: tuple[str, ...], prompts: tuple[str, ...]) -> Compariso
 
 def of_two(record: dict, where: Comparison) -> tuple[str, ...]:
     """Returns (the better column, the other); () for a tie. Raises Unusable where nothing tells them apart."""
-    if not where.by:
-        raise _no_verdict(f"{' and '.join(where.responses)} are there, but no column says which is better")
-    value, text = record.get(where.by[0]), str(as_number(record.get(where.by[0]))).strip(" []").casefold()
+    both, by = " and ".join(where.responses), " and ".join(where.by)
+    if not by:
+        raise _no_verdict(f"{both} are there, but no column says which is better")
     scores = [as_score(record.get(name)) for name in where.by]
-    if where.by[0] in SIGNED and scores[0] is not None:
-        scores = [-scores[0], scores[0]]
-    elif where.responses[0].startswith("human_ref") and text in ("0", "1") and len(scores) == 1:
-        scores = [int(text), 1 - int(text)]  # SHP: 1 = the first
-    elif len(scores) == 1:
-        named = NAMED.fullmatch(text)
-        scores = [0, 0] if text in EVEN else [int(named[1] == name[-1]) if named else None for name in where.responses]
-        if scores == [0, 0] and text not in EVEN or None in scores:
-            ends = " or ".join(name[-1].upper() for name in where.responses)
-            raise _no_verdict(f"{where.by[0]} is {excerpt(value)}, expected {ends} for {' or '.join(where.responses)}")
-    if None in scores:
-        raise _no_verdict(f"{' and '.join(where.by)} hold no two scores")
-    return () if scores[0] == scores[1] else where.responses[:: 1 if scores[0] > scores[1] else -1]
+    one, other = scores if len(scores) == 2 else _told(record.get(by), scores[0], where)
+    if one is None or other is None:
+        held = ", ".join(excerpt(record.get(name)) for name in where.by)
+        raise _no_verdict(f"{by}: {held}, which says of neither of {both} that it is better")
+    return () if one == other else where.responses[:: 1 if one > other else -1]
+
+
+def _told(value: Any, number: float | None, where: Comparison) -> list:
+    """Returns scores of two responses by the one column that compares them; [None, None] if it does not."""
+    text = str(as_number(value)).strip(" []").casefold()
+    if text in EVEN:
+        return [0, 0]
+    if where.by[0] in SIGNED:
+        return [number and -number, number]
+    if where.responses[0].startswith("human_ref") and number in (0, 1):
+        return [number, 1 - number]  # SHP: 1 = the first
+    named = NAMED.fullmatch(text)
+    better = [bool(named) and named[1] == name[-1] for name in where.responses]
+    return better if any(better) else [None, None]
 
 
 def of_list(record: dict, where: Comparison, not_used: Counter, reasons: Counter) -> tuple[list[tuple], str]:
@@ -135,7 +141,9 @@ def with_chats(record: dict, where: Comparison) -> dict:
     lists = [literal(text) if type(text) is str and text.lstrip().startswith("[") else text for text in texts]
     if not all(type(each) is list and all_of(str, [text or "" for text in each]) for each in lists):
         return record
-    chats = [[text or "" for two in zip(lists[0], each, strict=False) for text in two] for each in lists[1:]]
+    if len(set(map(len, lists))) > 1:
+        raise _no_verdict(f"{where.prompt} and {' and '.join(where.responses)} hold different numbers of turns")
+    chats = [[text or "" for two in zip(lists[0], each, strict=True) for text in two] for each in lists[1:]]
     roles = ("user", "assistant")
     turns = [[{"role": roles[n % 2], "content": text} for n, text in enumerate(chat)] for chat in chats]
     return record | dict(zip(where.responses, turns, strict=True))
@@ -145,11 +153,9 @@ def canonical_record(record: dict) -> dict:
     """Returns the record with canonical names, and TL;DR's list of two summaries as two columns."""
     record = with_canonical_names(record)
     two = record.get("summaries")
-    if type(two) is not list or len(two) != 2 or not all_of(dict, two):
-        return record
-    return {name: record[name] for name in record if name != "summaries"} | {
-        f"summary_{n}": summary.get("text") for n, summary in enumerate(two)
-    }
+    if type(two) is list and len(two) == 2 and all_of(dict, two):
+        record |= {f"summary_{n}": summary.get("text") for n, summary in enumerate(record.pop("summaries"))}
+    return record
 
 
 def inside(value: Any) -> Any:

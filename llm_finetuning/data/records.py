@@ -16,9 +16,12 @@ from llm_finetuning.data.shapes import recognise
 from llm_finetuning.data.turns import is_turn
 
 SPACE = re.compile(r"\s*")
-COMMA = "a comma before a closing bracket"
-JSON5 = {"a comment": r"//|/\*|#", COMMA: r"[}\]]", "a name or text without double quotes": r"'|[A-Za-z_$][\w$]*\s*:"}
-"""What other notations allow → how it begins where JSON cannot be read on."""
+JSON5 = {
+    "a comment": r".?(//|/\*|#)",
+    "a comma before a closing bracket": r".?,\s*[}\]]",
+    "a name or text without double quotes": r".?('|[A-Za-z_$][\w$]*\s*:|(True|False|None)\b)",
+}
+"""What other notations allow → the text from the last letter that JSON could read."""
 SAVE = "Save it as JSON lines or CSV."
 LONGEST_FIELD = 2**31 - 1
 DELIMITERS = ",;\t|"
@@ -57,8 +60,8 @@ def _json_lines(path: Path, problems: Problems, after: int = 0) -> Iterator[tupl
             record = parse(line)
         except ValueError as error:
             tree = TREE_ID.search(line)
-            wrong = f"{error}{_of_json5(error.__cause__)}"
-            problems.add(number, tree[1].decode(errors="replace") if tree else None, wrong)
+            problem = f"{error}{_of_json5(error.__cause__)}"
+            problems.add(number, tree[1].decode(errors="replace") if tree else None, problem)
             continue
         yield number, record
 
@@ -169,14 +172,9 @@ def _of_json5(error: BaseException | None) -> str:
     """Names what JSON5 or Python allow where a text is broken for JSON, and the cure; "" for anything else."""
     if not isinstance(error, json.JSONDecodeError):
         return ""
-    before, rest = (
-        error.doc[max(0, error.pos - 80) : error.pos + 1],
-        error.doc[error.pos : error.pos + 80].lstrip(" \t,\n"),
-    )
-    found = next((kind for kind, pattern in JSON5.items() if re.match(pattern, rest)), "")
-    if not found or found == COMMA and "," not in before.rstrip("}] \t\n")[-1:]:
-        return ""
-    return f": {found}, which JSON5 allows and JSON does not; convert it to JSON"
+    before, rest = error.doc[max(0, error.pos - 80) : error.pos].rstrip(), error.doc[error.pos : error.pos + 80]
+    found = next((kind for kind, how in JSON5.items() if re.match(how, before[-1:] + rest.lstrip(), re.DOTALL)), "")
+    return f": {found}, which JSON does not allow; convert it to JSON" if found else ""
 
 
 def csv_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:

@@ -142,9 +142,12 @@ def test_ties_and_responses_without_a_score_are_counted(tmp_path):
     [
         (ANSWERED, "response_a and response_b are there, but no column says which is better. Export them as prompt, "),
         (SCORED | {"label": 1}, "answer_0 and answer_1 are there, but no column says which is better"),
-        (ANSWERED | {"winner": "model_c"}, "winner is 'model_c', expected A or B for response_a or response_b"),
-        (ANSWERED | {"winner": "1"}, "winner is '1', expected A or B"),
-        (SCORED | {"score_0": "high", "score_1": "low"}, "score_0 and score_1 hold no two scores"),
+        (
+            ANSWERED | {"winner": "model_c"},
+            "winner: 'model_c', which says of neither of response_a and response_b that",
+        ),
+        (ANSWERED | {"winner": "1"}, "winner: '1', which says of neither"),
+        (SCORED | {"score_0": "high", "score_1": "low"}, "score_0 and score_1: 'high', 'low', which says of neither"),
         (
             {"question": "Q", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}},
             "answers holds 2 responses, and nothing that ranks them. Exp",
@@ -158,6 +161,12 @@ def test_ties_and_responses_without_a_score_are_counted(tmp_path):
             {"instruction": "Q", "generations": ["A", "B"], "ratings": [None, "N/A"]},
             "generations holds 2 responses, and nothing that ranks",
         ),
+        (
+            ANSWERED | {"prompt": '["Q", "R"]', "response_a": '["A"]', "response_b": '["B"]', "winner": "a"},
+            "prompt and res",
+        ),
+        ({"context": "Q", "response1": "A", "response2": "B", "overall_preference": "x"}, "overall_preference: 'x'"),
+        ({"history": "Q", "human_ref_A": "A", "human_ref_B": "B", "labels": 2}, "labels: 2, which says of neither"),
         ({"prompt": "Q", "completions": [{"text": 5, "score": 1}]}, "response is 5, expected a text"),
         ({"prompt": "Q", "completions": "A", "scores": [1]}, "completions is str, expected a list of responses"),
     ],
