@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from functools import lru_cache
-from math import isfinite
 from typing import Any, NamedTuple
 
 from llm_finetuning.data.reading import all_of, as_number, excerpt, literal
@@ -11,7 +10,7 @@ from llm_finetuning.data.turns import Unusable, as_list, is_given, with_canonica
 
 STEMS = ("response", "answer", "output", "completion", "generation", "conversation", "human_ref", "summary", "text")
 ENDS = (("a", "b"), ("0", "1"), ("1", "2"))
-TWO = tuple((f"{stem}{line}{a}", f"{stem}{line}{b}") for stem in STEMS for line in ("_", "") for a, b in ENDS)
+TWO = tuple((f"{stem}{line}{a}", f"{stem}{line}{b}") for stem in STEMS for line in ("_", "", " ") for a, b in ENDS)
 """Names of two columns of responses."""
 LISTS = ("completions", "answers", "responses", "generations", "candidates", "outputs", "responses_and_scores")
 """Columns that hold a list of responses, each a text or an object with one of TEXTS."""
@@ -31,6 +30,7 @@ LABEL = "label"
 VOTE = {"prompt", "history", "models", "answers", "choice"}
 INSIDE = ("messages", "full_text", "post", "article")
 """Where the prompt is in a column that holds more than it: OpenAI's `input`, WebGPT's `question`, TL;DR's `info`."""
+MOST = 1e300
 NO_VERDICT = "responses of which nothing says which is better"
 EXPORT = "Export them as prompt, chosen and rejected, or each as prompt, response and rank (0 = best)"
 
@@ -123,7 +123,7 @@ def as_score(value: Any) -> float | None:
     """Returns the number that a value, also a text, stands for; None if it is none."""
     words = {"true": 1, "false": 0}
     number = as_number(words.get(value.strip().casefold(), value) if type(value) is str else value)
-    return number if type(number) in (int, float) and isfinite(number) else None
+    return number if type(number) in (int, float) and -MOST < number < MOST else None
 
 
 def _mean_rating(annotations: Any) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_finetuning.data.columnar import open_columns
 from llm_finetuning.data.containers import CHUNK, form_of, lines, named_damage, open_text
-from llm_finetuning.data.reading import TREE_ID, Problems, as_object, check_surrogates, excerpt, parse
+from llm_finetuning.data.reading import TREE_ID, Problems, all_of, as_object, check_surrogates, excerpt, parse
 from llm_finetuning.data.shapes import recognise
 from llm_finetuning.data.turns import is_turn
 
@@ -85,6 +85,9 @@ def wrapped(record: dict) -> list | None:
     """Returns the records that an object holds under one of its keys; None if it is a record itself."""
     if recognise(record) or "message_id" in record:
         return None
+    names, rows = record.get("columns"), record.get("data")
+    if type(names) is type(rows) is list and all_of(str, names) and all_of(list, rows):  # pandas, orient="split"
+        return [dict(zip(names, row, strict=False)) for row in rows]
     lists = [value for value in record.values() if type(value) is list and value and type(value[0]) in (dict, list)]
     return lists[0] if len(lists) == 1 and not is_turn(lists[0][0]) else None
 

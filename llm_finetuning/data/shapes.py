@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_finetuning.data.comparisons import (
     LISTS,
+    TWO,
     Comparison,
     canonical_record,
     comparison_of,
@@ -64,9 +65,10 @@ class Shape:
 
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "human", "user")
-RESPONSES = ("response", "completion", "output", "answer", "assistant")
+RESPONSES = ("response", "completion", "output", "answer", "assistant", "generation")
 COMPARED = (*PROMPTS, "messages", "conversations", "conversation", "context", "history", "info", "post", "user_input")
-"""Prompts to which several responses stand beside them."""
+COMPARED += ("question.full_text", "info.post", "info.article")
+"""Names of a prompt beside several responses."""
 PREFERRED = (
     ("chosen", "rejected"),
     ("preferred_output", "non_preferred_output"),
@@ -172,6 +174,7 @@ class Reader:
         shape = shape_of(names, self.columns)
         where = self.columns.comparison(names) if shape is None or shape.chat else None
         shape = shape or shape_of(tuple(record), self.columns)
+        where = where or (None if shape else self.columns.comparison(tuple(record)))
         if where:
             needs, parts = where.needs, self._responses(record, where)
             shape = Shape(where.prompt)
@@ -217,7 +220,9 @@ class Reader:
         lacks = {shape: missing for shape, missing in lacks.items() if len(missing) < len(shape.needs)}
         if lacks:
             closest = min(lacks, key=lambda shape: (len(lacks[shape]), -self.shapes[" + ".join(shape.needs)]))
-            return Unusable("columns that are missing", f"{lacks[closest][0]} is missing")
+            alone = next((name for name in names if any(name in two for two in TWO)), "")
+            missing = f"the response to compare {alone} with" if alone else lacks[closest][0]
+            return Unusable("columns that are missing", f"{missing} is missing")
         listed = ", ".join(keys[:20]) + ", …" * (len(keys) > 20)
         return Unusable(
             NO_SHAPE,
