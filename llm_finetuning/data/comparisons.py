@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from llm_finetuning.data.reading import all_of, as_number, excerpt, literal
@@ -48,7 +47,6 @@ class Comparison(NamedTuple):
         return tuple(filter(None, (self.prompt, *self.responses, *self.by)))
 
 
-@lru_cache(4096)
 def comparison_of(names: tuple[str, ...], prompts: tuple[str, ...]) -> Comparison | None:
     """Returns where among these names several responses stand; the first of `prompts` that is there is the prompt."""
     prompt = next((name for name in prompts if name in names), "")
@@ -193,7 +191,9 @@ def _thumb(label: Any) -> dict:
 
 def opinion(record: dict) -> tuple[dict, tuple[str, ...]]:
     """Returns (the rank that a response gets by a thumb, or by its helpfulness of 0 to 4 in HelpSteer; its column)."""
-    if thumb := _thumb(record.get(LABEL)):
+    if LABEL in record and (thumb := _thumb(record[LABEL])):
         return thumb, (LABEL,)
-    helpful = as_number(record.get(HELPSTEER[0])) if record.keys() >= set(HELPSTEER) else None
-    return ({"rank": 4 - helpful}, HELPSTEER[:1]) if type(helpful) is int and 0 <= helpful <= 4 else ({}, ())
+    if HELPSTEER[0] in record and record.keys() >= set(HELPSTEER):
+        helpful = as_number(record[HELPSTEER[0]])
+        return ({"rank": 4 - helpful}, HELPSTEER[:1]) if helpful in range(5) else ({}, ())
+    return {}, ()

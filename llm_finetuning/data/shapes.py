@@ -112,10 +112,6 @@ class Columns:
         for name, value in vars(self).items():
             object.__setattr__(self, name, value.strip().casefold())
 
-    def comparison(self, names: tuple[str, ...]) -> Comparison | None:
-        """Returns where several responses stand among the names."""
-        return None if self.response else comparison_of(names, (self.prompt,) if self.prompt else COMPARED)
-
     @property
     def shapes(self) -> tuple[Shape, ...]:
         """The table with these names; where prompt or response is named, without the shapes that lack it."""
@@ -134,15 +130,17 @@ USUAL = Columns()
 
 
 @lru_cache(4096)
-def shape_of(names: tuple[str, ...], columns: Columns = USUAL) -> Shape | None:
-    """Returns the first shape whose columns stand among the names."""
-    return next((shape for shape in columns.shapes if set(shape.needs) <= set(names)), None)
+def layout_of(names: tuple[str, ...], columns: Columns = USUAL) -> Shape | Comparison | None:
+    """Returns the first shape whose columns stand among the names, or where several responses to a prompt do."""
+    shape = next((shape for shape in columns.shapes if set(shape.needs) <= set(names)), None)
+    if columns.response or shape and not shape.chat:
+        return shape
+    return comparison_of(names, (columns.prompt,) if columns.prompt else COMPARED) or shape
 
 
 def recognise(record: dict, columns: Columns = USUAL) -> Shape | Comparison | None:
     """Returns the shape of a record, whatever the case of its names, or where its several responses stand."""
-    names = _given_names(canonical_record(record))
-    return shape_of(names, columns) or columns.comparison(names)
+    return layout_of(_given_names(canonical_record(record)), columns)
 
 
 def _given_names(record: dict) -> tuple[str, ...]:
@@ -171,31 +169,30 @@ class Reader:
                 return [], []
             record = preference
         names = _given_names(record)
-        shape = shape_of(names, self.columns)
-        where = self.columns.comparison(names) if shape is None or shape.chat else None
-        shape = shape or shape_of(tuple(record), self.columns)
-        where = where or (None if shape else self.columns.comparison(tuple(record)))
-        if where:
-            needs, parts = where.needs, self._responses(record, where)
-            shape = Shape(where.prompt)
-        elif shape:
+        shape = layout_of(names, self.columns) or layout_of(tuple(record), self.columns)
+        if shape is None:
+            raise self._no_shape(keys, names)
+        if several := isinstance(shape, Comparison):
+            needs, parts = shape.needs, self._responses(record, shape)
+            shape = Shape(shape.prompt)
+        else:
             said, by = opinion(record) if shape.response and not shape.rejected else ({}, ())
             needs, parts = (*shape.needs, *by), [(record, shape, said)]
             self.shapes[" + ".join(needs)] += 1
-        else:
-            raise self._no_shape(keys, names)
         system = self.columns.system or next((name for name in SYSTEMS if name in names), SYSTEMS[0])
         used = {*needs, *parts[0][1].uses(system)} if parts else {*names}
         self.not_used.update(name for name in names if name not in used)
         before = self._before(record, shape, system)
-        own = {name: record[name] for name in OWN_COLUMNS[: 3 if where else None] if is_given(record.get(name))}
+        own = {name: record[name] for name in OWN_COLUMNS[: 3 if several else 4] if is_given(record.get(name))}
         if "rank" in own:
             own["rank"] = as_number(own["rank"])
         found, faults = [], {}
         for each, its_shape, said in parts:
             pairs, problems = self._pairs(each, its_shape, before)
-            found += [pair | said | own for pair in pairs]
-            faults |= {str(fault): fault for fault in problems}
+            said |= own
+            found += [pair | said for pair in pairs]
+            if problems:
+                faults |= {str(fault): fault for fault in problems}
         return found, list(faults.values())
 
     def _responses(self, record: dict, where: Comparison) -> list[tuple[dict, Shape, dict]]:

@@ -117,6 +117,9 @@ SCORED = {"question": "Q", "answer_0": "A", "answer_1": "B"}
         ({"question": "Q", "chosen_response": "A", "rejected_response": "B"}, ("A", "B")),
         ({"messages": chat("Q", "A"), "rejected_messages": chat("Q", "B")}, ("A", "B")),
         ({"messages": chat("Q", "A"), "rejected_response": "B"}, ("A", "B")),
+        ({"Prompt": "Q", "Response A": "A", "Response B": "B", "Winner": "Response B"}, ("B", "A")),
+        ({"question.full_text": "Q", "answer_0": "A", "answer_1": "B", "score_0": 1, "score_1": 0}, ("A", "B")),
+        ({"columns": [*ANSWERED, "winner"], "index": [0], "data": [["Q", "A", "B", "b"]]}, ("B", "A")),
     ],
 )
 def test_the_better_of_two_is_told_in_many_ways(record, expected, tmp_path):
@@ -126,11 +129,15 @@ def test_the_better_of_two_is_told_in_many_ways(record, expected, tmp_path):
 
 def test_ties_and_responses_without_a_score_are_counted(tmp_path):
     records = [ANSWERED | {"winner": tie} for tie in ("tie", "tie (bothbad)", "both_bad", "a")]
-    records += [SCORED | {"score_0": 0, "score_1": 0.0}]
+    records += [SCORED | {"score_0": 0, "score_1": 0.0}, ANSWERED | {"response_b": "", "winner": "a"}]
     answers = [{"text": text, "rank": rank} for text, rank in (("", "1"), ("C", 2.0), (None, 3), ("D", None))]
     frame = read(tmp_path, json.dumps([*records, {"prompt": "Q", "answers": answers}]))
-    assert [(row["response"], row.get("rank")) for row in found(frame)] == [("A", None), ("C", 1), ("D", None)]
+    expected = [("A", None), ("A", None), ("C", 1), ("D", None)]
+    assert [(row["response"], row.get("rank")) for row in found(frame)] == expected
+    with pytest.raises(ValueError, match="no pairs; line 1: votes for neither of two different answers"):
+        read(tmp_path, json.dumps(records[0]))
     assert frame.attrs["reasons"] == {
+        "no preference pair: chosen and rejected are alike, or one is empty": 1,
         "votes for neither of two different answers": 4,
         "empty responses among several": 2,
         "responses without a score among several": 1,
@@ -141,6 +148,9 @@ def test_ties_and_responses_without_a_score_are_counted(tmp_path):
     ("record", "problem"),
     [
         (ANSWERED, "response_a and response_b are there, but no column says which is better. Export them as prompt, "),
+        (ANSWERED | {"response_b": None, "winner": "a"}, "response_b is None, expected a text"),
+        ({"prompt": "Q", "response_b": "B", "winner": "a"}, "the response to compare response_b with is missing"),
+        (SCORED | {"score_0": 10**30 * 10**300, "score_1": 1}, "score_0 and score_1: 1"),
         (SCORED | {"label": 1}, "answer_0 and answer_1 are there, but no column says which is better"),
         (
             ANSWERED | {"winner": "model_c"},
