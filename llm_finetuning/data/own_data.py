@@ -60,7 +60,7 @@ def read_pairs(
         pairs = [pair | {"message_tree_id": tree_of(pair)} for pair in every]
     read = len(pairs)
     if read == 0:
-        why = ", ".join(reader.reasons) or "no record with a response in the loss"
+        why = ", ".join(+reader.reasons) or "no record with a response in the loss"
         first = problems.found[0] if problems.found else {"line": 1, "problem": why}
         where = f"{problems.unit} {first['line']}"
         raise ValueError(f"{found.source}: no pairs; {where}: {first['problem']}. Correct the file.")

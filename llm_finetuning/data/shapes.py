@@ -135,7 +135,8 @@ def layout_of(names: tuple[str, ...], columns: Columns = USUAL) -> Shape | Compa
     shape = next((shape for shape in columns.shapes if set(shape.needs) <= set(names)), None)
     if columns.response or shape and not shape.chat:
         return shape
-    return comparison_of(names, (columns.prompt,) if columns.prompt else COMPARED) or shape
+    several = comparison_of(names, (columns.prompt,) if columns.prompt else COMPARED)
+    return shape if several is None or shape and not (several.by and several.responses[1:]) else several
 
 
 def recognise(record: dict, columns: Columns = USUAL) -> Shape | Comparison | None:

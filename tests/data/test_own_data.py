@@ -127,6 +127,16 @@ def test_the_better_of_two_is_told_in_many_ways(record, expected, tmp_path):
     assert (row["prompt"], row["history"], row["response"], row["rejected"]) == ("Q", [], *expected)
 
 
+@pytest.mark.parametrize(
+    "more", [{"answers": ["4"]}, {"outputs": ["x", "y"], "score": 1}, {"text_1": "x", "text_2": "y"}]
+)
+def test_a_chat_with_answers_beside_it_is_a_chat(more, tmp_path):
+    frame = read(tmp_path, json.dumps({"messages": chat("Q", "A")} | more))
+    assert found(frame) == [pair("Q", "A")] and frame.attrs["not_used"] == dict.fromkeys(more, 1)
+    compared = {"messages": chat("Q"), "response_a": "A", "response_b": "B", "winner": "a"}
+    assert found(read(tmp_path, json.dumps(compared))) == [pair("Q", "A") | {"rejected": "B"}]
+
+
 def test_ties_and_responses_without_a_score_are_counted(tmp_path):
     records = [ANSWERED | {"winner": tie} for tie in ("tie", "tie (bothbad)", "both_bad", "a")]
     records += [SCORED | {"score_0": 0, "score_1": 0.0}, ANSWERED | {"response_b": "", "winner": "a"}]
