@@ -78,8 +78,8 @@ def existing_file(path: str | Path) -> Path:
 def parse(line: bytes) -> dict:
     """Parses a line as a JSON object, or a list of turns as one with `messages`; raises ValueError with the reason.
 
-    msgspec takes a third of json's time and gives equal values; what it refuses (NaN too) goes to the reader that accepts
-    it or says why not.
+    msgspec takes a third of json's time and gives equal values; what it refuses (NaN too) goes to the reader that
+    accepts it or says why not.
     """
     try:
         record = decode(line)
