@@ -183,6 +183,11 @@ CASES = {
         None,
     ),
     "private, then public": ([{"repository": PRIVATE}, {}], [f"{AWAY}could not read Username", AT_HOME], None),
+    "a list, nothing, and lines that run on": (
+        [{"repository": ["a/b"]}, {"repository": None}, {"repository": f"{HOME}@v1\nand more"}],
+        [f"{AWAY}a/b", AT_HOME, f"{AWAY}v1"],
+        None,
+    ),
     "nothing of that name": ([{"repository": "nobody/nothing"}, {"repository": "nonsense"}], [AWAY, AWAY], None),
     "no network, then there is": (
         [{"environment": "offline"}, {"environment": "online"}],
@@ -205,8 +210,9 @@ def test_the_set_up_matrix(case, tmp_path, github, server, few_commands):
     environments = {"online": online, "offline": instead(_="http://nowhere.invalid/"), "no git": {"PATH": few_commands}}
     given = [
         {"before": run.get("before", ""), "environment": environments.get(run.get("environment"), {})}
-        | {"repository": run.get("repository", "").replace("COMMIT", f"https://github.com/{HOME}@{first[:9]}")}
+        | {"repository": f"https://github.com/{HOME}@{first[:9]}" if repository == "COMMIT" else repository}
         for run in runs
+        for repository in [run.get("repository", "")]
     ]
     colab = {"COLAB_JUPYTER_IP": "127.0.0.1", "KMP_TARGET_PORT": str(server.server_port)}
     told = run_cell(tmp_path, given, online | colab)
@@ -217,7 +223,7 @@ def test_the_set_up_matrix(case, tmp_path, github, server, few_commands):
             assert what == str(tmp_path / "content" / "llm_finetuning" / "llm_finetuning" / "__init__.py")
             continue
         assert wanted.removeprefix(AWAY) in found and "\n" not in found
-        assert found.startswith(f"repository = '{run['repository'] or HOME}") and "public owner/name" in found
+        assert found.startswith(f"repository = {str(run['repository'] or HOME)!r}") and "public owner/name" in found
         assert what == "NotFetched"
 
 
