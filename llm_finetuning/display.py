@@ -9,6 +9,8 @@ from IPython.display import HTML, Image, display
 
 from llm_finetuning import plotting, prompts
 
+pd.set_option("display.max_colwidth", None)  # a table of findings shows its sentences whole
+
 IN_LOSS_STYLE = "background:#cfe8cf;color:#103010;border-radius:3px;padding:1px 0"
 MASKED_STYLE = "background:#ececec;color:#555"
 CELL_STYLE = "text-align:left;vertical-align:top"

@@ -83,6 +83,11 @@ def test_every_table_of_texts_in_the_notebooks_is_shown_as_one():
     assert "max_colwidth" not in source
 
 
+def test_a_table_of_findings_shows_its_sentences_whole():
+    sentence = "isolated from one another (logits differ by 1.2e-06)" * 3
+    assert sentence in pd.DataFrame({"found": [sentence]})._repr_html_()
+
+
 @pytest.mark.browser
 def test_texts_beside_many_columns_are_not_squeezed(browser):
     """As a table of messages shows them: beside eight columns of one word, on a wide page."""

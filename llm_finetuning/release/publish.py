@@ -13,7 +13,7 @@ from llm_finetuning import hardware
 from llm_finetuning.data import preferences
 from llm_finetuning.files import checksums, drive
 from llm_finetuning.files.atomic import write_json, write_text, writing
-from llm_finetuning.files.copying import copy_folder
+from llm_finetuning.files.copying import copy_folder, gigabytes
 from llm_finetuning.inference import llama
 from llm_finetuning.models import SAMPLE, commit_of
 from llm_finetuning.plotting import save
@@ -115,6 +115,6 @@ def download_note(published: Path) -> str:
     """Says what to download, how large it is, and the command that checks it."""
     sizes = [file.stat().st_size for file in published.iterdir()]
     return (
-        f"{published}: {sum(sizes) / 1e9:.2f} GB in {len(sizes)} files."
+        f"{published}: {gigabytes(sum(sizes))} in {len(sizes)} files."
         f" After downloading: cd {published.name} && {checksums.COMMAND}"
     )
