@@ -63,7 +63,8 @@ Where something was measured, the last section holds the formulas against it.
 - Memory = `memory.StepMemory.parts`: process + base weights + adapters + gradients and moments + activations + working
   space; the micro-batch is the largest that leaves a tenth free, with recomputation only where nothing else fits. In
   bf16 and fp32 all but the process is within 3% of what the operators of a true-size training step keep alive, counted
-  without a GPU on fake tensors (`tests/dry_run.py`); fp16 autocast, as on a T4, is not among what is counted there.
+  without a GPU on fake tensors (`tests/support/dry_run.py`); fp16 autocast, as on a T4, is not among what is counted
+  there.
 - Dollars = hours × GPUs × the rate per hour of the first table, **which is an assumption, not a price list**.
 - Answering one question at a time: at most bandwidth ÷ bytes of the weights tokens per second, as every token reads
   every weight once.

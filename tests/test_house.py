@@ -127,11 +127,13 @@ def test_the_badge_opens_this_notebook(path):
     assert address in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/comparison.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
 def test_the_files_and_tests_that_a_document_names_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for name in re.findall(r"`([\w/]+\.py)", text):
-        assert (ROOT / name).is_file() or (ROOT / "llm_finetuning" / name).is_file(), name
+        assert (ROOT / name).is_file() or any((ROOT / "llm_finetuning").rglob(name)), name
     for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
 
