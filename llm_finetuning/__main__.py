@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from llm_finetuning import __version__, tracebacks
 from llm_finetuning.runner import stopping
@@ -37,12 +37,14 @@ def _notebooks(options: argparse.Namespace, output: Path) -> int:
     from llm_finetuning.runner import listing, steps  # after the arguments: a typing mistake is answered at once
 
     try:
-        chosen = steps.named(options.notebooks)
+        chosen = steps.named(options.notebooks or "")
         if options.parameters:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a pager or head that is closed ends it without a word
             print(listing.text(options.profile, chosen))
             return 0
         assigned = steps.prepare(options.profile, output, options.parameter, chosen)
+        for sentence in steps.not_used(options.parameter, chosen):
+            print(sentence, flush=True)
     except (ValueError, OSError) as error:
         print(f"Nothing was run.\n{error}", file=sys.stderr)
         return 2
@@ -110,24 +112,34 @@ class _Assignment(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, words: list[str], option: str = ""
     ) -> None:
         pairs = [word.split("=", 1) for word in words] if "=" in words[0] else [words]
-        if any(len(pair) != 2 for pair in pairs):
+        if any(len(pair) != 2 or not pair[0].strip() for pair in pairs):
             parser.error(f"{option} {' '.join(words)}: expected NAME=VALUE or NAME VALUE")
         getattr(namespace, self.dest).extend(map(tuple, pairs))
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that tells who typed a parameter as an option of its own how it is set."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with the message, as argparse does."""
+        super().error(f"{message}; a parameter is set with -p NAME=VALUE" if "unrecognized" in message else message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m llm_finetuning")
+    parser = _Parser(prog="python -m llm_finetuning")
     parser.add_argument("--version", action="version", version=f"llm_finetuning {__version__}")
     commands = parser.add_subparsers(required=True, metavar="run|search")
     run = _command(commands, "run", "run the notebooks in order", _notebooks)
     run.add_argument(
         "--notebooks",
-        default="",
+        type=_names,
         metavar="NAME,…",
         help="which to run, in their order: generation, training-data, validation-data, finetuning, preference,"
         " inference, evaluation (default: all but generation, preference and evaluation)",
     )
-    run.add_argument("--parameters", action="store_true", help="list all parameters with their values and what they do")
+    run.add_argument(
+        "--parameters", action="store_true", help="list the parameters of these notebooks, and run nothing"
+    )
     search = _command(commands, "search", "compare trainings with several values of some parameters", _search)
     search.add_argument("--seeds", type=_number(1), default=3, metavar="N", help="seeds of each (default: 3)")
     search.add_argument(
@@ -167,6 +179,13 @@ def _folder(text: str) -> Path:
     if not text.strip():  # of a shell's variable that is not set
         raise argparse.ArgumentTypeError("no folder is named")
     return Path(os.path.expanduser(text))
+
+
+def _names(text: str) -> str:
+    """Reads a list of names; a blank one is a shell's variable that is not set, and not all of them."""
+    if not text.strip(" ,"):
+        raise argparse.ArgumentTypeError("no notebook is named")
+    return text
 
 
 def _number(least: int) -> Callable[[str], int]:

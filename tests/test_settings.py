@@ -30,6 +30,13 @@ def test_all_problems_come_at_once(tmp_path):
 def test_wrong_types_are_named_with_what_was_found(tmp_path):
     with pytest.raises(ValueError, match="lora_r = '64': expected int, found str"):
         small_settings(tmp_path, "m", lora_r="64")
+    with pytest.raises(ValueError) as error:
+        small_settings(tmp_path, "m", own_questions="What is a haiku?", learning_rate=None, quick_trial="yes")
+    assert sorted(str(error.value).splitlines()[1:]) == [
+        "learning_rate = None: expected float, found nothing",
+        'own_questions = \'What is a haiku?\': expected a list such as ["one", "two"], found str',
+        "quick_trial = 'yes': expected True or False, found str",
+    ]
 
 
 @pytest.mark.parametrize(

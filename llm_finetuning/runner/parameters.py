@@ -67,7 +67,7 @@ def read_profile(profile: str) -> dict[str, object]:
     """
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file():
-        path = Path(profile)
+        path = Path(os.path.expanduser(profile))
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise FileNotFoundError(f"profile {profile!r} not found: say one of {names}, or the path of a YAML file")
@@ -117,7 +117,7 @@ def assign(
 def _unknown(name: str, every: dict) -> str:
     """Returns the error text for a parameter that no notebook has, with the names that come closest."""
     close = difflib.get_close_matches(name.strip().lower(), every, n=3)
-    cure = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(every))}"
+    cure = f"did you mean {' or '.join(close)}?" if close else "run --parameters lists them, for these notebooks"
     return f"{name}: no notebook has this parameter; {cure}"
 
 

@@ -114,6 +114,14 @@ def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tup
     return assigned
 
 
+def not_used(typed: list[tuple[str, str]], steps: tuple[Step, ...]) -> list[str]:
+    """Returns a sentence for each parameter that was typed and that no notebook of the run has, but another one."""
+    owners = {name: label for label, step in NAMED.items() for name in step.defaults()}
+    here = {name for step in steps for name in step.defaults()}
+    names = [name for name in dict(typed) if name not in here]
+    return [f"{name}: not used, for it is a parameter of {owners[name]} (--notebooks)" for name in names]
+
+
 def _meant_for(step: Step, cells: list[dict], typed: list[tuple[str, str]]) -> list[str]:
     """Returns the errors for parameters that were typed without their prefix, and that no notebook of the run takes."""
     everywhere = {name for cell in cells for name in cell}

@@ -92,6 +92,10 @@ def validated(settings_class: type[Settings]) -> type[Settings]:
     return made
 
 
+EXPECTED = {bool: "True or False", list: 'a list such as ["one", "two"]'}
+"""Types in words of the form, where a type's own name tells less."""
+
+
 def _sentence(settings_class: type, problem: dict) -> str:
     """Returns a problem that pydantic found as `name = value: what was expected`."""
     name, value, kind = problem["loc"][0], problem["input"], problem["type"]
@@ -101,7 +105,8 @@ def _sentence(settings_class: type, problem: dict) -> str:
     if kind == "literal_error":
         return f"{name} = {value!r}: one of {', '.join(get_args(field_type))}"
     if kind.endswith("_type"):
-        return f"{name} = {value!r}: expected {field_type.__name__}, found {type(value).__name__}"
+        expected = EXPECTED.get(field_type, field_type.__name__)
+        return f"{name} = {value!r}: expected {expected}, found {'nothing' if value is None else type(value).__name__}"
     return f"{name}: {problem['msg']}"
 
 

@@ -47,6 +47,8 @@ def answered(tmp_path):
         (["search", "-p", "lora_rank=8,16"], 2),
         (["search", "-p", "lora_r=8,16", "--seeds", "0"], 2),
         (["run", "--output="], 2),
+        (["run", "--notebooks", " , "], 2),
+        (["run", "-p", "=8"], 2),
         (["rum"], 2),
         ([], 2),
     ],
@@ -82,6 +84,13 @@ def test_the_version_is_the_packages(answered):
 )
 def test_a_parameter_is_set_with_a_space_or_an_equals_sign(words, pairs):
     assert command._parser().parse_args(["run", *words]).parameter == pairs
+
+
+@pytest.mark.parametrize("words", [["lora_r=8"], ["--lora_r", "8"], ["--seed=8"]])
+def test_a_parameter_that_is_typed_bare_is_told_how_it_is_set(words, capsys):
+    with pytest.raises(SystemExit) as refused:
+        command.main(["run", *words])
+    assert refused.value.code == 2 and "-p NAME=VALUE" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("words", [["seed"], ["seed", "1", "2"], ["seed=1", "lora_r"], []])

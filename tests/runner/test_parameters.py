@@ -107,6 +107,8 @@ def test_the_home_that_a_shell_leaves_alone_is_found(tmp_path, monkeypatch, valu
     assert parameters.absolute("source", value) == str(path)
     assert parameters.absolute("system_message", value) == value
     assert command._parser().parse_args(["run", f"--output={value}"]).output == path
+    path.write_text("seed: 3")
+    assert parameters.read_profile(value) == {"seed": 3}
 
 
 @pytest.mark.parametrize("value", ["~nobody_of_that_name/x", "~/gone", "x" * 5000, "{% if a %}\n" * 100, "\0"])
@@ -133,6 +135,13 @@ def test_what_means_something_else_to_preference_tuning_is_named_so(tmp_path):
         steps.prepare("sample", tmp_path, [("learning_rate", "1e-3")], alone)
     with pytest.raises(ValueError, match=r"^preference\.beta: no notebook has this parameter"):
         steps.prepare("sample", tmp_path, [("preference.beta", "1")], alone)
+
+
+def test_what_another_notebook_would_take_is_said_to_be_unused():
+    typed = [("beta", "0.3"), ("lora_r", "8"), ("preference.learning_rate", "x")]
+    beta, rate = steps.not_used(typed, steps.STEPS)
+    assert beta.startswith("beta: not used") and rate.startswith("preference.learning_rate: not used")
+    assert steps.not_used(typed, steps.named("finetuning,preference")) == []
 
 
 def test_the_list_of_parameters_names_them_as_they_are_given():

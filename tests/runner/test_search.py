@@ -54,7 +54,7 @@ def test_texts_that_hold_commas_are_a_yaml_list(asked):
         ([("lora_r", "[]")], ["lora_r = '[]': a value is missing"]),
         ([("lora_r", "16,many")], ["lora_r = 'many': expected int, found str"]),
         ([("lora_r", "16,2.5")], ["lora_r = 2.5: expected int, found float"]),
-        ([("packing", "True,maybe")], ["packing = 'maybe': expected bool"]),
+        ([("packing", "True,maybe")], ["packing = 'maybe': expected True or False"]),
         ([("learning_rate", "1e-4,-1")], ["learning_rate = -1"]),
         ([("seed", "1,x"), ("lora_r", "1,2")], ["seed = 'x': expected int"]),
         ([("drive_folder", "a,b")], ["drive_folder: the runner sets it; choose the folder with --output"]),
