@@ -107,7 +107,9 @@ def prepare(profile: str, output: Path, typed: list[tuple[str, str]], steps: tup
             if step.settings_class:
                 settings.from_cell(step.settings_class, cell | values)
         except ValueError as error:
-            problems += str(error).splitlines()
+            lines = [line for line in str(error).splitlines() if line not in problems]
+            if any(not line.endswith(" settings:") for line in lines):  # not the title alone
+                problems += lines
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
     _make_writable(output)

@@ -104,7 +104,7 @@ class Finetuning:
     """Train the length of each row of a weight beside its direction (DoRA, arXiv 2402.09353); slower."""
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa"] = "default"
     """Of A, with B at 0: "default" | "gaussian"; "orthogonal" (of both, on 16 bits alone)."""
-    lora_target_modules: Annotated[str, Must(split_names, "all-linear")] = "all-linear"
+    lora_target_modules: Annotated[str, Must(split_names, "all-linear, or names of modules")] = "all-linear"
     """"all-linear" or names separated by commas, "experts" among them for a mixture's; no match stops the run."""
     max_steps: Annotated[int, Must(lambda value: value == -1 or 0 < value <= MOST, "-1 or above 0")] = -1
     """Number of optimizer steps; -1 = num_train_epochs decides."""

@@ -77,6 +77,16 @@ def test_all_unknown_names_are_refused_at_once(tmp_path):
     assert len(str(refused.value).splitlines()) == 2
 
 
+def test_what_several_notebooks_refuse_is_said_once(tmp_path):
+    with pytest.raises(ValueError) as refused:
+        steps.prepare("sample", tmp_path, [("max_seq_length", "-1"), ("lora_target_modules", "")])
+    first, length, second, modules = str(refused.value).splitlines()
+    assert (first, second) == ("DataPrep settings:", "Finetuning settings:")
+    assert length.startswith("max_seq_length = -1: ") and modules.endswith("names of modules")
+    with pytest.raises(ValueError, match=r"^DataPrep settings:\nmax_seq_length = -1: [^\n]*$"):
+        steps.prepare("sample", tmp_path, [("max_seq_length", "-1")])
+
+
 def test_the_output_folder_is_set_by_output_alone(tmp_path):
     with pytest.raises(ValueError, match=r"drive_folder: .*--output"):
         parameters.assign([{"drive_folder": ""}], {}, [("drive_folder", "/elsewhere")], tmp_path)
