@@ -30,6 +30,13 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Reads a mapping. Raises YAMLError for a name that stands there twice, of which one value would be lost."""
+        names = [name.value for name, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"{twice[0]} stands there twice")
+        return super().construct_mapping(node, deep)
+
 
 for _tag, _pattern, _starts in (
     ("null", r"~|null|None|", "~nN"),

@@ -45,7 +45,7 @@ def test_an_unknown_profile_is_refused_with_the_known_ones():
         parameters.read_profile("smaple")
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "a: [1\n", ""])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "a: [1\n", "", "seed: 1\nseed: 2\n"])
 def test_a_profile_that_is_no_mapping_is_refused_by_its_name(tmp_path, text):
     profile = tmp_path / "mine.yaml"
     profile.write_text(text)
