@@ -42,7 +42,7 @@ Count = Annotated[int, Must(lambda value: 1 <= value <= MOST, f"at least 1, at m
 CountOrZero = Annotated[int, Must(lambda value: 0 <= value <= MOST, f"0 or more, at most {MOST:,}")]
 Seed = Annotated[int, Must(lambda value: 0 <= value < 2**32, "0 or more, below 2**32")]
 NotNegative = Annotated[float, Must(lambda value: 0 <= value < float("inf"), "0 or more, and finite")]
-Positive = Annotated[float, Must(lambda value: 0 < value < float("inf"), "above 0")]
+Positive = Annotated[float, Must(lambda value: 0 < value < float("inf"), "above 0, and finite")]
 Fraction = Annotated[float, Must(lambda value: 0 <= value < 1, "from 0 to below 1")]
 Threshold = Annotated[float, Must(lambda value: value == -1 or 0 <= value <= 1, "0 to 1, or -1 for auto")]
 Length = Annotated[int, Must(lambda value: 16 <= value <= MOST, f"at least 16 tokens, at most {MOST:,}")]
