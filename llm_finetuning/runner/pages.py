@@ -15,6 +15,8 @@ from llm_finetuning.runner.progress import read_bar
 MOVES = re.compile(r"(\n|\r|\x1b\[A)")
 """What moves the cursor: to the next line, to the beginning of the line, and to the line above."""
 PNG, WIDGET = "image/png", "application/vnd.jupyter.widget-view+json"
+LONG_LINES = "<style>.jp-InputArea-editor pre { white-space: pre-wrap; overflow-wrap: anywhere; }</style>"
+"""Wraps code in a narrow window, where nbconvert's page cuts it off."""
 INSTEAD_OF_WIDGET = "Interactive: it works while the notebook runs. Open it in Jupyter or Colab and run all cells."
 
 
@@ -29,7 +31,7 @@ def write(executed: Path, target: Path) -> Path:
     page, _ = exporter.from_notebook_node(_with_described_pictures(notebook))
     colours, _, _ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
     dark = f'<style media="(prefers-color-scheme: dark)">{colours}</style>'
-    return write_text(target.with_suffix(".html"), page.replace("</head>", f"{dark}</head>", 1))
+    return write_text(target.with_suffix(".html"), page.replace("</head>", f"{dark}{LONG_LINES}</head>", 1))
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
