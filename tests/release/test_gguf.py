@@ -11,7 +11,7 @@ from pathlib import Path
 import hostile_templates
 import pytest
 import torch
-from gguf_world import merged, saved, sentencepiece_like
+from gguf_world import log_probabilities, merged, saved, sentencepiece_like
 from inference_fixtures import make_tokenizer
 from terminal_runs import wait_for
 from tokenizers import pre_tokenizers
@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig
 
 from llm_finetuning import settings
 from llm_finetuning.files import checksums
+from llm_finetuning.inference import llama_kernels
 from llm_finetuning.release import gguf, gguf_checks, gguf_vocabulary, llama_cpp_tools, model_card, publish
 from llm_finetuning.release.verify import Merged
 
@@ -166,20 +167,41 @@ def test_exported_model_reads_and_answers_as_transformers_does(tmp_path, phi2_to
     assert small["kl"] > 3 * f16["kl"] and exported.left_out == []
 
 
-def test_a_tokenizer_that_no_hash_knows_is_exported_if_it_reads_alike(tmp_path, llama_cpp, monkeypatch):
-    """As the sample's: byte-level, of a small world."""
-    files = saved(tmp_path / "own", make_tokenizer())
-    folder = merged(tmp_path / "merged", "phi", files)
-    exported = gguf.export(folder, tmp_path / "gguf", ["Q8_0", "Q4_0"])
-    assert not (tmp_path / "gguf" / "model-f16.gguf").exists()
-    assert exported.texts >= 30 and exported.measured[0]["kl"] < 0.01 < exported.measured[1]["kl"]
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory, llama_cpp) -> gguf.Exported:
+    """A Phi whose tokenizer no hash knows, as the sample's: byte-level, of a small world."""
+    place = tmp_path_factory.mktemp("quantised")
+    folder = merged(place / "merged", "phi", saved(place / "own", make_tokenizer()))
+    return gguf.export(folder, place / "gguf", ["Q8_0", "Q4_0"])
+
+
+def test_a_tokenizer_that_no_hash_knows_is_exported_if_it_reads_alike(quantised, monkeypatch):
+    assert not (quantised.folder / "model-f16.gguf").exists()
+    assert quantised.texts >= 30 and quantised.measured[0]["kl"] < 0.01 < quantised.measured[1]["kl"]
     monkeypatch.syspath_prepend(str(llama_cpp_tools.converter().parent / "gguf-py"))
     from gguf import GGUFReader  # llama.cpp's own
 
     types = {
-        tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "gguf" / "model-Q4_0.gguf").tensors
+        tensor.name: tensor.tensor_type.name for tensor in GGUFReader(quantised.folder / "model-Q4_0.gguf").tensors
     }
     assert (types["output.weight"], types["blk.0.ffn_up.weight"]) == ("Q8_0", "Q4_0")
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("length", [1, 2, 16, 31, 33, 64])
+def test_amx_kernels_compute_what_the_others_do(kind, length, quantised, llama_cpp, monkeypatch):
+    """Tiles take 16 tokens of a prompt, two of them at once; a token alone has a kernel of its own."""
+    if b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info():
+        pytest.skip("this CPU, or this build of llama.cpp, has no AMX")
+    if not llama_kernels.amx_is_sound():
+        pytest.skip("the AMX kernels of this build may end the process: `make gguf` compiles them so that they run")
+    ids = [(7 * i) % 400 + 5 for i in range(length + 8)]
+    given = quantised.folder / f"model-{kind}.gguf", ids[:length], ids[length:]
+    amx = log_probabilities(*given)
+    monkeypatch.setattr(llama_kernels, "amx_is_sound", lambda: False)
+    plain = log_probabilities(*given)
+    assert not torch.equal(amx, plain)  # other kernels computed
+    assert (plain.exp() * (plain - amx)).sum(-1).max() < 1e-3
 
 
 @pytest.mark.more

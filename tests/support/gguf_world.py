@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_finetuning.files import checksums
+from llm_finetuning.inference.llama import LlamaEngine
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 SHAPES = {
@@ -55,3 +56,16 @@ def sentencepiece_like(prepend: str) -> PreTrainedTokenizerFast:
         ["the quick brown fox jumps over the lazy dog, two by two, in the house by the lake"], trainer
     )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def log_probabilities(file: Path, prompt: list[int], following: list[int]) -> torch.Tensor:
+    """llama.cpp's, of what comes after the prompt and after each of the tokens that follow it: (1 + following, V)."""
+    engine = LlamaEngine(file, 128, 1)
+    session = engine.session([prompt])
+    rows = [session.logits[0]]
+    for token in following:
+        session.push([token])
+        rows.append(session.logits[0])
+    session.close()
+    engine.llama.close()
+    return torch.log_softmax(torch.stack(rows), -1)
