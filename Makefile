@@ -69,7 +69,9 @@ gguf: .venv/gguf ## MODEL=folder as GGUF files for llama.cpp
 
 # All tests of GGUF files, with llama.cpp's own llama-server and llama-cli: both are built here, which needs cmake.
 test-gguf: .venv/gguf .readers/llama.cpp/bin/llama-cli ## the tests of GGUF files, with llama.cpp
-	$(TESTS) $(BIN)/$(PYTEST) tests/release/test_gguf.py tests/release/test_gguf_readers.py tests/data/test_generation_servers.py $(ARGS)
+	$(TESTS) $(BIN)/$(PYTEST) tests/release/test_gguf.py tests/release/test_gguf_readers.py \
+		tests/release/test_preferred.py::test_as_a_gguf_file_it_computes_and_answers_alike \
+		tests/data/test_generation_servers.py $(ARGS)
 
 .readers/llama.cpp/bin/llama-cli: .venv/gguf tests/support/llama_programs.py
 	PYTHONPATH=. $(BIN)/python tests/support/llama_programs.py
