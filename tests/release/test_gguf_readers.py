@@ -1,6 +1,7 @@
 """What others make of an exported folder: llama.cpp's own programs, with known answers and with real tokenizers."""
 
 import json
+import os
 import subprocess
 import urllib.request
 from contextlib import contextmanager
@@ -157,7 +158,8 @@ def test_the_notebook_leaves_gguf_files_beside_the_model(tmp_path, llama_cpp):
     cut = {"model_name": tmp_path / "base", "gguf": "f16,Q4_K_M", "max_steps": 2, "save_steps": 2, "eval_steps": 2}
     cut |= {"eval_pairs": 4, "eval_answers": 2, "max_new_tokens": 8, "max_seq_length": 96}
     words = [word for name, value in cut.items() for word in ("-p", name, str(value))]
-    done = headless.run(output, "sample", "--notebooks", "finetuning", *words)
+    found = f"{headless.ROOT}{os.pathsep}{Path(llama_cpp.__file__).parents[1]}"  # else the notebook would install it
+    done = headless.run(output, "sample", "--notebooks", "finetuning", *words, PYTHONPATH=found)
     assert done.returncode == 0, done.stderr[-3000:]
     folder = output / "finetuned_phi2-gguf"
     names = {"Modelfile", "README.md", "SHA256SUMS", "adapter-f16.gguf", "model-Q4_K_M.gguf", "model-f16.gguf"}
