@@ -62,7 +62,7 @@ jupyter: .venv/ready ## JupyterLab, to play with the notebooks
 	$(BIN)/jupyter lab
 
 # Optional: llama.cpp and its converters; then make gguf MODEL=path/to/finetuned_phi2 writes GGUF files and a Modelfile to
-# path/to/finetuned_phi2-gguf. Other types: TYPES=f16,Q8_0,Q5_K_M,Q4_K_M; the LoRA adapter too: ADAPTER=path/to/adapter.
+# path/to/finetuned_phi2-gguf. Other types: TYPES=f16,Q8_0,Q5_K_M,Q4_0; the LoRA adapter too: ADAPTER=path/to/adapter.
 gguf: .venv/gguf ## MODEL=folder as GGUF files for llama.cpp
 	@test -n "$(MODEL)" || { echo "llama.cpp is installed. Now say which model: make gguf MODEL=path/to/finetuned_phi2"; exit 2; }
 	$(BIN)/python -m llm_finetuning.release.gguf "$(MODEL)" $(if $(TYPES),--types "$(TYPES)") $(if $(ADAPTER),--adapter "$(ADAPTER)")
