@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 BASES = ("dequantized", "original")
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
+BLOCK = 2**18
+"""Numbers of a block of rows: a MiB in float32, of which a few are in use at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,18 @@ class Adapter:
         """How many tensors of the model have adapters; a checkpoint may hold those of experts in many parts."""
         return len(self.factors) + (len(self.experts.products) if self.experts else 0)
 
-    def delta(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Returns scaling · B·A in float32, (out, in), multiplied on `device`."""
-        if name not in self.factors:
-            return self.experts.delta(name, device)
-        a, b = (factor.to(device) for factor in self.factors[name])
-        return (self.scaling * b.float()) @ a.float()
+    def merged(self, name: str, weight: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        """Returns the merged weight in float32 of the base's `weight`, which are those `rows` of it: (rows, in).
 
-    def change(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Returns what is added to `weight` (out, in), in float32.
-
-        scaling · B·A; with DoRA W' = m · (W + scaling · B·A) / |W + scaling · B·A|, row by row (arXiv 2402.09353).
+        W + scaling · B·A; with DoRA m · (W + scaling · B·A) / |W + scaling · B·A|, row by row (arXiv 2402.09353).
         """
-        delta = self.delta(name, weight.device)
-        if name not in self.lengths:
-            return delta
-        turned = weight + delta  # float32, as delta is
-        length = self.lengths[name].to(weight.device).float() / turned.norm(dim=1)
-        return length[:, None] * turned - weight
+        if name not in self.factors:
+            return weight + self.experts.delta(name, weight.device)[rows]
+        a, b = (factor.to(weight.device).float() for factor in self.factors[name])
+        merged = torch.addmm(weight.float(), self.scaling * b[rows], a)
+        if name in self.lengths:
+            merged *= (self.lengths[name][rows].to(weight.device).float() / merged.norm(dim=1))[:, None]
+        return merged
 
     def renamed(self, names: dict[str, str]) -> "Adapter":
         """The same adapter for a base whose tensors have other names."""
@@ -163,7 +159,7 @@ class Merge:
 def write_merged(merge: Merge, folder: Path) -> None:
     """Writes the merged tensors to `folder` in shards of at most 2 GB, with their index.
 
-    W' = round(W + change), see `Adapter.change` and `add_and_round`. At no time is more than one shard in memory.
+    W' = round(W + change), see `Adapter.merged` and `merge_tensor`. At no time is more than one shard in memory.
     Raises ValueError when the adapter changes a tensor that the base does not have, or has in another shape.
     """
     weights, adapter = merge.weights, merge.adapter
@@ -176,7 +172,7 @@ def write_merged(merge: Merge, folder: Path) -> None:
     def merged(name: str) -> torch.Tensor:
         tensor = merge.start(name)
         if name in changed:
-            tensor = add_and_round(tensor, adapter.change(name, tensor), merge.save_dtype)
+            tensor = merge_tensor(adapter, name, tensor, merge.save_dtype)
         tensor = tensor.to(merge.save_dtype).cpu()
         with hardware.kept_apart():  # it stays until its shard is written
             return tensor.clone(memory_format=torch.contiguous_format)
@@ -184,24 +180,39 @@ def write_merged(merge: Merge, folder: Path) -> None:
     write_shards(folder, weights.shapes(), merge.save_dtype, merged, SHARD_BYTES)
 
 
-def add_and_round(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Adds `delta` to `weight` in float32 and rounds once to `dtype`.
+def merge_tensor(adapter: Adapter, name: str, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Returns the merged tensor of the base's `weight`: added in float32, rounded once to `dtype`.
 
     To the nearest, unless all of `weight` lies on the 16-bit grid already, as dequantised weights do: there every
-    change below half a step would be lost. Stochastic rounding (arXiv 1502.02551) keeps it in the mean.
+    change below half a step would be lost. Stochastic rounding (arXiv 1502.02551) keeps it in the mean. Its seed is the
+    tensor's size, so a merge repeats.
     """
-    exact = weight + delta  # float32, as delta is
-    if weight.dtype != dtype and not torch.equal(weight.to(dtype).float(), weight.float()):
-        return exact.to(dtype)
-    return round_stochastically(exact, weight, dtype)
+    on_grid = weight.dtype == dtype or torch.equal(weight.to(dtype).float(), weight.float())
+    generator = torch.Generator(device=weight.device).manual_seed(weight.numel())
+    result = torch.empty_like(weight, dtype=dtype)
+    for rows in row_blocks(weight) if name in adapter.factors else [slice(None)]:
+        exact = adapter.merged(name, weight[rows], rows)
+        result[rows] = round_stochastically(exact, weight[rows], dtype, generator) if on_grid else exact
+    return result
 
 
-def round_stochastically(exact: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def row_blocks(weight: torch.Tensor) -> list[slice]:
+    """The rows of a matrix (out, in) in blocks that stay in a CPU core's cache while they are merged.
+
+    Each step on the whole matrix would go through the memory, which takes longer than to compute. A GPU takes it whole.
+    """
+    count, width = weight.shape
+    step = max(1, BLOCK // width) if weight.device.type == "cpu" else count
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def round_stochastically(
+    exact: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, generator: torch.Generator
+) -> torch.Tensor:
     """Rounds float32 `exact` up or down with the probability of its place between the two steps of `dtype`.
 
-    Where it equals `weight`, which lies on such a step, it stays. The seed is the tensor's size, so a merge repeats.
+    Where it equals `weight`, which lies on such a step, it stays.
     """
-    generator = torch.Generator(device=exact.device).manual_seed(exact.numel())
     if dtype == torch.bfloat16:
         # The upper 16 bits of a float32 are the bfloat16 below it in magnitude, the lower 16 bits say how far it is on
         # its way to the next: k of 2**16. A random number below 2**16, added as an integer, carries into the upper bits

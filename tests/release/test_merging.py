@@ -90,15 +90,16 @@ def test_merged_weights_are_the_sum_rounded_once(merged, trained):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_small_changes_survive_on_a_base_that_is_rounded_already(dtype):
     """A tenth of half a step is swallowed by rounding to the nearest; in the mean it must be there."""
-    weight = torch.full((400, 500), 0.02).to(dtype)
+    weight = torch.full((601, 501), 0.02).to(dtype)
     step = float(torch.nextafter(weight[0, 0], torch.tensor(1.0, dtype=dtype)) - weight[0, 0])
-    delta = torch.full((400, 500), 0.05 * step)
-    assert torch.equal((weight.float() + delta).to(dtype), weight), "nearest loses it all"
-    found = merging.add_and_round(weight, delta, dtype)
+    factors = torch.full((1, 501), 0.05), torch.full((601, 1), step)
+    adapter, silent = (merging.Adapter({"w": factors}, scaling) for scaling in (1.0, 0.0))
+    assert torch.equal(adapter.merged("w", weight).to(dtype), weight), "nearest loses it all"
+    found = merging.merge_tensor(adapter, "w", weight, dtype)
     assert (found.float() - weight.float()).mean().item() == pytest.approx(0.05 * step, rel=0.05)
     assert (found.float() - weight.float()).abs().max().item() <= step * 1.01
-    assert torch.equal(found, merging.add_and_round(weight, delta, dtype)), "the same merge twice"
-    assert torch.equal(merging.add_and_round(weight, torch.zeros_like(delta), dtype), weight)
+    assert torch.equal(found, merging.merge_tensor(adapter, "w", weight, dtype)), "the same merge twice"
+    assert torch.equal(merging.merge_tensor(silent, "w", weight, dtype), weight)
 
 
 def test_nf4_weights_are_those_the_layer_computes_with(trained):
@@ -248,12 +249,13 @@ def test_a_mixture_is_verified_although_rounding_chooses_other_experts(mixture, 
 def test_a_wrong_merge_of_one_layer_of_a_mixture_is_refused(mixture, monkeypatch):
     """The adapter of one tensor taken away instead of added: every tensor has changed, and only logits tell it."""
     name = "model.layers.1.self_attn.v_proj.weight"
-    whole = merging.Adapter.delta
+    whole = merging.Adapter.merged
 
-    def turned(adapter, tensor, device="cpu"):
-        return whole(adapter, tensor, device) * (-1 if tensor == name else 1)
+    def turned(adapter, tensor, weight, rows):
+        merged = whole(adapter, tensor, weight, rows)
+        return 2 * weight - merged if tensor == name else merged
 
-    monkeypatch.setattr(merging.Adapter, "delta", turned)
+    monkeypatch.setattr(merging.Adapter, "merged", turned)
     with pytest.raises(ValueError, match="logits, relative difference"):
         merge(mixture, merge_base="original", packing=mixture.settings.packing)
 

@@ -25,14 +25,14 @@ def main(folder: Path, base: str, when: int) -> None:
     settings = small_settings(folder, base)
     inputs = encode_inputs(settings, models.tokenizer(base), small_pairs(), small_pairs())
     plan = dataclasses.replace(plan_run(settings, inputs), settings=settings)
-    numbers, add_and_round = itertools.count(1), merging.add_and_round
+    numbers, merge_tensor = itertools.count(1), merging.merge_tensor
 
     def dying(*values: torch.Tensor) -> torch.Tensor:
         if next(numbers) == when:
             os.kill(os.getpid(), signal.SIGKILL)
-        return add_and_round(*values)
+        return merge_tensor(*values)
 
-    merging.add_and_round = dying
+    merging.merge_tensor = dying
     noted = json.loads((folder / "noted.json").read_text())
     verify.merge_and_verify(plan, set(noted["quantised"]), inputs.template, inputs.held_out, noted["loss"])
 
