@@ -1,13 +1,13 @@
-"""Safetensors in one file, or in shards with their index: read by name, and written with one shard in memory."""
+"""Safetensors in one file, or in shards with their index: read by name, and written with one tensor in memory."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import orjson
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from llm_finetuning.files.atomic import write_json
 
@@ -57,7 +57,7 @@ class Weights:
         return ((name, self.read(name)) for name in self.files)
 
 
-FLOATS = ("BF16", "F16", "F32", "F64")
+DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 """Types of weights, as safetensors names them; in fewer bits they need scales."""
 
 
@@ -82,7 +82,7 @@ def _shapes(path: Path) -> list[tuple[str, list[int]]]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
     for name, _, dtype in headers:
-        if name.endswith(".weight") and dtype not in FLOATS:
+        if name.endswith(".weight") and dtype not in DTYPES.values():
             raise ValueError(
                 f"{path}: {name} is {dtype}: quantised weights mean nothing without their scales. Take the model with"
                 " 16 or 32 bits"
@@ -95,12 +95,32 @@ def write_shards(
 ) -> None:
     """Writes tensors of `dtype` to `folder` in shards of at most `size` bytes, with the index that transformers reads.
 
-    shapes: of all tensors by name; tensor: makes the one of a name. Memory holds one shard at a time.
+    shapes: of all tensors by name; tensor: makes the one of a name. Memory holds one tensor at a time.
     """
     meta = {name: torch.empty(tuple(shape), dtype=dtype, device="meta") for name, shape in shapes.items()}
     plan = split_torch_state_dict_into_shards(meta, max_shard_size=size)
     for file, names in plan.filename_to_tensors.items():
-        save_file({name: tensor(name) for name in names}, folder / file, metadata={"format": "pt"})
+        _write_file(folder / file, {name: meta[name] for name in names}, tensor)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / INDEX, index)
+
+
+def _write_file(path: Path, meta: dict[str, torch.Tensor], tensor: Callable[[str], torch.Tensor]) -> None:
+    """Writes one file as safetensors lays it out: the header's length, the header, and the tensors one after another.
+
+    The library's own `save_file` takes all of them at once. Raises ValueError for a tensor that is not as in `meta`.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, part in meta.items():
+        places = [end, end := end + part.nbytes]
+        header[name] = {"dtype": DTYPES[part.dtype], "shape": list(part.shape), "data_offsets": places}
+    text = orjson.dumps(header)
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, part in meta.items():
+            made = tensor(name)
+            if (made.shape, made.dtype) != (part.shape, part.dtype):
+                raise ValueError(f"{name} is {made.dtype} of {list(made.shape)}, not as {path.name} says of it")
+            file.write(made.cpu().reshape(-1).view(torch.uint8).numpy())

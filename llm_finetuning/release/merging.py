@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llm_finetuning import bitsandbytes_cpu, hardware, models
+from llm_finetuning import bitsandbytes_cpu, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.release import adapter_checks
 from llm_finetuning.release.expert_adapter import PEFT_PREFIX, ExpertAdapter
@@ -159,7 +159,7 @@ class Merge:
 def write_merged(merge: Merge, folder: Path) -> None:
     """Writes the merged tensors to `folder` in shards of at most 2 GB, with their index.
 
-    W' = round(W + change), see `Adapter.merged` and `merge_tensor`. At no time is more than one shard in memory.
+    W' = round(W + change), see `Adapter.merged` and `merge_tensor`. At no time is more than one tensor in memory.
     Raises ValueError when the adapter changes a tensor that the base does not have, or has in another shape.
     """
     weights, adapter = merge.weights, merge.adapter
@@ -173,9 +173,7 @@ def write_merged(merge: Merge, folder: Path) -> None:
         tensor = merge.start(name)
         if name in changed:
             tensor = merge_tensor(adapter, name, tensor, merge.save_dtype)
-        tensor = tensor.to(merge.save_dtype).cpu()
-        with hardware.kept_apart():  # it stays until its shard is written
-            return tensor.clone(memory_format=torch.contiguous_format)
+        return tensor.to(merge.save_dtype)
 
     write_shards(folder, weights.shapes(), merge.save_dtype, merged, SHARD_BYTES)
 

@@ -13,14 +13,13 @@ from llm_finetuning.sample import phi
 from llm_finetuning.sample.making import make_once
 
 SHARD_BYTES = 10**9
-"""Memory holds one shard while it is written."""
 SEED = 20
 
 
 def make_rehearsal(target: Path, tokenizer: PreTrainedTokenizerBase, config: PhiConfig | None = None) -> Path:
     """Makes Phi-2's true configuration with random weights in bf16 (5.6 GB) in `target` unless it is there.
 
-    Memory holds one shard, never the model. `config` replaces Phi-2's (in tests). Raises ValueError for a tokenizer
+    Memory holds one tensor, never the model. `config` replaces Phi-2's (in tests). Raises ValueError for a tokenizer
     with more tokens than the model has rows, OSError where the disk is too small.
     """
     config = config or phi2_config(tokenizer)

@@ -191,6 +191,19 @@ def test_shards_are_split_and_indexed(tmp_path):
     assert all(torch.equal(again.read(name), tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_file_is_what_safetensors_itself_writes_to_the_byte(dtype, tmp_path):
+    made = {"a": torch.randn(7, 5), "bé": torch.randn(3, 8).T, "c": torch.tensor(1.5), "d": torch.zeros(0, 4)}
+    tensors = {name: tensor.to(dtype) for name, tensor in made.items()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    shards.write_shards(tmp_path, shapes, dtype, tensors.get, 10**6)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="a is torch.float64"):
+        shards.write_shards(tmp_path, shapes, dtype, lambda name: tensors[name].double(), 10**6)
+
+
 @pytest.mark.parametrize(
     "family", ["llama", *(pytest.param(name, marks=pytest.mark.more) for name in FAMILIES if name != "llama")]
 )
