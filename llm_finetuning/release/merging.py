@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llm_finetuning import bitsandbytes_cpu, models
+from llm_finetuning import bitsandbytes_cpu, hardware, models
 from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.release import adapter_checks
 from llm_finetuning.release.expert_adapter import PEFT_PREFIX, ExpertAdapter
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 BASES = ("dequantized", "original")
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
-BLOCK = 2**18
-"""Numbers of a block of rows: a MiB in float32, of which a few are in use at a time."""
+BLOCK = 2**17
+"""Numbers of a block of rows: half a MiB in float32, of which a few are in use at a time."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ def write_merged(merge: Merge, folder: Path) -> None:
     if missing := sorted(adapter.names - set(weights.names())):
         raise ValueError(f"{weights.folder} has no tensor {', '.join(missing[:3])}: this adapter is of another model")
     folder.mkdir(parents=True, exist_ok=True)
+    hardware.keep_large_blocks()  # the training has had them returned
     changed = adapter.names
 
     def merged(name: str) -> torch.Tensor:
