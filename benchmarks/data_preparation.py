@@ -24,7 +24,7 @@ PART = "data preparation"
 MESSAGES = {"small": 84_000, "tiny": 400}
 """Messages of the comparison; OASST1's train split has 84,437."""
 ROUNDS = {"small": 3, "tiny": 2}
-TURN = {"small": 10.0, "tiny": 0.0}
+TURN = {"small": 3.0, "tiny": 0.0}
 """A turn repeats its job for so many seconds: short jobs are averaged."""
 GROWTH = {"small": {10_000: 5, 30_000: 3, 100_000: 2, 300_000: 1, 1_000_000: 1}, "tiny": {200: 2, 400: 2, 800: 1}}
 """Messages → repetitions of reading, flattening and writing."""

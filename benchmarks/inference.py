@@ -28,7 +28,7 @@ from llm_finetuning.inference.generation import Engine, SamplingParameters, Toke
 
 PART = "inference"
 PROMPT_TOKENS, NEW_TOKENS, WARM_UP_TOKENS = 64, 32, 4
-ROUNDS = {"small": 9, "true": 3, "tiny": 2}
+ROUNDS = {"small": 5, "true": 3, "tiny": 2}
 TURN = {"small": 1.0, "true": 0.0, "tiny": 0.0}
 """A turn answers for so many seconds: short answers are averaged."""
 GROWTH = (1, 2, 4, 8, 16, 32)

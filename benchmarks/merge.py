@@ -24,7 +24,7 @@ from llm_finetuning.release import companions, held_weights, merging
 from llm_finetuning.sample import rehearsal
 
 PART = "merge"
-ROUNDS = {"small": 9, "true": 3, "tiny": 2}
+ROUNDS = {"small": 5, "true": 3, "tiny": 2}
 TURN = {"small": 2.0, "true": 0.0, "tiny": 0.0}
 """A turn merges for so many seconds: short merges are averaged."""
 PEFT = "PEFT's merge_and_unload"

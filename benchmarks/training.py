@@ -19,7 +19,7 @@ from llm_finetuning.training.dataset import TrainingData, encode_pairs
 
 PART = "packing"
 TOKENS = {"small": 7000, "tiny": 2000}
-ROUNDS = {"small": 12, "tiny": 1}
+ROUNDS = {"small": 5, "tiny": 1}
 EPOCHS = {"small": 3, "tiny": 1}
 PAIRS = {"small": None, "tiny": 12}
 """Pairs of an epoch; None = all of the sample's."""
