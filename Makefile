@@ -49,7 +49,7 @@ fuzz: .venv/ready ## mutated records of a user's own data
 soak: .venv/ready ## forty kills of a run, resumed each time
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/training/test_trainer.py tests/training/test_stages.py -k "killed and (many or stage)" --kills 20 $(ARGS)
 
-# Measures on this machine (twenty minutes), writes benchmarks/results/<machine>.json and prints its tables.
+# Measures on this machine (about forty minutes on two idle cores), writes benchmarks/results/<machine>.json and prints its tables.
 # One part: ARGS="--part merge"; merge and inference at Phi-2's true size: ARGS="--size true".
 bench: .venv/ready ## measures this machine
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(ARGS)

@@ -1,12 +1,14 @@
 """Every benchmark, one after another, on this machine; then its tables.
 
-    python benchmarks/bench.py                            the small sizes: twenty minutes on two cores
+    python benchmarks/bench.py                            the small sizes: about forty minutes on two cores
     python benchmarks/bench.py --part merge --size true   one part; "true" = at Phi-2's true size
+    python benchmarks/bench.py --compare A.json B.json    the ratios that differ between two results files
 
 Each part is a program of its own, or two, and puts its figures into benchmarks/results/<machine>.json.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -27,6 +29,8 @@ PARTS = {
 TRUE_SIZE = ("merge", "inference", "first-minutes")
 ASKED_FOR = ("installation",)
 """Parts that are measured when they are named alone: a registry is asked."""
+APART = 0.15
+"""Two measurements of one ratio that are further apart than this differ by more than their noise."""
 
 
 def main() -> None:
@@ -35,7 +39,11 @@ def main() -> None:
     parser.add_argument("--size", choices=list(measuring.SIZES), default="small")
     parser.add_argument("--results", type=Path, default=measuring.RESULTS, help="folder of the results file")
     parser.add_argument("--work", type=Path, default=measuring.WORK, help="folder for models and data")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="two results files of a machine")
     given = parser.parse_args()
+    if given.compare:
+        print("\n".join(differences(*(json.loads(path.read_text()) for path in given.compare))) or "no ratio differs")
+        return
     for part in [given.part] if given.part else parts_for(given.size):
         begun = time.perf_counter()
         print(f"== {part}", flush=True)
@@ -47,6 +55,16 @@ def main() -> None:
     for report in measuring.read(given.results):
         if report["machine"]["name"] == name:
             print(f"\n{tables.of_machine(report)}")
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """A line for each ratio that differs by more than APART between two results. Raises ValueError for two machines."""
+    names = [report["machine"]["name"] for report in (old, new)]
+    if names[0] != names[1]:
+        raise ValueError(f"measured on {names[0]} and on {names[1]}: ratios of two machines say nothing of a change")
+    before, after = ({f["name"]: f["median"] for f in report["figures"] if f["unit"] == "x"} for report in (old, new))
+    pairs = [(name, before[name], after[name]) for name in after if name in before]
+    return [f"{name}: {a}x, now {b}x" for name, a, b in pairs if max(a, b) > (1 + APART) * min(a, b)]
 
 
 def parts_for(size: str) -> list[str]:

@@ -54,6 +54,28 @@ def check_form(entry: dict) -> None:
     assert "(tiny)" in entry["name"], "a tiny figure must not pass for a real one"
 
 
+def test_ratios_that_differ_between_two_results_are_told(benchmarks, tmp_path, monkeypatch, capsys):
+    import bench
+
+    def results(name: str, machine: str = "one", **ratios: float) -> str:
+        made = [benchmarks.figure(title, "x", [ratio]) for title, ratio in ratios.items()]
+        seconds = benchmarks.figure("time", "s", [sum(ratios.values()) * 9])
+        (tmp_path / name).write_text(json.dumps({"machine": {"name": machine}, "figures": [*made, seconds]}))
+        return str(tmp_path / name)
+
+    old = results("old", f=1.0, s=2.0, alike=3.0, gone=1.0)
+    for new, said in (
+        (results("new", f=1.2, s=1.7, alike=3.3, came=9.0), "f: 1.0x, now 1.2x\ns: 2.0x, now 1.7x\n"),
+        (old, "no ratio differs\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["bench.py", "--compare", old, new])
+        bench.main()
+        assert capsys.readouterr().out == said
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--compare", old, results("far", "two", f=9.0)])
+    with pytest.raises(ValueError, match="measured on one and on two"):
+        bench.main()
+
+
 @pytest.mark.more
 @pytest.mark.slow
 def test_every_part_runs_and_keeps_the_form(benchmarks, tmp_path):
