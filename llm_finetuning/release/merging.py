@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 BASES = ("dequantized", "original")
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
-BLOCK = 2**17
-"""Numbers of a block of rows: half a MiB in float32, of which a few are in use at a time."""
+BLOCK = 2**18
+"""Numbers of a block of rows: a MiB in float32, of which a few are in use at a time."""
 
 
 @dataclass(frozen=True)
