@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import orjson
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
@@ -115,7 +114,7 @@ def _write_file(path: Path, meta: dict[str, torch.Tensor], tensor: Callable[[str
     for name, part in meta.items():
         places = [end, end := end + part.nbytes]
         header[name] = {"dtype": DTYPES[part.dtype], "shape": list(part.shape), "data_offsets": places}
-    text = orjson.dumps(header)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

@@ -183,8 +183,8 @@ class StepMemory:
 def verification_memory(settings: Finetuning, size: ModelSize, on_gpu: bool) -> tuple[float, float]:
     """Bytes of (device, host) at the peak of the merge and its verification, when the trained model has been freed.
 
-    The merged model is loaded whole in 16 bits; two sets of logits wait on the host; the merge holds one shard. On a
-    CPU the device is the host.
+    The merged model is loaded whole in 16 bits; two sets of logits wait on the host; the merge holds one tensor, a
+    shard's bytes at most. On a CPU the device is the host.
     """
     model = 2 * size.total
     logits = VERIFIED_EXAMPLES * settings.max_seq_length * size.vocabulary * 4
