@@ -42,11 +42,11 @@ def test_columns_on_two_levels_get_one_name():
 @pytest.mark.browser
 @pytest.mark.parametrize("as_notebook", [False, True])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_each_text_is_there_whole_in_a_browser(browser, texts, tmp_path, width, as_notebook):
+def test_each_text_is_there_whole_in_a_browser(new_window, texts, tmp_path, width, as_notebook):
     table = text_table(texts)
     page = tmp_path / "page.html"
     page.write_text(_notebook_page(table.data) if as_notebook else f"<!doctype html>{table.data}", encoding="utf-8")
-    window = browser.new_page(viewport={"width": width, "height": 800})
+    window = new_window(width)
     window.route("http*://**", lambda route: route.abort())
     window.goto(page.as_uri())
     assert window.evaluate("window.hacked") is None
@@ -60,7 +60,6 @@ def test_each_text_is_there_whole_in_a_browser(browser, texts, tmp_path, width, 
     box = window.locator("table").bounding_box()
     assert box["x"] + box["width"] <= width
     assert cells.first.bounding_box()["height"] > 2 * cells.nth(1).bounding_box()["height"]
-    window.close()
 
 
 def _notebook_page(html: str) -> str:
@@ -89,13 +88,12 @@ def test_a_table_of_findings_shows_its_sentences_whole():
 
 
 @pytest.mark.browser
-def test_texts_beside_many_columns_are_not_squeezed(browser):
+def test_texts_beside_many_columns_are_not_squeezed(new_window):
     """As a table of messages shows them: beside eight columns of one word, on a wide page."""
     texts = {"id": ["00c5e180-93d5-5362-b89b-110c226e8ba7"], "text": ["What does Nuri like to eat most? " * 3]}
     table = pd.DataFrame(texts).assign(**{f"number {n}": ["ready_for_export"] for n in range(8)})
-    page = browser.new_page(viewport={"width": 1100, "height": 800})
+    page = new_window(1100)
     page.set_content(text_table(table).data)
     boxes = [page.locator("td pre").nth(n).bounding_box() for n in range(2)]
     assert all(box["width"] > 150 and box["height"] < 160 for box in boxes), boxes
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the table scrolls, not the page"
-    page.close()

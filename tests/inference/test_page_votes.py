@@ -9,7 +9,7 @@ from terminal_runs import wait_for
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
 pytest.importorskip("playwright", reason="browser tests need playwright: pip install playwright")
-from page_fixtures import PATIENT, Listening, Visitor
+from page_fixtures import Listening, Visitor
 from playwright.sync_api import expect
 
 from llm_finetuning.evaluation import votes
@@ -159,14 +159,14 @@ def test_stop_ends_both_answers_and_opens_no_ballot(serve, chat, tmp_path):
 
 
 @pytest.mark.browser
-def test_answers_have_no_names_until_the_vote_and_the_better_one_goes_on(browser, address, file, others):
-    window = browser.new_page(viewport={"width": 1280, "height": 800})
+def test_answers_have_no_names_until_the_vote_and_the_better_one_goes_on(new_window, address, file, others):
+    window = new_window()
     sent = []
     window.on("response", lambda r: sent.append(r.url) if "://127.0.0.1" in r.url else None)
     window.goto(address)
     window.locator("#line textarea").fill("  Count.\n")
     window.keyboard.press("Enter")
-    expect(window.locator("#status")).to_contain_text("Which answer is better?", timeout=PATIENT)
+    expect(window.locator("#status")).to_contain_text("Which answer is better?")
     shown = {letter: window.locator(f"[data-testid=answer-{letter}]").inner_text().strip() for letter in "AB"}
     assert set(shown.values()) == {NUMBERS, OTHER}
     stored = window.evaluate("JSON.stringify(localStorage) + JSON.stringify(sessionStorage)")
@@ -174,10 +174,10 @@ def test_answers_have_no_names_until_the_vote_and_the_better_one_goes_on(browser
         assert name not in window.content() + stored
     better = next(letter for letter, text in shown.items() if text == OTHER)
     window.get_by_role("button", name=PICKS[better]).click()
-    expect(window.locator("#conversation [data-testid=bot]")).to_have_text(OTHER, timeout=PATIENT)
+    expect(window.locator("#conversation [data-testid=bot]")).to_have_text(OTHER)
     first, second = NAMES if better == "B" else NAMES[::-1]
-    expect(window.locator("#status")).to_contain_text(f"A was {first}, B was {second}.", timeout=PATIENT)
-    expect(window.locator("#status")).to_contain_text("preferred to", timeout=PATIENT)
+    expect(window.locator("#status")).to_contain_text(f"A was {first}, B was {second}.")
+    expect(window.locator("#status")).to_contain_text("preferred to")
     assert votes.read(file)[-1] == {
         "prompt": "  Count.\n",
         "history": [],
@@ -187,8 +187,7 @@ def test_answers_have_no_names_until_the_vote_and_the_better_one_goes_on(browser
     }
     window.locator("#line textarea").fill("Really?")
     window.keyboard.press("Enter")
-    expect(window.locator("#status")).to_contain_text("Which answer is better?", timeout=PATIENT)
+    expect(window.locator("#status")).to_contain_text("Which answer is better?")
     told = [{"role": "user", "content": "  Count.\n"}, {"role": "assistant", "content": OTHER}]
     for other in others:
         assert other.asked[-1] == [*told, {"role": "user", "content": "Really?"}]
-    window.close()

@@ -14,8 +14,6 @@ from llm_finetuning.inference.chat import Chat
 from llm_finetuning.inference.generation import SamplingParameters
 
 ROOM = SamplingParameters(max_new_tokens=80)
-PATIENT = 60_000
-"""Milliseconds that a test waits for something to be seen: machines are busy."""
 
 
 class Listening(Chat):
