@@ -5,7 +5,7 @@ The conversation is kept as it was typed and generated, in the visitor's own bro
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 import gradio as gr
@@ -48,6 +48,8 @@ class Page:
     examples: list[str]
     vote: Vote | None = None
     """Where two models answer, and visitors vote."""
+    begun: set[str] = field(default_factory=set)
+    """Sessions that have asked or cleared; a greeting that comes late must not draw over what they see."""
 
     async def ask(
         self,
@@ -64,6 +66,7 @@ class Page:
         request: gr.Request,
     ) -> AsyncIterator[tuple]:
         """Streams the answer to what stands in the line, or to a question of the conversation that is asked again."""
+        self.begun.add(request.session_hash)
         pressed = isinstance(event.target, gr.HTML)  # Submit, Retry or an example in the conversation
         try:
             whole = well_formed(messages)
@@ -130,6 +133,7 @@ class Page:
         return idle() | {"value": event.text}, messages, self.view(messages), ""
 
     def clear(self, request: gr.Request) -> tuple:
+        self.begun.add(request.session_hash)
         self.visitors.stop(request.session_hash, forget=True)
         return idle(), [], self.view([]), ""
 
@@ -140,6 +144,7 @@ class Page:
     def leave(self, request: gr.Request) -> None:
         """Ends the answer of a visitor who has closed the page, and forgets the session."""
         self.stop(request)
+        self.begun.discard(request.session_hash)
         if self.vote:
             self.vote.box.leave(request.session_hash)
 
@@ -149,13 +154,14 @@ class Page:
             kept = well_formed(messages)
         except ValueError:
             kept = []
-        ready = self.loading.done.is_set()  # then the status is left alone: a visitor may have been quicker
-        yield self.view(kept), "", gr.skip() if ready else f"⏳ {escape(self.loading.message)}"
+        begun, ready = request.session_hash in self.begun, self.loading.done.is_set()
+        status = gr.skip() if begun or ready else f"⏳ {escape(self.loading.message)}"
+        yield gr.skip() if begun else self.view(kept), "", status
         while not self.loading.done.is_set():
             await asyncio.sleep(WAITING_SECONDS)
         problem = f"⚠️ {escape(self.loading.error)}" if self.loading.error else ""
-        busy = self.visitors.answering(request.session_hash)
-        yield gr.skip(), escape(self.loading.about()), gr.skip() if busy or ready and not problem else problem
+        begun = ready or request.session_hash in self.begun  # then the status may be that of an answer
+        yield gr.skip(), escape(self.loading.about()), problem or (gr.skip() if begun else "")
 
     def view(self, messages: list[dict], ballot: Ballot | None = None) -> str:
         return markup.conversation(messages, self.examples, ballot)

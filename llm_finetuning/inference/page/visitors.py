@@ -112,9 +112,6 @@ class Visitors:
             if question.session == session:
                 question.stopped, question.forgotten = True, forget
 
-    def answering(self, session: str) -> bool:
-        return any(q.session == session and not q.over for q in list(self.questions))
-
     def place(self, question: Question) -> str:
         """Says which place in the queue a question has, and how long its wait will be; "" once it is answered."""
         with self._lock:
