@@ -81,10 +81,15 @@ test-gguf: .venv/gguf .readers/llama.cpp/bin/llama-cli ## the tests of GGUF file
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m llm_finetuning.release.llama_cpp_tools
 	@touch $@
 
-# The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry).
+# The versions of Google Colab, and whether pip would leave its torch and numpy alone there (needs the registry). Left out
+# is what does not stand on them: headless runs (what runs and shows them is not installed on Colab), make, benchmarks and
+# house rules, and files that are copied, locked and replaced by the standard library alone. Slow tests and a browser too.
+NOT_ON_COLAB := runner files test_benchmarks.py test_first_minutes.py test_house.py test_make.py test_peers.py \
+  $(addprefix release/test_,llama_cpp_build.py lock.py replace.py replace_drive.py replace_faults.py) \
+  $(addprefix data/test_generation_,kills.py texts.py) inference/test_ballots.py
 test-colab: .venv/ready .venv-colab/ready ## the tests with Colab's versions
 	$(BIN)/python tests/support/colab_resolve.py
-	$(TESTS) $(COLAB)/$(PYTEST) -m "not slow and not browser and not more" $(ARGS)
+	$(TESTS) $(COLAB)/$(PYTEST) -m "not slow and not browser and not more" $(NOT_ON_COLAB:%=--ignore=tests/%) $(ARGS)
 
 # lm-evaluation-harness, which the evaluation notebook installs where tasks are set.
 .venv/tasks: .venv/ready llm_finetuning/evaluation/tasks.py
