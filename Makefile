@@ -28,7 +28,7 @@ test: .venv/ready ## the tests; one room: ARGS="tests/data"
 
 # The slow matrices: kills at random moments, sharded training, other model families, many visitors, every benchmark.
 test-more: .venv/ready .venv/tasks .venv/search ## the slow tests
-	$(TESTS) $(BIN)/$(PYTEST) -m more --kills 12 $(ARGS)
+	$(TESTS) $(BIN)/$(PYTEST) -m more --kills 6 $(ARGS)
 
 check: .venv/ready ## ruff, arrows between the rooms, clean notebooks
 	$(BIN)/ruff check .
