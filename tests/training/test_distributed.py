@@ -38,6 +38,14 @@ def launch(settings_file: Path, processes: int) -> subprocess.CompletedProcess:
     return run_module("torch.distributed.run", *where, "-m", "llm_finetuning.train", str(settings_file))
 
 
+def train_here(settings_file: Path) -> None:
+    """The same without torchrun, in this process: what the notebook does."""
+    chosen = settings.from_file(settings.Finetuning, settings_file)
+    small = prepare(chosen, inputs=read_inputs(chosen))
+    training.train(small.trainer)
+    training.save_adapter(small.trainer)
+
+
 def launch_faulty(settings_file: Path, rank: int, step: int, number: int, *more: str) -> subprocess.CompletedProcess:
     """Two processes, one of which gets an error of that number when it writes its part of the checkpoint of a step."""
     where = ["--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
@@ -74,9 +82,9 @@ def adapter(folder: Path) -> dict:
 
 
 def test_two_processes_train_as_one_with_twice_the_accumulation(tiny_base, tmp_path):
-    for processes in (1, 2):
-        done = launch(write_run(tmp_path / str(processes), tiny_base, tokens_per_step=384), processes)
-        assert done.returncode == 0, done.stderr[-3000:]
+    train_here(write_run(tmp_path / "1", tiny_base, tokens_per_step=384))
+    done = launch(write_run(tmp_path / "2", tiny_base, tokens_per_step=384), 2)
+    assert done.returncode == 0, done.stderr[-3000:]
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert len(one) == len(two) > 2
     assert two == pytest.approx(one, abs=1e-3)
@@ -100,7 +108,7 @@ def equal_adapters(here: Path, there: Path) -> bool:
 
 
 @pytest.mark.more
-@pytest.mark.parametrize(("rank", "number"), [(1, errno.ENOSPC), (0, errno.ENOSPC), (1, errno.EDQUOT)])
+@pytest.mark.parametrize(("rank", "number"), [(1, errno.ENOSPC), (0, errno.EDQUOT)])
 def test_a_checkpoint_that_one_process_cannot_write_is_left_out_by_all(rank, number, undisturbed, tiny_base, tmp_path):
     done = launch_faulty(write_run(tmp_path, tiny_base, **WATCHED), rank, 2, number)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -154,8 +162,7 @@ def sharded(tiny_base, tmp_path_factory):
 
 @pytest.mark.more
 def test_a_shared_model_trains_as_a_whole_one(sharded, tiny_base, tmp_path):
-    done = launch(write_run(tmp_path, tiny_base, **WATCHED), 1)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_here(write_run(tmp_path, tiny_base, **WATCHED))
     for name in ("loss", "held_out_loss", "grad_norm"):
         assert losses(sharded, name) == pytest.approx(losses(tmp_path, name), abs=1e-3)
     assert losses(sharded, "answers") == losses(tmp_path, "answers")
