@@ -14,7 +14,7 @@ from llm_finetuning.data.generation import generate
 from llm_finetuning.runner import parameters
 from llm_finetuning.settings import Generation
 
-pytestmark = [pytest.mark.more, pytest.mark.pipeline]
+pytestmark = [pytest.mark.more, pytest.mark.slow, pytest.mark.pipeline]
 CUT = {"topics": ["Mira", "Bram"], "pairs_wanted": 10, "temperature": 0.0, "max_answer_tokens": 200, "max_parallel": 4}
 
 

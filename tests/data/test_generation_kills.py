@@ -35,5 +35,6 @@ def test_a_killed_generation_goes_on(tmp_path):
 
 
 @pytest.mark.more
+@pytest.mark.slow
 def test_a_generation_killed_twenty_times_goes_on(tmp_path):
     check_kills(tmp_path, 20)

@@ -16,6 +16,7 @@ def command(output: Path, *more: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.more
+@pytest.mark.slow
 @pytest.mark.pipeline
 def test_the_notebook_runs_headless_and_stops_once_for_its_taxonomy(tmp_path):
     with Server(Script(lambda purpose, number: "echo" if purpose == "answer" and number % 3 == 0 else None)) as server:

@@ -9,7 +9,7 @@ from llm_finetuning import prompts
 from llm_finetuning.evaluation import comparison, likelihood, report, tasks
 from llm_finetuning.settings import Evaluation
 
-pytestmark = pytest.mark.more
+pytestmark = [pytest.mark.more, pytest.mark.slow]
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: make test-more does it")
 
 TASK = """\
