@@ -101,6 +101,12 @@ def save_base(folder: Path, model, tokenizer) -> Path:
     return folder
 
 
+@pytest.fixture
+def torch_compiles(monkeypatch):
+    """torch.compile compiles, where the tests' environment has switched it off."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
     """A folder with an untrained Phi (head_dim 80, two layers) and its tokenizer, as a base model."""

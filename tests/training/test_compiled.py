@@ -37,7 +37,7 @@ def kernels(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def fresh(kernels, monkeypatch):
+def fresh(kernels, torch_compiles, monkeypatch):
     """Nothing is compiled yet, and what is compiled over and over is an error."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kernels))
     torch._dynamo.reset()

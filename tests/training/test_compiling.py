@@ -10,6 +10,8 @@ from llm_finetuning.training import resumable as training
 from llm_finetuning.training import selfcheck
 from llm_finetuning.training.trainer import compile_layers
 
+pytestmark = pytest.mark.usefixtures("torch_compiles")
+
 
 def compiled(model) -> set[bool]:
     layers = model.get_base_model().model.layers

@@ -97,7 +97,7 @@ def test_disabled_merged_and_several_adapters_compute_as_peft_has_them():
     assert torch.allclose(model(VALUES), both, atol=1e-5)
 
 
-def test_layers_compile_without_a_break_in_the_graph():
+def test_layers_compile_without_a_break_in_the_graph(torch_compiles):
     model = fused_lora.fuse(adapted())
     expected = step(model, VALUES)
     graphs = []

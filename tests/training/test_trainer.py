@@ -416,7 +416,7 @@ def test_variable_length_attention_is_computed_in_16_bits_under_autocast(monkeyp
     assert [x.dtype for x in seen] == [torch.bfloat16] * 3
 
 
-def test_compiled_layers_run_as_they_are_between_training_steps():
+def test_compiled_layers_run_as_they_are_between_training_steps(torch_compiles):
     class Layer(torch.nn.Module):
         def forward(self, values):
             return values * 2 + 1
