@@ -120,14 +120,13 @@ def test_a_page_keeps_no_bars_and_describes_its_figures_and_its_widgets(make_not
 
 
 @pytest.mark.browser
-def test_no_code_is_cut_off_in_a_narrow_window(browser, tmp_path):
+def test_no_code_is_cut_off_in_a_narrow_window(new_window, tmp_path):
     long = "# " + "a sentence of words " * 6 + "\n    x = '" + "one_name" * 14 + "'"
     nbformat.write(v4.new_notebook(cells=[v4.new_code_cell(long)]), tmp_path / "run.ipynb")
-    page = browser.new_page(viewport={"width": 500, "height": 600})
+    page = new_window(500)
     page.goto(pages.write(tmp_path / "run.ipynb", tmp_path / "kept.ipynb").as_uri())
     code = page.locator(".jp-InputArea-editor")
     assert code.evaluate("code => code.scrollWidth <= code.clientWidth") and "    x =" in code.inner_text()
-    page.close()
 
 
 def test_a_figure_says_what_it_shows():
