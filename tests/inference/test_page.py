@@ -42,7 +42,7 @@ two
 @pytest.fixture(scope="module")
 def slow(chat):
     """The chat at a speed at which a visitor sees the words come and can stop them."""
-    return Listening(chat, delay=0.1)
+    return Listening(chat, delay=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def stop_one(window, slow) -> None:
     wait_until_idle(window, re.compile(r"^\s*\d+ tokens, stopped\s*$"))
     said, steps = answer(window).inner_text(), slow.engine.steps
     assert NUMBERS.startswith(said) and said != NUMBERS
-    window.wait_for_timeout(500)
+    window.wait_for_timeout(800)
     assert slow.engine.steps <= steps + 1  # the token that was being computed
     assert answer(window).inner_text() == said
     for place in (answer(window), window.locator("#status"), question(window)):
