@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -215,11 +216,12 @@ def record(part: str, size: str, figures: list[dict], folder: Path) -> Path:
     title, report = f"{part}{SIZES[size]}: ", earlier(folder)
     kept = [entry for entry in report["figures"] if not entry["name"].startswith(title)]
     report["figures"] = kept + [_titled(entry, title) for entry in figures]
+    report["measured"][title.removesuffix(": ")] = date.today().isoformat()
     return _write(results_file(folder, report["machine"]["name"]), report)
 
 
 def earlier(folder: Path) -> dict:
-    """This machine's report so far: machine, versions, figures.
+    """This machine's report so far: machine, versions, the day on which each part was measured, figures.
 
     Raises ValueError for a file with other versions: one table shows one set of them.
     """
@@ -234,7 +236,7 @@ def earlier(folder: Path) -> dict:
             f"{path} was measured with {'; '.join(changed)}: remove it and measure every part again, or choose another"
             " folder with --results"
         )
-    return {"machine": here, "versions": versions, "figures": old["figures"]}
+    return {"machine": here, "versions": versions, "measured": old.get("measured", {}), "figures": old["figures"]}
 
 
 def _titled(entry: dict, title: str) -> dict:

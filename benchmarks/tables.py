@@ -102,7 +102,10 @@ def of_machine(report: dict) -> str:
 def head(report: dict) -> str:
     machine, versions = report["machine"], report["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in SHOWN_VERSIONS)
-    return f"**{machine['name']}**, {machine['memory_gib']:g} GiB; {named}. Medians, in brackets the whole range.\n"
+    days = sorted(set(report.get("measured", {}).values()))
+    measured = f" Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}." if days else ""
+    of = f"**{machine['name']}**, {machine['memory_gib']:g} GiB; {named}."
+    return f"{of}{measured} Medians, in brackets the whole range.\n"
 
 
 def headlines(report: dict) -> str:

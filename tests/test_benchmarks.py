@@ -40,7 +40,7 @@ def run_tiny(command: list[str], folder: Path) -> list[dict]:
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     (file,) = (folder / "results").glob("*.json")
     report = json.loads(file.read_text(encoding="utf-8"))
-    assert list(report) == ["machine", "versions", "figures"]
+    assert list(report) == ["machine", "versions", "measured", "figures"]
     return report["figures"]
 
 
