@@ -5,6 +5,7 @@ most 1,024 tokens. What the plan predicted stands beside what was measured.
 """
 
 import argparse
+import re
 import time
 
 import measuring
@@ -16,6 +17,7 @@ from peft.tuners.lora import Linear
 from peft.tuners.lora.bnb import Linear4bit
 from training_runs import ORIGINAL, Run
 
+from llm_finetuning import hardware
 from llm_finetuning.training import fused_lora
 
 PART = "training variants"
@@ -63,6 +65,8 @@ def measure(given: argparse.Namespace) -> list[str]:
         except Exception as error:  # a variant that fails costs its own number alone
             wrong.append(f"{name}: {type(error).__name__}: {error}")
             print(f"NOT MEASURED, {wrong[-1]}", flush=True)
+        hardware.free_memory()  # what a variant that failed held would be missing in the next one's plan
+        if name not in found:
             continue
         longest = max(longest, time.perf_counter() - begun)
         figures = [entry for other, result in found.items() for entry in figures_of(other, result)]
@@ -109,7 +113,8 @@ def figures_of(name: str, found: dict) -> list[dict]:
 
 def data_sheet(name: str) -> "scaling.Sheet | None":
     """The data sheet of a GPU by its name; None for a CPU and for one that has none here."""
-    return next((sheet for sheet in scaling.SHEETS if sheet.name.split()[0] in name.split()), None)
+    words = re.findall(r"[A-Z]+\d+", name.upper())  # also of "NVIDIA A100-SXM4-40GB"
+    return next((sheet for sheet in scaling.SHEETS if sheet.name.split()[0] in words), None)
 
 
 def ratios(found: dict[str, dict]) -> list[dict]:

@@ -263,6 +263,27 @@ def test_the_list_says_what_would_be_written_and_how_long_it_trains(peers):
     assert slow / fast == pytest.approx(989 / 121), "by the data sheets"
 
 
+@pytest.mark.parametrize(
+    ("device", "sheet"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA A10G", None),
+        ("AMD EPYC", None),
+    ],
+)
+def test_a_gpus_data_sheet_is_found_by_the_name_that_its_driver_gives(peers, device, sheet):
+    import gpu_variants
+
+    found = gpu_variants.data_sheet(device)
+    assert (found and found.name.split()[0]) == sheet
+
+
 @pytest.mark.more
 @pytest.mark.slow
 def test_trl_trains_the_rows_once_by_its_notebooks_recipe(peers, given, tmp_path):
