@@ -3,16 +3,17 @@
     python benchmarks/data_preparation.py
 
 The original's loop is written out from its description (trees one by one, see `original`). Both sides flatten the
-same made-up messages with the hub's fields, in turn. How it grows is measured in forked processes; memory is what
-such a process adds to its peak resident size.
+same made-up messages with the hub's fields, in turn. What reads a file has a process of its own for every turn: memory
+that was used and freed before is slower than new. Memory is what a process adds to its peak resident size.
 """
 
 import json
 import multiprocessing
 import random
-import resource
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import measuring
@@ -31,6 +32,7 @@ GROWTH = {"small": {10_000: 5, 30_000: 3, 100_000: 2, 300_000: 1, 1_000_000: 1},
 LOOP_GROWTH = {"small": {5_000: 2, 10_000: 2, 20_000: 1, 40_000: 1}, "tiny": {100: 2, 200: 2}}
 """The same for the original's loop below MESSAGES; beyond, it would take hours."""
 LOOP = "the original's loop"
+READING, PARSING = "reading, flattening and writing", "parsing the file's JSON lines"
 BLOCK = 10_000
 """Messages that are made up; a longer file repeats them under other ids."""
 WORDS = [f"word{number}" for number in range(5000)]
@@ -124,6 +126,18 @@ def whole(path: Path) -> None:
     pairs.write_jsonl(oasst.flatten(oasst.read_messages(path), "joined").pairs, path.with_name("pairs.jsonl"))
 
 
+def job(side: str, size: str) -> Callable[..., dict]:
+    """Returns the turn of a side that reads a file: seconds, and MB added to the peak resident size."""
+
+    def turn(path: str) -> dict:
+        before = measuring.peak_resident()
+        work = {READING: whole, PARSING: parse}[side]
+        seconds = measuring.seconds_of(lambda: work(Path(path)), TURN[size])
+        return {"s": seconds, "MB": (measuring.peak_resident() - before) / 1e6}
+
+    return turn
+
+
 def in_a_process(job: Callable, argument) -> tuple[float, float]:
     """Returns (seconds, MB added to the peak resident size) of `job(argument)` in a forked process."""
     context = multiprocessing.get_context("fork")
@@ -136,9 +150,9 @@ def in_a_process(job: Callable, argument) -> tuple[float, float]:
 
 
 def _run(job: Callable, argument, sender) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = measuring.peak_resident()
     seconds = measuring.seconds_of(lambda: job(argument))
-    sender.send((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6))
+    sender.send((seconds, (measuring.peak_resident() - before) / 1e6))
 
 
 def against(jobs: dict[str, Callable], argument, size: str) -> dict[str, list[float]]:
@@ -161,13 +175,19 @@ def comparison(folder: Path, size: str) -> tuple[list[dict], list[float]]:
     sides = {LOOP: original, "ours": ours}
     flattening = against(sides, messages, size)
     memory = {label: [in_a_process(job, messages)[1]] for label, job in sides.items()}
-    reading = against({"reading, flattening and writing": whole, "parsing the file's JSON lines": parse}, path, size)
+    with readers(size) as turns:
+        found = measuring.in_turn({side: partial(turn, path=str(path)) for side, turn in turns.items()}, ROUNDS[size])
+    reading = {side: [turn["s"] for turn in made] for side, made in found.items()}
     figures = [
         *measuring.compare(f"flattening {count}, time", "s", *flattening.items()),
         *(measuring.figure(f"flattening {count}, memory added, {label}", "MB", mb) for label, mb in memory.items()),
         *measuring.compare(f"{count} from file to pairs, time", "s", *reading.items()),
     ]
     return figures, flattening[LOOP]
+
+
+def readers(size: str) -> AbstractContextManager[dict[str, Callable]]:
+    return measuring.sides(Path(__file__).name, [READING, PARSING], ["--size", size], apart=True)
 
 
 def how_it_grows(folder: Path, size: str, largest_loop: list[float]) -> list[dict]:
@@ -178,7 +198,9 @@ def how_it_grows(folder: Path, size: str, largest_loop: list[float]) -> list[dic
         loop[count] = [measuring.seconds_of(lambda m=messages: original(m)) for _ in range(runs)]
     for count, runs in GROWTH[size].items():
         path = write_messages(folder / "messages.jsonl", count)
-        times[count], memory = zip(*(in_a_process(whole, path) for _ in range(runs)), strict=True)
+        with readers(size) as turns:
+            found = [turns[READING](path=str(path)) for _ in range(runs)]
+        times[count], memory = ([turn[name] for turn in found] for name in ("s", "MB"))
     return [
         *measuring.growth("time from file to pairs", "messages", "s", times),
         *measuring.growth("time of the original's loop", "messages", "s", loop | {MESSAGES[size]: largest_loop}),
@@ -188,6 +210,9 @@ def how_it_grows(folder: Path, size: str, largest_loop: list[float]) -> list[dic
 
 def main() -> None:
     given = measuring.options(__doc__, "small", "tiny").parse_args()
+    if given.side:
+        measuring.serve(lambda: job(given.side, given.size))
+        return
     folder = given.work / "data"
     folder.mkdir(parents=True, exist_ok=True)
     figures, loop = comparison(folder, given.size)
