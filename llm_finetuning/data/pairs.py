@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar
 
 import pandas as pd
 
-from llm_finetuning.data.reading import Problems, all_of, existing_file, is_text
+from llm_finetuning.data.reading import Problems, existing_file, is_text
 from llm_finetuning.data.records import records
 from llm_finetuning.files.atomic import write_json_lines
 
@@ -137,24 +136,9 @@ def write_jsonl(pairs: pd.DataFrame | Iterable[dict], path: str | Path) -> Path:
     rows = to_records(pairs) if isinstance(pairs, pd.DataFrame) else list(pairs)
     if not rows:
         raise ValueError(f"no pair to write to {path.name}. Loosen the filters, or check the source and its split.")
-    for number, row in enumerate([] if are_plain(rows) else rows, 1):
+    for number, row in enumerate(rows, 1):
         try:
             check(row)
         except ValueError as error:
             raise ValueError(f"pair {number} for {path.name}: {error}") from error
     return write_json_lines(path, rows)
-
-
-def are_plain(rows: Sequence[dict]) -> bool:
-    """Whether all pairs are surely as `check` wants them, looked at by columns; one with a history is not."""
-    columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
-    ranks = columns.pop("rank")
-    if any(columns.pop("history")) or not set(map(type, ranks)) <= {int, NoneType} or not all(columns["response"]):
-        return False
-    texts = (column if name in ("prompt", "response") else filter(None, column) for name, column in columns.items())
-    return all(map(_are_texts, texts)) and all(abs(rank or 0) <= 1e9 for rank in ranks)
-
-
-def _are_texts(values: Iterable) -> bool:
-    values = list(values)
-    return all_of(str, values) and (all(map(str.isascii, values)) or is_text("".join(values)))
