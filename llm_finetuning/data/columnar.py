@@ -7,15 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm_finetuning.data.containers import ARROW_FILE, PARQUET, form_of, open_content
+from llm_finetuning.data.containers import ARROW_FILE, PARQUET, open_content
 
 ROWS = 8192
 Batches = Callable[..., Iterator[pa.RecordBatch]]
-
-
-def is_columnar(path: Path) -> bool:
-    """Whether a path holds columns, by its content."""
-    return path.is_dir() or form_of(path) in ("parquet", "arrow")
 
 
 def open_columns(path: Path) -> tuple[list[str], Batches]:

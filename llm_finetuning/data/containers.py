@@ -188,7 +188,12 @@ def lines(path: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def form_of(path: Path) -> str:
-    """Returns "parquet", "arrow", "JSON lines", "JSON" or "CSV"; raises ValueError for what is none of them."""
+    """Returns "parquet", "arrow", "JSON lines", "JSON" or "CSV"; raises ValueError for what is none of them.
+
+    A folder is one of `Dataset.save_to_disk`, whose files are arrow.
+    """
+    if path.is_dir():
+        return "arrow"
     with named_damage(path, [0]):
         try:
             stream, _ = open_content(path)

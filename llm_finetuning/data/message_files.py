@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_finetuning.data.columnar import is_columnar, named_damage, open_columns
+from llm_finetuning.data.columnar import named_damage, open_columns
 from llm_finetuning.data.containers import form_of
 from llm_finetuning.data.message_lines import sound_blocks
 from llm_finetuning.data.messages import USED_LABELS, columns_of, from_table, messages_of
 from llm_finetuning.data.reading import Problems
-from llm_finetuning.data.records import records
+from llm_finetuning.data.records import UNITS, records
 
 BATCH = 16
 REQUIRED = ("message_tree_id", "message_id", "role", "text")
@@ -21,13 +21,13 @@ OPTIONAL = ("parent_id", "lang", "rank", "tree_state", "deleted", "review_result
 
 def columns_of_file(path: Path, problems: Problems) -> Iterator[tuple[Sequence[int], list[list]]]:
     """Yields (line of each message, columns of FIELDS) of a file of flat messages or nested trees, batch by batch."""
-    before, last = len(problems.found), 0
-    if not path.is_dir() and form_of(path) == "JSON lines":
+    before, last, form = len(problems.found), 0, form_of(path)
+    if form == "JSON lines":
         problems.unit, problems.form = "line", "JSON lines"
         last = yield from sound_blocks(path)
         if last is None:
             return
-    in_columns = is_columnar(path) and "prompt" not in open_columns(path)[0]
+    in_columns = form in UNITS and "prompt" not in open_columns(path)[0]
     for batch in _batches(_rows(path, problems) if in_columns else records(path, problems, last)):
         try:
             lines, messages = zip(*batch, strict=True)

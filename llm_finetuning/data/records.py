@@ -38,7 +38,7 @@ def records(path: Path, problems: Problems, after: int = 0) -> Iterator[tuple[in
     after: of JSON lines, the last line that has been read already.
     Raises ValueError when the file holds nothing, is damaged, or is of no form that is known.
     """
-    form = "arrow" if path.is_dir() else form_of(path)
+    form = form_of(path)
     problems.unit, problems.form = UNITS.get(form, "line"), form
     if form == "CSV":
         return csv_records(path, problems)
