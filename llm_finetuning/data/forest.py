@@ -58,8 +58,8 @@ def _are_in_order(up: np.ndarray) -> bool:
     deep for its parent: that one is the row before, or an ancestor of it.
     """
     depth = depths(up)
-    if len(up) == 0 or (np.diff(depth, prepend=-1) > 1).any():
-        return len(up) == 0
+    if (np.diff(depth, prepend=-1) > 1).any():
+        return False
     by_depth = np.argsort(depth, kind="stable")
     levels = np.split(by_depth, np.flatnonzero(np.diff(depth[by_depth])) + 1)
     return all((parents[np.searchsorted(parents, rows) - 1] == up[rows]).all() for parents, rows in pairwise(levels))
