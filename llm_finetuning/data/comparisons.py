@@ -127,7 +127,8 @@ def as_score(value: Any) -> float | None:
 def _mean_rating(annotations: Any) -> float | None:
     """The mean of UltraFeedback's ratings of a response, one by aspect; None without any."""
     aspects = literal(annotations)
-    parts = [part[0] if type(part) is list and part else part for part in getattr(aspects, "values", list)()]
+    values = aspects.values() if type(aspects) is dict else ()
+    parts = [part[0] if type(part) is list and part else part for part in values]
     ratings = [as_score(part.get("Rating")) for part in parts if type(part) is dict]
     ratings = [rating for rating in ratings if rating is not None]
     return sum(ratings) / len(ratings) if ratings else None

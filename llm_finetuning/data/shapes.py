@@ -136,7 +136,9 @@ def layout_of(names: tuple[str, ...], columns: Columns = USUAL) -> Shape | Compa
     if columns.response or shape and not shape.chat:
         return shape
     several = comparison_of(names, (columns.prompt,) if columns.prompt else COMPARED)
-    return shape if several is None or shape and not (several.by and several.responses[1:]) else several
+    if shape is None or several and several.by and several.responses[1:]:
+        return several
+    return shape
 
 
 def recognise(record: dict, columns: Columns = USUAL) -> Shape | Comparison | None:

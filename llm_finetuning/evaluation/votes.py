@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llm_finetuning.data import preferences, shapes
+from llm_finetuning.data import comparisons, preferences
 from llm_finetuning.evaluation import intervals
 from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.inference.votes import CHOICES
@@ -91,7 +91,7 @@ def export(votes: list[dict], path: Path) -> Path | None:
 
     Left out: ties, answers that are alike, and votes in which an answer is empty. Without any there is no file.
     """
-    return preferences.write([record for vote in votes if (record := shapes.of_vote(vote))], path)
+    return preferences.write([record for vote in votes if (record := comparisons.of_vote(vote))], path)
 
 
 def main() -> None:
