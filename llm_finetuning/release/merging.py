@@ -60,8 +60,9 @@ class Adapter:
         """
         if name not in self.factors:
             return weight + self.experts.delta(name, weight.device)[rows]
-        a, b = (factor.to(weight.device).float() for factor in self.factors[name])
-        merged = torch.addmm(weight.float(), self.scaling * b[rows], a)
+        a, b = self.factors[name]
+        a, b = (factor.to(weight.device).float() for factor in (a, b[rows]))
+        merged = torch.addmm(weight.float(), self.scaling * b, a)
         if name in self.lengths:
             merged *= (self.lengths[name][rows].to(weight.device).float() / merged.norm(dim=1))[:, None]
         return merged
