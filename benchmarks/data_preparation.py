@@ -138,8 +138,8 @@ def job(side: str, size: str) -> Callable[..., dict]:
     return turn
 
 
-def in_a_process(job: Callable, argument) -> tuple[float, float]:
-    """Returns (seconds, MB added to the peak resident size) of `job(argument)` in a forked process."""
+def memory_added(job: Callable, argument) -> float:
+    """Returns the MB that `job(argument)` adds to the peak resident size, in a forked process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_run, args=(job, argument, sender))
@@ -151,8 +151,8 @@ def in_a_process(job: Callable, argument) -> tuple[float, float]:
 
 def _run(job: Callable, argument, sender) -> None:
     before = measuring.peak_resident()
-    seconds = measuring.seconds_of(lambda: job(argument))
-    sender.send((seconds, (measuring.peak_resident() - before) / 1e6))
+    job(argument)
+    sender.send((measuring.peak_resident() - before) / 1e6)
 
 
 def against(jobs: dict[str, Callable], argument, size: str) -> dict[str, list[float]]:
@@ -174,7 +174,7 @@ def comparison(folder: Path, size: str) -> tuple[list[dict], list[float]]:
         raise SystemExit("flatten does not give the original's rows")
     sides = {LOOP: original, "ours": ours}
     flattening = against(sides, messages, size)
-    memory = {label: [in_a_process(job, messages)[1]] for label, job in sides.items()}
+    memory = {label: [memory_added(job, messages)] for label, job in sides.items()}
     with readers(size) as turns:
         found = measuring.in_turn({side: partial(turn, path=str(path)) for side, turn in turns.items()}, ROUNDS[size])
     reading = {side: [turn["s"] for turn in made] for side, made in found.items()}
