@@ -2,13 +2,12 @@
 
     python benchmarks/data_preparation.py
 
-The original's loop is written out from its description (trees one by one, see `original`). Both sides flatten the
-same made-up messages with the hub's fields, in turn. What reads a file has a process of its own for every turn: memory
-that was used and freed before is slower than new. Memory is what a process adds to its peak resident size.
+The original's loop is written out from its description (trees one by one, see `original`). All sides take the same
+made-up messages with the hub's fields, in turn, each turn in a process of its own: memory that another has used and
+freed is slower than new. Memory is what a turn adds to the resident size.
 """
 
 import json
-import multiprocessing
 import random
 import uuid
 from collections.abc import Callable
@@ -32,7 +31,9 @@ GROWTH = {"small": {10_000: 5, 30_000: 3, 100_000: 2, 300_000: 1, 1_000_000: 1},
 LOOP_GROWTH = {"small": {5_000: 2, 10_000: 2, 20_000: 1, 40_000: 1}, "tiny": {100: 2, 200: 2}}
 """The same for the original's loop below MESSAGES; beyond, it would take hours."""
 LOOP = "the original's loop"
+FLATTENING = "ours"
 READING, PARSING = "reading, flattening and writing", "parsing the file's JSON lines"
+SIDES = (LOOP, FLATTENING, READING, PARSING)
 BLOCK = 10_000
 """Messages that are made up; a longer file repeats them under other ids."""
 WORDS = [f"word{number}" for number in range(5000)]
@@ -109,9 +110,8 @@ def original(messages: pd.DataFrame) -> list[tuple[str, str]]:
     return [(prompt, response) for prompt, response in rows if response]
 
 
-def ours(messages: pd.DataFrame) -> list[tuple[str, str]]:
-    flat = oasst.flatten(messages, "joined").pairs
-    return list(zip(flat["prompt"], flat["response"], strict=True))
+def flatten(messages: pd.DataFrame) -> pd.DataFrame:
+    return oasst.flatten(messages, "joined").pairs
 
 
 def parse(path: Path) -> None:
@@ -127,40 +127,18 @@ def whole(path: Path) -> None:
 
 
 def job(side: str, size: str) -> Callable[..., dict]:
-    """Returns the turn of a side that reads a file: seconds, and MB added to the peak resident size."""
+    """Returns the turn of a side: seconds, and MB added to the resident size that was there before."""
 
     def turn(path: str) -> dict:
-        before = measuring.peak_resident()
-        work = {READING: whole, PARSING: parse}[side]
-        seconds = measuring.seconds_of(lambda: work(Path(path)), TURN[size])
+        if side in (LOOP, FLATTENING):
+            argument, work = oasst.read_messages(path), {LOOP: original, FLATTENING: flatten}[side]
+        else:
+            argument, work = Path(path), {READING: whole, PARSING: parse}[side]
+        before = measuring.forget_peak()
+        seconds = measuring.seconds_of(lambda: work(argument), TURN[size])
         return {"s": seconds, "MB": (measuring.peak_resident() - before) / 1e6}
 
     return turn
-
-
-def memory_added(job: Callable, argument) -> float:
-    """Returns the MB that `job(argument)` adds to the peak resident size, in a forked process."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_run, args=(job, argument, sender))
-    child.start()
-    found = receiver.recv()
-    child.join()
-    return found
-
-
-def _run(job: Callable, argument, sender) -> None:
-    before = measuring.peak_resident()
-    job(argument)
-    sender.send((measuring.peak_resident() - before) / 1e6)
-
-
-def against(jobs: dict[str, Callable], argument, size: str) -> dict[str, list[float]]:
-    """Measures the seconds of two jobs, in turn, on the same argument."""
-    turns = {
-        label: (lambda job=job: measuring.seconds_of(lambda: job(argument), TURN[size])) for label, job in jobs.items()
-    }
-    return measuring.in_turn(turns, ROUNDS[size])
 
 
 def comparison(folder: Path, size: str) -> tuple[list[dict], list[float]]:
@@ -169,38 +147,33 @@ def comparison(folder: Path, size: str) -> tuple[list[dict], list[float]]:
     Also returns the seconds of the original's loop.
     """
     path = write_messages(folder / "messages.jsonl", MESSAGES[size])
-    messages, count = oasst.read_messages(path), f"{MESSAGES[size]:,} messages"
-    if original(messages.head(5000)) != ours(messages.head(5000)):
+    messages, count = oasst.read_messages(path).head(5000), f"{MESSAGES[size]:,} messages"
+    flat = flatten(messages)
+    if original(messages) != list(zip(flat["prompt"], flat["response"], strict=True)):
         raise SystemExit("flatten does not give the original's rows")
-    sides = {LOOP: original, "ours": ours}
-    flattening = against(sides, messages, size)
-    memory = {label: [memory_added(job, messages)] for label, job in sides.items()}
-    with readers(size) as turns:
+    with processes(size) as turns:
         found = measuring.in_turn({side: partial(turn, path=str(path)) for side, turn in turns.items()}, ROUNDS[size])
-    reading = {side: [turn["s"] for turn in made] for side, made in found.items()}
-    figures = [
-        *measuring.compare(f"flattening {count}, time", "s", *flattening.items()),
-        *(measuring.figure(f"flattening {count}, memory added, {label}", "MB", mb) for label, mb in memory.items()),
-        *measuring.compare(f"{count} from file to pairs, time", "s", *reading.items()),
-    ]
-    return figures, flattening[LOOP]
+    seconds, memory = ({side: [turn[of] for turn in made] for side, made in found.items()} for of in ("s", "MB"))
+    figures = []
+    for what, pair in ((f"flattening {count}", SIDES[:2]), (f"{count} from file to pairs", SIDES[2:])):
+        figures += measuring.compare(f"{what}, time", "s", *((side, seconds[side]) for side in pair))
+        figures += [measuring.figure(f"{what}, memory added, {side}", "MB", memory[side]) for side in pair]
+    return figures, seconds[LOOP]
 
 
-def readers(size: str) -> AbstractContextManager[dict[str, Callable]]:
-    return measuring.sides(Path(__file__).name, [READING, PARSING], ["--size", size], apart=True)
+def processes(size: str) -> AbstractContextManager[dict[str, Callable]]:
+    return measuring.sides(Path(__file__).name, SIDES, ["--size", size], apart=True)
 
 
 def how_it_grows(folder: Path, size: str, largest_loop: list[float]) -> list[dict]:
     """Measures seconds by number of messages, ours and the original's loop, and the memory of ours at the largest."""
     times, loop, memory = {}, {}, []
-    for count, runs in LOOP_GROWTH[size].items():
-        messages = oasst.read_messages(write_messages(folder / "messages.jsonl", count))
-        loop[count] = [measuring.seconds_of(lambda m=messages: original(m)) for _ in range(runs)]
-    for count, runs in GROWTH[size].items():
-        path = write_messages(folder / "messages.jsonl", count)
-        with readers(size) as turns:
-            found = [turns[READING](path=str(path)) for _ in range(runs)]
-        times[count], memory = ([turn[name] for turn in found] for name in ("s", "MB"))
+    for side, counts, grown in ((LOOP, LOOP_GROWTH, loop), (READING, GROWTH, times)):
+        for count, runs in counts[size].items():
+            path = write_messages(folder / "messages.jsonl", count)
+            with processes(size) as turns:
+                found = [turns[side](path=str(path)) for _ in range(runs)]
+            grown[count], memory = ([turn[name] for turn in found] for name in ("s", "MB"))
     return [
         *measuring.growth("time from file to pairs", "messages", "s", times),
         *measuring.growth("time of the original's loop", "messages", "s", loop | {MESSAGES[size]: largest_loop}),

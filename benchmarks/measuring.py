@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
 from pathlib import Path
 
@@ -192,6 +192,13 @@ def peak_resident() -> int:
     except FileNotFoundError:  # no Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
+
+
+def forget_peak() -> int:
+    """Makes `peak_resident` begin anew, where there is Linux; returns what it is now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_resident()
 
 
 def machine() -> dict:
