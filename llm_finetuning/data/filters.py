@@ -8,7 +8,7 @@ import pandas as pd
 
 from llm_finetuning.data.forest import arrange
 from llm_finetuning.data.funnel import Funnel
-from llm_finetuning.data.pairs import as_list
+from llm_finetuning.data.pairs import objects
 
 REQUIRED = ("message_tree_id", "message_id", "parent_id", "role", "text")
 
@@ -58,7 +58,7 @@ class Forest:
 
     messages: pd.DataFrame
     order: Sequence[int]
-    columns: dict[str, list]
+    columns: dict[str, np.ndarray]
     parents: np.ndarray
     is_reply: np.ndarray
     alive: np.ndarray
@@ -69,30 +69,38 @@ class Forest:
         missing = [name for name in REQUIRED if name not in messages.columns]
         if missing:
             raise ValueError(f"The messages lack the columns {', '.join(missing)}. Read them with read_messages.")
-        tree_ids, ids, parents, texts = (as_list(messages[name]) for name in REQUIRED if name != "role")
-        roles = messages["role"].to_numpy(dtype=object)
-        columns = {"message_tree_id": tree_ids, "message_id": ids, "parent_id": parents, "text": texts}
+        columns = {name: objects(messages[name]) for name in REQUIRED}
+        tree_ids, ids, parents, roles, texts = columns.values()
 
         def complain(row: int, problem: str) -> None:
             raise ValueError(f"message {ids[row]} (row {row}): {problem}.")
 
+        texts = texts.tolist()
         if None in texts:
             complain(texts.index(None), "text is null")
-        order, above = arrange(tree_ids, ids, parents, roles, complain)
+        order, above = arrange(tree_ids, ids.tolist(), parents.tolist(), roles, complain)
         if not isinstance(order, range):
-            columns = {name: [values[row] for row in order] for name, values in columns.items()}
+            columns = {name: values[order] for name, values in columns.items()}
             places = np.full(len(order) + 1, -1)
             places[order] = np.arange(len(order))
-            above, roles = places[above[order]], roles[order]
-        return cls(messages, order, columns, above, roles == "assistant", np.ones(len(order), dtype=bool))
+            above = places[above[order]]
+        is_reply = columns["role"] == "assistant"
+        return cls(messages, order, columns, above, is_reply, np.ones(len(order), dtype=bool))
 
-    def __getitem__(self, name: str) -> list:
-        """Returns the values of a column in depth-first order, None where there is none."""
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Returns (N,) the values of a column in depth-first order, None where there is none."""
         if name not in self.columns:
             exists = name in self.messages.columns
-            values = as_list(self.messages[name]) if exists else [None] * len(self.parents)
-            self.columns[name] = values if isinstance(self.order, range) else [values[row] for row in self.order]
+            values = objects(self.messages[name]) if exists else np.full(len(self.parents), None)
+            self.columns[name] = values if isinstance(self.order, range) else values[self.order]
         return self.columns[name]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Returns (N,) the numbers of a column in depth-first order, NaN where there is none."""
+        if name not in self.messages.columns:
+            return np.full(len(self.parents), np.nan)
+        values = self.messages[name].to_numpy(dtype=float, na_value=np.nan)
+        return values if isinstance(self.order, range) else values[self.order]
 
     def count(self) -> int:
         """Returns the number of messages that no filter has removed."""
@@ -108,7 +116,7 @@ class Forest:
         found[self.parents[self.replies()]] = True
         return found
 
-    def drop_branches(self, keep: list[bool]) -> None:
+    def drop_branches(self, keep: Sequence[bool]) -> None:
         """Removes the messages that are not kept and everything below them."""
         gone = np.append(~(self.alive & np.array(keep, dtype=bool)), False)
         up = np.append(self.parents, -1)  # of each message an ancestor twice as far away with every round
@@ -117,7 +125,7 @@ class Forest:
             up = up[up]
         self.alive = ~gone[:-1]
 
-    def drop_replies(self, keep: list[bool]) -> None:
+    def drop_replies(self, keep: Sequence[bool]) -> None:
         """Removes replies from the choice among siblings; what was said after them keeps its true history."""
         self.alive &= np.array(keep, dtype=bool) | ~self.is_reply
 
@@ -151,7 +159,7 @@ def _drop(forest: Forest, funnel: Funnel, name: str, keep: Sequence[bool], repli
 
 
 def _filter(
-    forest: Forest, funnel: Funnel, name: str, keep: list[bool], cure: str, replies_alone: bool = False
+    forest: Forest, funnel: Funnel, name: str, keep: Sequence[bool], cure: str, replies_alone: bool = False
 ) -> None:
     """Applies a filter on messages as a step of the funnel."""
     before = _drop(forest, funnel, name, keep, replies_alone)
@@ -180,7 +188,7 @@ def drop_messages(forest: Forest, funnel: Funnel, filters: Filters) -> None:
     if languages := filters.languages:
         kept = {lang: speaks(lang, languages) for lang in set(forest["lang"])}
         name = f"language {', '.join(languages)}"
-        _filter(forest, funnel, name, [kept[lang] for lang in forest["lang"]], "languages = ''")
+        _filter(forest, funnel, name, list(map(kept.get, forest["lang"])), "languages = ''")
 
 
 def drop_replies(forest: Forest, funnel: Funnel, filters: Filters) -> None:
@@ -189,11 +197,11 @@ def drop_replies(forest: Forest, funnel: Funnel, filters: Filters) -> None:
         kept = [synthetic is not True for synthetic in forest["synthetic"]]
         _filter(forest, funnel, "reply written by a person", kept, "drop_synthetic = 'no'", True)
     if (floor := filters.min_quality) is not None:
-        kept = [value is None or value >= floor for value in forest["quality"]]
+        kept = ~(forest.numbers("quality") < floor)
         _filter(forest, funnel, f"reply's quality at least {floor:g}", kept, "min_quality = 0", True)
     for name, ceiling in (("toxicity", filters.max_toxicity), ("detoxify", filters.max_detoxify)):
         if ceiling is not None:
-            kept = [value is None or value <= ceiling for value in forest[name]]
+            kept = ~(forest.numbers(name) > ceiling)
             _filter(forest, funnel, f"reply's {name} at most {ceiling:g}", kept, f"max_{name} = 1", True)
     if shortest := filters.min_response_chars:
         kept = [len(text.strip()) >= shortest for text in forest["text"]]

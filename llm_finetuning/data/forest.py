@@ -30,11 +30,10 @@ def arrange(
         bad.add(tree_ids[row])
 
     rows_by_id = _rows_by_id(ids, report)
-    above = list(map(rows_by_id.get, parents, repeat(-1)))
-    up = np.array(above, dtype=np.int64)
+    up = np.fromiter(map(rows_by_id.get, parents, repeat(-1)), dtype=np.int64, count=len(parents))
     if not bad and _are_sound(tree_ids, parents, roles, up):
-        return range(len(ids)) if _are_in_order(up) else _in_order(above), up
-    roots, replies = _links(tree_ids, parents, roles, above, report)
+        return range(len(ids)) if _are_in_order(up) else _in_order(up.tolist()), up
+    roots, replies = _links(tree_ids, parents, roles, up.tolist(), report)
     order = _depth_first([roots[tree] for tree in dict.fromkeys(tree_ids) if tree in roots], replies)
     if len(order) < len(ids):
         _report_cycles(tree_ids, set(order), bad, report)
@@ -43,7 +42,7 @@ def arrange(
 
 def _are_sound(tree_ids: Sequence[str], parents: Sequence[str | None], roles: Sequence[str], up: np.ndarray) -> bool:
     """Whether each row is the only root of its tree, a prompter's, or replies to a row before it by the other role."""
-    trees, role = (np.fromiter(values, dtype=object, count=len(up)) for values in (tree_ids, roles))
+    trees, role = (np.asarray(values, dtype=object) for values in (tree_ids, roles))
     below, roots = np.flatnonzero(up >= 0), np.flatnonzero(up < 0)
     replies = (trees[below] == trees[up[below]]).all() and (role[below] != role[up[below]]).all()
     replies = replies and (up < np.arange(len(up))).all()
@@ -60,7 +59,7 @@ def _are_in_order(up: np.ndarray) -> bool:
     depth = depths(up)
     if (np.diff(depth, prepend=-1) > 1).any():
         return False
-    by_depth = np.argsort(depth, kind="stable")
+    by_depth = np.argsort(depth.astype(np.min_scalar_type(depth.max())), kind="stable")  # few bits sort sooner
     levels = np.split(by_depth, np.flatnonzero(np.diff(depth[by_depth])) + 1)
     return all((parents[np.searchsorted(parents, rows) - 1] == up[rows]).all() for parents, rows in pairwise(levels))
 

@@ -1,13 +1,15 @@
 """The pair record (prompt, response and what is known about them), read from JSON lines and written to them."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 from llm_finetuning.data.reading import Problems, existing_file, is_text
 from llm_finetuning.data.records import records
@@ -73,13 +75,16 @@ def _value_of(record: dict, name: str) -> str:
 class Rows(Sequence[dict]):
     """Pair records that are made of their columns when they are asked for."""
 
-    columns: dict[str, list]
+    columns: dict[str, Sequence]
 
     def __len__(self) -> int:
         return len(self.columns["prompt"])
 
     def __getitem__(self, place: int) -> dict:
         return {name: values[place] for name, values in self.columns.items()}
+
+    def __iter__(self) -> Iterator[dict]:
+        return map(dict, map(zip, repeat(tuple(self.columns)), zip(*self.columns.values(), strict=True)))
 
 
 def to_frame(pairs: Sequence[dict]) -> pd.DataFrame:
@@ -115,16 +120,17 @@ def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
 
 def to_records(pairs: pd.DataFrame) -> list[dict]:
     """Returns the rows of a table of pairs as pair records, without what is null."""
-    columns = {name: as_list(pairs[name]) for name in pairs.columns}
+    columns = {name: objects(pairs[name]).tolist() for name in pairs.columns}
     return [
         {name: value for name, value in zip(columns, values, strict=True) if value is not None}
         for values in zip(*columns.values(), strict=True)
     ]
 
 
-def as_list(column: pd.Series) -> list:
-    """Returns the values as Python objects, None for every kind of missing value."""
-    return column.astype(object).where(column.notna(), None).tolist() if column.hasnans else column.tolist()
+def objects(column: pd.Series) -> np.ndarray:
+    """Returns (N,) the values as Python objects, None for every kind of missing value."""
+    values = column.to_numpy(dtype=object)
+    return values if infer_dtype(values, skipna=False) == "string" else np.where(column.isna(), None, values)
 
 
 def write_jsonl(pairs: pd.DataFrame | Iterable[dict], path: str | Path) -> Path:

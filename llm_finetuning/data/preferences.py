@@ -1,9 +1,8 @@
 """Preference pairs: of siblings with ranks, or ready-made ones; to one prompt a chosen and a rejected response."""
 
 import json
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain, combinations, pairwise
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,8 @@ from llm_finetuning.data.comparisons import differ
 from llm_finetuning.data.duplicates import like_earlier
 from llm_finetuning.data.filters import Filters, Forest, speaks
 from llm_finetuning.data.funnel import Funnel
-from llm_finetuning.data.pairs import check, checked
-from llm_finetuning.data.recipes import pairs_of_replies, prompters_of, replies_of
+from llm_finetuning.data.pairs import Rows, check, checked
+from llm_finetuning.data.recipes import histories, prompters_of
 from llm_finetuning.files.atomic import write_json_lines
 
 UNIT = "preference pair"
@@ -33,42 +32,60 @@ def of_siblings(pairs: list[dict], prompters: list[Hashable], way: str) -> tuple
     way: "best-worst" = to each prompt the best against the worst, "adjacent" = each rank against the next, "all" =
     each against every worse one. Replies of equal rank or equal text are no preference.
     """
-    siblings: dict[Hashable, list[int]] = {}
-    for place, prompter in enumerate(prompters):
-        siblings.setdefault(prompter, []).append(place)
-    ranks, responses = ([pair.get(name) for pair in pairs] for name in ("rank", "response"))
-    found = _better_and_worse(siblings.values(), ranks, responses, way)
+    numbers: dict[Hashable, int] = {}
+    owners = np.array([numbers.setdefault(prompter, len(numbers)) for prompter in prompters], dtype=np.int64)
+    ranks = np.array([pair.get("rank") for pair in pairs], dtype=float)
+    found = _better_and_worse(owners, ranks, [pair["response"] for pair in pairs], way)
     return [_record(pairs[better], pairs[worse]) for better, worse in found], [prompters[one] for one, _ in found]
 
 
 def of_forest(forest: Forest, way: str) -> tuple[list[dict], list[Hashable]]:
     """Returns what `of_siblings` does of every reply that is left, where no pair has been made of them."""
-    texts, ranks = forest["text"], forest["rank"]
-    ranked = [row for row in forest.replies().tolist() if ranks[row] is not None and texts[row]]
-    siblings = replies_of(forest, np.array(ranked, dtype=np.int64))[1]
-    found = _better_and_worse(siblings, ranks, texts, way)
-    rows = dict.fromkeys(chain.from_iterable(found))
-    pairs = dict(zip(rows, pairs_of_replies(forest, rows), strict=True))
-    records = [_record(pairs[better], pairs[worse]) for better, worse in found]
-    return records, [int(forest.parents[better]) for better, _ in found]
+    replies = forest.replies()
+    if "" in (texts := forest["text"][replies].tolist()):
+        replies = replies[[text != "" for text in texts]]
+        texts = list(filter(None, texts))
+    parents = forest.parents[replies]
+    found = _better_and_worse(parents, forest.numbers("rank")[replies], texts, way)
+    better, worse = np.array(found, dtype=np.int64).reshape(-1, 2).T
+    asked, better, worse = parents[better], replies[better], replies[worse]
+    columns = {
+        "prompt": forest["text"][asked],
+        "history": histories(forest, asked),
+        "chosen": forest["text"][better],
+        "rejected": forest["text"][worse],
+        "lang": forest["lang"][better],
+        "message_tree_id": forest["message_tree_id"][better],
+        "chosen_id": forest["message_id"][better],
+        "rejected_id": forest["message_id"][worse],
+        "chosen_rank": forest["rank"][better],
+        "rejected_rank": forest["rank"][worse],
+    }
+    return list(Rows(columns)), asked.tolist()
 
 
 def _better_and_worse(
-    siblings: Iterable[list[int]], ranks: list[int | None], responses: list[str], way: str
+    owners: np.ndarray, ranks: np.ndarray, responses: Sequence[str], way: str
 ) -> list[tuple[int, int]]:
-    """Returns (place of a better reply, of a worse one) among each of `siblings`, by the first that has a rank."""
+    """Returns (place of a better reply, of a worse one), by the first reply with a rank to the same prompt.
+
+    owners: (N,) number of the prompt that each replies to. ranks: (N,) NaN where there is none.
+    """
     if way not in WAYS:
         raise ValueError(f"preference_pairs = {way!r}: one of {', '.join(WAYS)}")
-    found = []
-    for places in siblings:
-        ranked = [place for place in places if ranks[place] is not None]
-        if len(ranked) > 1:
-            found += [(ranked[0], *two) for two in WAYS[way](sorted(ranked, key=ranks.__getitem__))]
-    found.sort(key=itemgetter(0))
+    places = np.flatnonzero(~np.isnan(ranks))
+    if not len(places):
+        return []
+    ranked = places[np.lexsort((ranks[places], owners[places]))]
+    starts = np.flatnonzero(np.diff(owners[ranked], prepend=-1))
+    ends = np.append(starts[1:], len(ranked))
+    several = ranks[ranked[starts]] < ranks[ranked[ends - 1]]
+    by_first = np.argsort(np.minimum.reduceat(ranked, starts)[several])
+    bounds = zip(starts[several][by_first].tolist(), ends[several][by_first].tolist(), strict=True)
+    found, ranks = ranked.tolist(), ranks.tolist()
+    pairs = chain.from_iterable(WAYS[way](found[start:end]) for start, end in bounds)
     return [
-        (one, other)
-        for _, one, other in found
-        if ranks[one] < ranks[other] and differ(responses[one], responses[other])
+        (one, other) for one, other in pairs if ranks[one] < ranks[other] and differ(responses[one], responses[other])
     ]
 
 

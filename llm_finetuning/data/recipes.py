@@ -1,6 +1,6 @@
 """Three ways from trees to pairs: joined (the original's), all, and the best reply to each prompt."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
@@ -12,7 +12,7 @@ from llm_finetuning.data.filters import Filters, Forest
 from llm_finetuning.data.funnel import Funnel
 from llm_finetuning.data.pairs import Rows
 
-OF_MESSAGE = ("message_tree_id", "message_id", "lang", "rank")
+OF_MESSAGE = ("lang", "message_tree_id", "message_id", "rank")
 
 
 @dataclass
@@ -121,99 +121,89 @@ def joined(forest: Forest, funnel: Funnel) -> Candidates:
     prompt = the tree's first text, directly followed by the message's own when that is another one. Rows with
     an empty response are dropped. lang, message_id and rank are those of the prompter message.
     """
-    texts, trees, ids, langs, ranks = (forest[name] for name in ("text", *OF_MESSAGE))
-    rows, of_each = replies_of(forest)
-    responses = [" ".join([texts[reply] for reply in replies]) for replies in of_each]
-    roots = np.maximum.accumulate(np.where(forest.parents < 0, np.arange(len(texts)), 0))
+    rows, replies, bounds = replies_by_prompter(forest)
+    said = forest["text"][replies].tolist()
+    responses = [" ".join(said[start:end]) for start, end in pairwise(bounds)]
     funnel.step("one for each prompter message", "pair", int((forest.alive & ~forest.is_reply).sum()))
-    rows = [row for row, response in zip(rows, responses, strict=True) if response]
-    asked = zip(rows, roots[rows].tolist(), strict=True)
+    if "" in responses:
+        rows = rows[[response != "" for response in responses]]
+        responses = list(filter(None, responses))
+    roots = np.maximum.accumulate(np.where(forest.parents < 0, np.arange(len(forest.parents)), 0))[rows]
+    asked = zip(*(forest["text"][of].tolist() for of in (roots, rows)), (roots == rows).tolist(), strict=True)
     columns = {
-        "prompt": [texts[row] if row == root else texts[root] + texts[row] for row, root in asked],
-        "response": list(filter(None, responses)),
-        "history": [[] for _ in rows],
-        "lang": [langs[row] for row in rows],
-        "message_tree_id": [trees[row] for row in rows],
-        "message_id": [ids[row] for row in rows],
-        "rank": [ranks[row] for row in rows],
+        "prompt": [own if is_first else first + own for first, own, is_first in asked],
+        "response": responses,
+        "history": [[] for _ in responses],
+        **{name: forest[name][rows] for name in OF_MESSAGE},
     }
     funnel.step("with a response", "pair", len(rows))
-    return Candidates(Rows(columns), rows, [None] * len(rows))
+    return Candidates(Rows(columns), rows.tolist(), [None] * len(rows))
 
 
-def replies_of(forest: Forest, replies: np.ndarray | None = None) -> tuple[list[int], list[list[int]]]:
-    """Returns (rows of the prompter messages that have replies left, in order; the rows of those replies).
-
-    replies: some of those, in order.
-    """
-    replies = forest.replies() if replies is None else replies
+def replies_by_prompter(forest: Forest) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Returns (rows of the P prompter messages that have replies left, rows of the replies, P + 1 bounds of each's)."""
+    replies = forest.replies()
+    replies = replies[np.argsort(forest.parents[replies], kind="stable")]
     parents = forest.parents[replies]
-    by_parent = np.argsort(parents, kind="stable")
-    rows, starts = np.unique(parents[by_parent], return_index=True)
-    every, bounds = replies[by_parent].tolist(), [*starts.tolist(), len(replies)]
-    return rows.tolist(), [every[start:end] for start, end in pairwise(bounds)]
+    starts = np.flatnonzero(np.diff(parents, prepend=-1))
+    return parents[starts], replies, [*starts.tolist(), len(replies)]
 
 
 def siblings_of_ranks(forest: Forest) -> Candidates:
     """Makes a pair, as `each_reply` does, of every reply to a prompt whose replies have several ranks."""
-    ranks = forest["rank"]
-    several = [rows for rows in replies_of(forest)[1] if len(rows) > 1]
-    ranked = [rows for rows in several if len({ranks[row] for row in rows} - {None}) > 1]
-    return each_reply(forest, Funnel(), sorted(row for rows in ranked for row in rows))
+    _, replies, bounds = replies_by_prompter(forest)
+    ranks = forest.numbers("rank")[replies]
+    starts = np.array(bounds[:-1], dtype=np.int64)
+    several = np.fmin.reduceat(ranks, starts) < np.fmax.reduceat(ranks, starts)
+    return each_reply(forest, Funnel(), np.sort(replies[np.repeat(several, np.diff(bounds))]))
 
 
-def each_reply(forest: Forest, funnel: Funnel, rows: list[int] | None = None) -> Candidates:
+def each_reply(forest: Forest, funnel: Funnel, rows: np.ndarray | None = None) -> Candidates:
     """Makes a pair of every reply that is left, with its true history; lang, message_id and rank are the reply's.
 
-    rows: some of those replies, in order.
+    rows: (R,) some of those replies, in order.
     """
-    rows = forest.replies().tolist() if rows is None else rows
-    parents, quality = forest.parents[rows].tolist() if rows else [], forest["quality"]
+    rows = forest.replies() if rows is None else rows
+    parents = forest.parents[rows].tolist()
     funnel.step("replies, and prompts that have one", "message", len(rows) + len(set(parents)))
-    candidates = Candidates(pairs_of_replies(forest, rows), parents, [quality[row] for row in rows])
+    candidates = Candidates(pairs_of_replies(forest, rows), parents, forest["quality"][rows].tolist())
     funnel.step("one for each reply", "pair", len(rows))
     candidates.filter(funnel, "with a response", [pair["response"] != "" for pair in candidates.pairs])
     return candidates
 
 
-def pairs_of_replies(forest: Forest, rows: Iterable[int]) -> list[dict]:
-    """Returns the pair record of each reply, with its true history."""
-    texts, trees, ids, langs, ranks = (forest[name] for name in ("text", *OF_MESSAGE))
-    above, histories = forest.parents.tolist(), {}
-    return [
-        {
-            "prompt": texts[above[row]],
-            "response": texts[row],
-            "history": _history(above[row], above, texts, histories),
-            "lang": langs[row],
-            "message_tree_id": trees[row],
-            "message_id": ids[row],
-            "rank": ranks[row],
-        }
-        for row in rows
-    ]
+def pairs_of_replies(forest: Forest, rows: np.ndarray) -> list[dict]:
+    """Returns the pair record of each of the replies (R,), with its true history."""
+    parents = forest.parents[rows]
+    columns = {
+        "prompt": forest["text"][parents],
+        "response": forest["text"][rows],
+        "history": histories(forest, parents),
+        **{name: forest[name][rows] for name in OF_MESSAGE},
+    }
+    return list(Rows(columns))
 
 
-def _history(row: int, above: list[int], texts: list[str], histories: dict[int, list[dict]]) -> list[dict]:
-    """Returns the turns before a prompter message, first to last, built on those of the prompter message before it.
+def histories(forest: Forest, prompters: np.ndarray) -> list[list[dict]]:
+    """Returns the turns before each of the prompter messages (P,), first to last; of equal ones it is one list.
 
-    `histories` holds those already built. A message stands after its ancestors in the forest, but an ancestor
-    whose replies were all filtered out has no pair of its own, so the way up may be more than one step.
+    Each is built on that of the prompter message before it, which stands before it in the forest, and which has no
+    pair of its own where its replies were all filtered out.
     """
-    path = []
-    while row not in histories and above[row] >= 0:
-        path.append(row)
-        row = above[above[row]]
-    history = histories.setdefault(row, [])
-    for row in reversed(path):
-        reply = above[row]
-        history = [
-            *history,
-            {"role": "user", "content": texts[above[reply]]},
-            {"role": "assistant", "content": texts[reply]},
-        ]
-        histories[row] = history
-    return history
+    parents, texts = forest.parents, forest["text"]
+    needed, rows = np.zeros(len(parents), dtype=bool), prompters
+    while len(rows):
+        needed[rows] = True
+        replies = parents[rows]
+        rows = parents[replies[replies >= 0]]
+    built: dict[int, list[dict]] = {row: [] for row in np.flatnonzero(needed & (parents < 0)).tolist()}
+    rows = np.flatnonzero(needed & (parents >= 0))
+    before = parents[parents[rows]]
+    said = (texts[of].tolist() for of in (before, parents[rows]))
+    for row, earlier, question, answer in zip(rows.tolist(), before.tolist(), *said, strict=True):
+        turns = {"role": "user", "content": question}, {"role": "assistant", "content": answer}
+        built[row] = [*built[earlier], *turns]
+    return [built[row] for row in prompters.tolist()]
 
 
 RECIPES = {"best": each_reply, "all": each_reply, "joined": joined}
