@@ -196,6 +196,7 @@ def histories(forest: Forest, prompters: np.ndarray) -> list[list[dict]]:
         needed[rows] = True
         replies = parents[rows]
         rows = parents[replies[replies >= 0]]
+        rows = rows[~needed[rows]]
     built: dict[int, list[dict]] = {row: [] for row in np.flatnonzero(needed & (parents < 0)).tolist()}
     rows = np.flatnonzero(needed & (parents >= 0))
     before = parents[parents[rows]]
