@@ -226,13 +226,13 @@ def written_sentence(prepared: Prepared) -> str:
         return NO_VALIDATION
     lost, number = prepared.flat.shortened, len(prepared.flat.preferences)
     liked = f"{number:,} preference pairs in {prepared.preferences_path.name}"
-    return "\n".join(
-        [
-            f"{len(prepared.pairs):,} pairs in {prepared.path}",
-            liked if number else "No replies with ranks: no file of preference pairs.",
-            f"{lost['pairs']:,} pairs lost their oldest turns, {lost['without_history']:,} of them all turns.",
-        ]
-    )
+    lines = [
+        f"{len(prepared.pairs):,} pairs in {prepared.path}",
+        liked if number else "No replies with ranks: no file of preference pairs.",
+    ]
+    if lost["pairs"]:
+        lines.append(f"{lost['pairs']:,} pairs lost their oldest turns, {lost['without_history']:,} of them all turns.")
+    return "\n".join(lines)
 
 
 def loss_sentences(prepared: Prepared) -> str:
