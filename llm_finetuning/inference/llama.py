@@ -10,10 +10,10 @@ import torch
 
 from llm_finetuning.files import checksums
 from llm_finetuning.inference.engines import common_prefix
-from llm_finetuning.inference.llama_kernels import safe_kernels
+from llm_finetuning.inference.llama_kernels import amx_runs, safe_kernels
 
-PATTERNS = ("*Q4_0.gguf", "*Q4_K_M.gguf")
-"""Files that can be used, the one first that is the quickest on a CPU with AMX."""
+QUICK, NEAR = "*Q4_0.gguf", "*Q4_K_M.gguf"
+"""Files that can be used: the quickest where AMX kernels compute it; elsewhere as quick, and nearer to the model."""
 
 
 def folder_beside(folder: Path) -> Path:
@@ -22,7 +22,7 @@ def folder_beside(folder: Path) -> Path:
 
 
 def file_beside(folder: Path) -> Path | None:
-    """Returns the file of PATTERNS in `folder` or `<folder>-gguf`; None without the extra, or where the file is older.
+    """Returns the file to use in `folder` or `<folder>-gguf`; None without the extra, or where the file is older.
 
     A file older than SHA256SUMS was made from another model that lay there before.
     """
@@ -30,7 +30,8 @@ def file_beside(folder: Path) -> Path | None:
         return None
     published = (folder / checksums.NAME).stat().st_mtime
     places = (folder, folder_beside(folder))
-    files = [file for pattern in PATTERNS for place in places for file in sorted(place.glob(pattern))]
+    patterns = (QUICK, NEAR) if amx_runs() else (NEAR, QUICK)
+    files = [file for pattern in patterns for place in places for file in sorted(place.glob(pattern))]
     return next((file for file in files if file.stat().st_mtime >= published), None)
 
 

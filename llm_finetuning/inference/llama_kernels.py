@@ -27,6 +27,12 @@ def amx_is_sound() -> bool:
     return mark.is_file() and mark.read_text(encoding="utf-8") == checksums.hash_file(library)
 
 
+def amx_runs() -> bool:
+    """Whether they compute on this CPU."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "amx_int8" in flags.read_text(encoding="utf-8", errors="replace") and amx_is_sound()
+
+
 def _library() -> Path:
     return Path(find_spec("llama_cpp").origin).parent / "lib" / "libggml-cpu.so"
 

@@ -211,17 +211,19 @@ def test_llama_cpp_without_its_file_says_what_to_do(published):
         Chat.load(published, "llama.cpp")
 
 
-def test_a_gguf_file_older_than_the_model_is_left_alone(published, tmp_path, monkeypatch):
+@pytest.mark.parametrize("amx, kinds", [(True, ("Q4_0", "Q4_K_M")), (False, ("Q4_K_M", "Q4_0"))])
+def test_a_gguf_file_older_than_the_model_is_left_alone(published, tmp_path, monkeypatch, amx, kinds):
     folder = shutil.copytree(published, tmp_path / "model")
-    gguf, quick = (tmp_path / "model-gguf" / f"model-{kind}.gguf" for kind in ("Q4_K_M", "Q4_0"))
-    gguf.parent.mkdir()
-    for file in (gguf, quick):
+    first, second = (tmp_path / "model-gguf" / f"model-{kind}.gguf" for kind in kinds)
+    first.parent.mkdir()
+    for file in (first, second):
         file.write_bytes(b"x")
     monkeypatch.setattr(llama, "find_spec", lambda name: True)
-    assert llama.file_beside(folder) == quick
-    os.utime(quick, (1, 1))
-    assert llama.file_beside(folder) == gguf
-    os.utime(gguf, (1, 1))
+    monkeypatch.setattr(llama, "amx_runs", lambda: amx)
+    assert llama.file_beside(folder) == first
+    os.utime(first, (1, 1))
+    assert llama.file_beside(folder) == second
+    os.utime(second, (1, 1))
     assert llama.file_beside(folder) is None
 
 
