@@ -13,12 +13,9 @@ import scaling
 import shapes
 import torch
 import training_runs
-from peft.tuners.lora import Linear
-from peft.tuners.lora.bnb import Linear4bit
 from training_runs import ORIGINAL, Run
 
 from llm_finetuning import hardware
-from llm_finetuning.training import fused_lora
 
 PART = "training variants"
 ROWS = {"true": 4000, "tiny": 160}
@@ -80,20 +77,10 @@ def one(name: str, changes: dict, given: argparse.Namespace) -> dict:
     length = {"max_seq_length": LONGEST[given.size]}
     original = training_runs.step_of(LONGEST[given.size]) if changes.get("packing") is False else {}
     run = Run(given.base, given.folder, OURS | length | changes | original, rows)
-    if changes.get("fused_lora") is False:
-        with_peft_layers(run.model)
     found = run.train(rows, given.seconds, WARM_UP[given.size])
     run.close()
     print(f"{name}: {training_runs.as_text(found)}", flush=True)
     return found
-
-
-def with_peft_layers(model: torch.nn.Module) -> None:
-    """Gives the LoRA layers back the class that PEFT made them with."""
-    plain = {fused_lora.FusedLinear: Linear, fused_lora.FusedLinear4bit: Linear4bit}
-    for module in model.modules():
-        if type(module) in plain:
-            module.__class__ = plain[type(module)]
 
 
 def figures_of(name: str, found: dict) -> list[dict]:

@@ -1,10 +1,10 @@
-"""Training: the original's settings against ours, and how a step grows with the tokens of a row.
+"""Training: ours against the original's settings and PEFT's LoRA layers; how a step grows with the tokens of a row.
 
     python benchmarks/training_against_original.py
 
 With a GPU at Phi-2's true size, without one on a small Phi; random weights, real NF4, the real trainer. The
 original's settings are written out from its description (`training_runs.ORIGINAL`). Each side has a process of its
-own, and both train the same rows in turn, lengths drawn from OASST1's, at most 512 tokens.
+own, and all train the same rows in turn, lengths drawn from OASST1's, at most 512 tokens.
 """
 
 import math
@@ -30,7 +30,7 @@ LENGTHS = {"true": (128, 256, 512, 1024, 2048), "small": (128, 256, 512, 1024, 2
 """Tokens per row, and per step, of the growth."""
 STEPS = {"true": 8, "small": 1, "tiny": 1}
 """Steps at the longest; at the others so many more that every turn has as many tokens."""
-SIDES = {"the original's settings": ORIGINAL, "ours": {}}
+SIDES = {"ours": {}, "the original's settings": ORIGINAL, "ours, with PEFT's LoRA layers": {"fused_lora": False}}
 
 
 def job(side: str, size: str, work: Path):
@@ -62,22 +62,25 @@ def measure(size: str, work: Path) -> list[dict]:
 
 
 def comparison(found: dict[str, list[dict]]) -> list[dict]:
-    """Speed and memory of both sides with their ratios, and what predicts each side."""
-    (original, theirs), (mine, ours) = found.items()
+    """Speed and memory of all sides, the ratios of ours and each other, and what predicts each side."""
     speeds = {side: [turn["tokens_per_second"] for turn in turns] for side, turns in found.items()}
-    peaks = {side: [turns[-1]["peak_gib"]] for side, turns in found.items()}
-    figures = [
-        *measuring.compare("tokens per second", "tokens/s", (mine, speeds[mine]), (original, speeds[original])),
-        *measuring.compare("peak memory", "GiB", (original, peaks[original]), (mine, peaks[mine])),
-        measuring.figure("MFU, ours", "1", [turn["mfu"] for turn in ours]),
-    ]
-    known = {original: theirs[-1]["inputs"], mine: ours[-1]["inputs"]}
-    return [entry | {"inputs": known[side]} if (side := _side(entry, known)) else entry for entry in figures]
+    peaks = {side: [turn["peak_gib"] for turn in turns] for side, turns in found.items()}
+    mine, *others = found
+    figures = {}
+    for other in others:
+        both = [
+            *measuring.compare("tokens per second", "tokens/s", (mine, speeds[mine]), (other, speeds[other])),
+            *measuring.compare("peak memory", "GiB", (other, peaks[other]), (mine, peaks[mine])),
+        ]
+        figures |= {entry["name"]: entry for entry in both}
+    figures["MFU"] = measuring.figure("MFU, ours", "1", [turn["mfu"] for turn in found[mine]])
+    known = {side: turns[-1]["inputs"] for side, turns in found.items()}
+    return [entry | {"inputs": known[side]} if (side := _side(entry, known)) else entry for entry in figures.values()]
 
 
 def _side(entry: dict, known: dict) -> str:
     """The side whose speed or memory this is; "" for ratios and shares."""
-    side = entry["name"].rpartition(", ")[2]
+    side = entry["name"].partition(", ")[2]
     return side if entry["unit"] in ("tokens/s", "GiB") and side in known else ""
 
 

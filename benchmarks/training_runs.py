@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, TrainerCallback
 
 from llm_finetuning import hardware, models, prompts, settings
-from llm_finetuning.training import planning, qlora
+from llm_finetuning.training import fused_lora, planning, qlora
 from llm_finetuning.training.dataset import TrainingData
 
 PERCENTILES = [(0, 20), (5, 80), (25, 193), (50, 396), (75, 673), (90, 1098), (95, 1502), (99, 2870), (100, 3000)]
@@ -124,7 +124,8 @@ class Clock(TrainerCallback):
 class Run:
     """A base with adapters, loaded once, that trains rows as often as it is asked to.
 
-    changes: settings that differ from OURS, and "gelu" (the published eight kernels), "autocast", "adapter_dtype".
+    changes: settings that differ from OURS, and "gelu" (the published eight kernels), "autocast", "adapter_dtype",
+    "fused_lora".
     """
 
     def __init__(self, base: Path, folder: Path, changes: dict, rows: TrainingData):
@@ -134,6 +135,8 @@ class Run:
         self.peak = hardware.PeakMemory(self.machine.device, self.machine.free_memory).start()
         chosen = settings_for(base, folder, self.changes)
         self.model = qlora.add_adapters(load(chosen, self.planned(chosen, rows), base, self.changes), chosen)
+        if not self.changes.get("fused_lora", True):
+            with_peft_layers(self.model)
 
     def planned(self, chosen: settings.Finetuning, rows: TrainingData) -> planning.Plan:
         return planning.plan(
@@ -178,6 +181,14 @@ def load(chosen: settings.Finetuning, plan: planning.Plan, base: Path, changes: 
         for layer in model.model.layers:
             layer.mlp.activation_fn = ACT2FN["gelu_new"]
     return model
+
+
+def with_peft_layers(model: torch.nn.Module) -> None:
+    """Gives the LoRA layers back the class that PEFT made them with."""
+    plain = {fused: peft for peft, fused in fused_lora.FUSED.items()}
+    for module in model.modules():
+        if type(module) in plain:
+            module.__class__ = plain[type(module)]
 
 
 def summary(clock: Clock, plan: planning.Plan, peak: int) -> dict:
