@@ -39,7 +39,8 @@ def _notebooks(options: argparse.Namespace, output: Path) -> int:
     try:
         chosen = steps.named(options.notebooks or "")
         if options.parameters:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a pager or head that is closed ends it without a word
+            if hasattr(signal, "SIGPIPE"):  # not on Windows
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a pager or head that is closed ends it without a word
             print(listing.text(options.profile, chosen))
             return 0
         assigned = steps.prepare(options.profile, output, options.parameter, chosen)

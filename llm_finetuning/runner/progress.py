@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 from tqdm.std import tqdm
 
-from llm_finetuning.runner.stopping import stop
+from llm_finetuning.runner.stopping import HANGUP, stop
 
 EVERY = 5.0
 """Seconds between two lines where there is no terminal."""
@@ -41,7 +41,7 @@ def say(text: str) -> None:
         else:
             print(text, flush=True)
     except OSError:
-        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(HANGUP or signal.SIGTERM)
 
 
 class Progress:

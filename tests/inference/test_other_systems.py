@@ -9,15 +9,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 MISSING = """
-import builtins, importlib, os, pkgutil, signal, sys
+import builtins, errno, importlib, os, pkgutil, signal, sys
 from pathlib import Path
 import bitsandbytes, datasets, gradio, matplotlib.pyplot, peft, psutil, torch, transformers, trl  # as built for it
 
 for name in ("sched_getaffinity", "posix_fadvise", "O_DIRECTORY", "getuid", "getloadavg", "statvfs", "fork"):
     if hasattr(os, name):
         delattr(os, name)
-for name in ("SIGALRM", "SIGKILL", "alarm"):
+for name in ("SIGALRM", "SIGKILL", "SIGHUP", "SIGPIPE", "alarm"):
     delattr(signal, name)
+for name in ("EREMOTEIO", "EDQUOT", "ESTALE"):
+    delattr(errno, name)
 for name in ("resource", "fcntl", "pwd", "grp", "termios"):
     sys.modules[name] = None
 
