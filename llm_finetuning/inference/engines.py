@@ -66,11 +66,11 @@ class TorchSession:
         self._forward(ids[:, length:].to(self.model.device))
 
     def push(self, ids: list[int]) -> None:
-        if self.single is not None:
-            self.single += ids
+        single, self.single = self.single, None  # a step that is interrupted leaves a cache that nobody can use
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
         self._forward(torch.tensor(ids, device=self.model.device)[:, None])
+        self.single = None if single is None else single + ids
 
     def keep(self, indices: list[int]) -> None:
         self.cache.batch_select_indices(torch.tensor(indices, device=self.model.device))

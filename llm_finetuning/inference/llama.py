@@ -75,8 +75,16 @@ class LlamaSession:
         engine.lock.acquire()
         self.engine, self.open = engine, True
         llama = engine.llama
-        llama.n_tokens = common_prefix(llama.input_ids[: llama.n_tokens].tolist(), ids[:-1])
-        self._eval(ids[llama.n_tokens :])
+        try:
+            known = common_prefix(llama.input_ids[: llama.n_tokens].tolist(), ids[:-1])
+            if known < llama.n_tokens and not llama._ctx.kv_cache_seq_rm(-1, known, -1):
+                llama.reset()  # a state that runs along cannot be cut
+                known = 0
+            llama.n_tokens = known
+            self._eval(ids[known:])
+        except BaseException:
+            self.close()
+            raise
 
     def push(self, ids: list[int]) -> None:
         self._eval(ids)

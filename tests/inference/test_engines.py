@@ -50,6 +50,26 @@ def test_the_cache_grows_by_one_for_each_token_that_is_pushed(family, prompts):
     assert torch.allclose(session.logits[0], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["phi", "llama"])
+@torch.inference_mode()
+def test_a_step_that_is_interrupted_between_two_layers_leaves_no_cache(family):
+    """One layer has the new token then and the next has not: cut to a prefix, it would miss a token in silence."""
+    model = model_of(family)
+    engine, asked = TorchEngine(model), [5, 6, 7, 8]
+    session = engine.session([asked])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = model.model.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        session.push([9])
+    hook.remove()
+    session.close()
+    expected = TorchEngine(model).session([asked]).logits
+    assert torch.equal(engine.session([asked]).logits, expected)
+
+
 @pytest.mark.parametrize("family", FORGETFUL)
 @pytest.mark.parametrize("asked", [60, 10], ids=["beyond the window", "within the window"])
 @torch.inference_mode()
