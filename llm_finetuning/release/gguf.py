@@ -179,7 +179,8 @@ def _write_modelfile(folder: Path, target: Path, gguf_name: str) -> list[str]:
 def export_merged(merged: Merged, plan: Plan, held_out: list[dict]) -> Exported | None:
     """Exports a verified merge to the types that the settings name, measured on the held-out set.
 
-    None where they name none, or where llama.cpp cannot read the model: the reason is printed, and publishing goes on.
+    None where they name none, or where that fails (llama.cpp cannot read the model, a disk or a memory is full): the
+    reason is printed, and publishing goes on.
     """
     settings = plan.settings
     if not (types := gguf_types(settings.gguf)):
@@ -187,7 +188,7 @@ def export_merged(merged: Merged, plan: Plan, held_out: list[dict]) -> Exported 
     target = settings.folders.work / "gguf"
     try:
         return export(merged.folder, target, types, held_out, settings.folders.adapter, plan.device)
-    except ValueError as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"No GGUF files were written. {error}")
         return None
 

@@ -139,6 +139,9 @@ def _logits(file: Path, listed: Path) -> torch.Tensor:
 
 
 def _reference(folder: Path, examples: list[dict], device: str) -> Iterator[torch.Tensor]:
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if device.startswith("cuda") and 2.4 * stored > torch.cuda.mem_get_info(device)[0]:
+        device = "cpu"  # 32 bits take twice what the files' 16 do, and room to compute in
     model = models.load_strict(folder, torch.float32, device)
     with torch.inference_mode():
         for example in map(_asked, examples):

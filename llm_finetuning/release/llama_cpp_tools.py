@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[2]
 UNPACKED = ROOT / ".gguf"
 """Where `install` unpacks the source package of llama-cpp-python."""
 REQUIREMENTS = ROOT / "requirements-gguf.txt"
-FLAGS = "-DLLAVA_BUILD=OFF '-DCMAKE_CXX_FLAGS=-fno-dse -fno-tree-dse'"
-"""Without the second, GCC drops most of the tile configuration that llama.cpp's AMX kernels load: its header says that
-the instruction reads 8 of the 64 bytes, so that writing the others looks useless."""
+FLAGS = "-DLLAVA_BUILD=OFF"
+AMX_FLAGS = "'-DCMAKE_CXX_FLAGS=-fno-dse -fno-tree-dse'"
+"""For GCC on Linux: without it GCC drops most of the tile configuration that llama.cpp's AMX kernels load, because its
+header says that the instruction reads 8 of the 64 bytes, so that writing the others looks useless."""
 
 
 def converter(name: str = "convert_hf_to_gguf.py") -> Path:
@@ -69,7 +70,8 @@ def _build() -> None:
 
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
-    subprocess.run(command, check=True, env=os.environ | {"CMAKE_ARGS": FLAGS})
+    flags = f"{FLAGS} {AMX_FLAGS}" if sys.platform == "linux" else FLAGS
+    subprocess.run(command, check=True, env=os.environ | {"CMAKE_ARGS": flags})
 
 
 def _version() -> str:

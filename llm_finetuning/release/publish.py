@@ -32,9 +32,15 @@ def publish(
     """Completes the merged folder and the adapter, publishes both, and returns where the model was published.
 
     board: the scoreboard; entries: of metrics.jsonl; exported: its GGUF files, which are copied beside it. Raises what
-    `replace_published` raises; the last good version then stays.
+    `replace_published` raises; the last good version then stays. Raises FileNotFoundError where the merged folder has
+    been published, and removed, already.
     """
     settings, folders = plan.settings, plan.settings.folders
+    if not (merged.folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{merged.folder} is not there any more: it goes once it is published, to {folders.published}."
+            " To publish again, run the notebook from its beginning (what is trained is not trained again)."
+        )
     facts = _facts(merged, plan, board, entries) | {"gguf": exported}
     for file in merged.folder.glob("tokenizer*"):  # the adapter's tokenizer, in the form that both versions read
         shutil.copyfile(file, folders.adapter / file.name)
@@ -50,11 +56,12 @@ def publish(
         write_text(folders.drive / folders.metrics.name, "".join(map(metrics.Metrics.line, entries)))
     if exported:
         copy_folder(exported.folder, llama.folder_beside(published))
-        shutil.rmtree(exported.folder)
     if settings.publish_to == "hub":
         print(hub.push_to_hub(merged.folder, settings.hub_repository, settings.hub_private))
         print(hub.push_to_hub(folders.adapter, f"{settings.hub_repository}-adapter", settings.hub_private))
     shutil.rmtree(folders.merged)
+    if exported:
+        shutil.rmtree(exported.folder)
     return published
 
 

@@ -129,6 +129,7 @@ def test_gguf_files_are_published_beside_the_model(tmp_path, monkeypatch):
     for folder in (made, plan.settings.folders.adapter, plan.settings.folders.drive, tmp_path / "work" / "gguf"):
         folder.mkdir(parents=True)
     (made / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (made / "config.json").write_text("{}")
     (plan.settings.folders.adapter / "adapter_config.json").write_text("{}")
     (tmp_path / "work" / "gguf" / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
     checksums.write_checksums(tmp_path / "work" / "gguf")
@@ -139,10 +140,32 @@ def test_gguf_files_are_published_beside_the_model(tmp_path, monkeypatch):
     assert (beside / "model-Q4_K_M.gguf").read_bytes() == b"GGUF"
     assert "model-Q4_K_M.gguf" in (folder / "README.md").read_text(encoding="utf-8")
     assert not exported.folder.exists()
+    with pytest.raises(FileNotFoundError, match="run the notebook from its beginning"):  # the cell alone, once more
+        publish.publish(Merged(made, "original", {}, None, None), plan, {}, [], exported)
+    assert not made.exists() and (folder / "config.json").is_file()
     # the page takes a GGUF file only where it is not older than the model
     assert (beside / "model-Q4_K_M.gguf").stat().st_mtime >= (folder / checksums.NAME).stat().st_mtime
     checksums.verify_checksums(beside)
     assert "PreTrainedTokenizerFast" in (plan.settings.folders.drive / "adapter" / "tokenizer_config.json").read_text()
+
+
+@pytest.mark.parametrize(("free", "device"), [(10**9, "cuda:0"), (10, "cpu")])
+def test_the_reference_is_computed_where_it_fits(tmp_path, monkeypatch, free, device):
+    """Trained in 4 bits on a small GPU: its 32 bits fit into no more than the host's memory."""
+    asked = []
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, free))
+    monkeypatch.setattr(gguf_checks.models, "load_strict", lambda folder, dtype, device: asked.append(device))
+    assert list(gguf_checks._reference(tmp_path, [], "cuda:0")) == [] and asked == [device]
+
+
+@pytest.mark.parametrize(("system", "gcc"), [("linux", True), ("darwin", False), ("win32", False)])
+def test_only_gcc_gets_gccs_options(monkeypatch, system, gcc):
+    given = []
+    monkeypatch.setattr(llama_cpp_tools.sys, "platform", system)
+    monkeypatch.setattr(llama_cpp_tools.subprocess, "run", lambda *_, env, **__: given.append(env["CMAKE_ARGS"]))
+    llama_cpp_tools._pip("download")
+    assert ("-fno-dse" in given[0]) == gcc
 
 
 def test_a_refusal_is_printed_and_publishing_goes_on(tmp_path, capsys):

@@ -41,7 +41,7 @@ needs_amx = pytest.mark.skipif(
 
 @needs_amx
 def test_the_compiler_keeps_all_of_a_tile_configuration(tmp_path):
-    (cxx,) = [option for option in shlex.split(llama_cpp_tools.FLAGS) if "CXX_FLAGS" in option]
+    (cxx,) = [option for option in shlex.split(llama_cpp_tools.AMX_FLAGS) if "CXX_FLAGS" in option]
     source, program = tmp_path / "program.cpp", tmp_path / "program"
     source.write_text(PROGRAM)
     options = ["-O3", "-march=native", *cxx.partition("FLAGS=")[2].split()]
