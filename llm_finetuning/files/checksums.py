@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llm_finetuning.files.atomic import write_text
 
-NAME = "SHA256SUMS"
+NAME, CARD = "SHA256SUMS", "README.md"
 COMMAND = f"sha256sum -c {NAME}"
 READ_BY_TRANSFORMERS = {".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".py"}
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -48,6 +48,7 @@ def write_listed(folder: Path, hashes: dict[str, str]) -> Path:
 def verify_checksums(folder: str | Path, contents: bool = True) -> dict[str, str]:
     """Compares every file that `SHA256SUMS` lists with its hash; returns {name: SHA-256 in hex}.
 
+    A model card (CARD) that was edited is the folder's own: only that it is there is asked.
     contents: False compares the names alone, and reads no file.
     Raises FileNotFoundError when the folder or its SHA256SUMS is missing, ValueError naming every file that
     is damaged, missing, or not listed although transformers would read it.
@@ -56,7 +57,7 @@ def verify_checksums(folder: str | Path, contents: bool = True) -> dict[str, str
     listed = read_checksums(folder)
     present = set(files_below(folder))
     problems = [f"{name} is missing" for name in listed if name not in present]
-    hashed = [name for name in listed if name in present] if contents else []
+    hashed = [name for name in listed if name in present and name != CARD] if contents else []
     for name, sha256 in hash_files(folder, hashed).items():
         if sha256 != listed[name]:
             size = (folder / name).stat().st_size
@@ -99,6 +100,12 @@ def read_checksums(folder: str | Path) -> dict[str, str]:
     if not listed:
         raise ValueError(f"{path} is empty. Copy the folder again; on Google Drive wait for the upload to finish.")
     return listed
+
+
+def digest(folder: Path) -> str:
+    """Returns one SHA-256 of what `SHA256SUMS` of `folder` lists besides the model card, which may be edited."""
+    lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
+    return hashlib.sha256("\n".join(line for line in lines if not line.endswith(f"  {CARD}")).encode()).hexdigest()
 
 
 def hash_files(folder: Path, names: list[str]) -> dict[str, str]:

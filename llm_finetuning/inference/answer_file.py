@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -21,12 +22,19 @@ def answer_file(
     """Answers every line of `prompts_file` ({"prompt", optional "history"}; other fields are carried over).
 
     Answers are appended batch by batch to a hidden partial file, which gets its final name when all are there; the
-    same call resumes after its last complete line. Raises ValueError naming file and line for a bad prompt, before
-    the first answer, and where the partial file belongs to other prompts.
+    same call resumes after its last complete line. What another model has begun, or other sampling, is begun afresh.
+    Raises ValueError naming file and line for a bad prompt, before the first answer, and where the partial file
+    belongs to other prompts.
     """
     prompts_file, answers_file = Path(prompts_file), Path(answers_file)
     asked = read_prompts(prompts_file, lambda messages: chat.prepare(messages, sampling))
     partial = partial_name(answers_file)
+    by = partial.with_name(f"{partial.name}.by")
+    made_by = json.dumps({"model": chat.digest, **asdict(sampling)})
+    if partial.exists() and by.exists() and by.read_text(encoding="utf-8") != made_by:
+        print(f"{partial.name} holds answers of another model or other sampling: begun afresh.")
+        partial.unlink()
+    by.write_text(made_by, encoding="utf-8")
     done = _already_answered(partial, asked)
     waiting = asked[done:]
     with partial.open("a", encoding="utf-8") as file, tqdm(total=len(asked), initial=done, unit="answer") as bar:
@@ -39,6 +47,7 @@ def answer_file(
             os.fsync(file.fileno())
             bar.update(len(batch))
     os.replace(partial, answers_file)
+    by.unlink()
     return answers_file
 
 

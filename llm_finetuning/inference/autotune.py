@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import cycle
@@ -47,9 +48,9 @@ def cache_folder(key: str) -> Path:
 
 
 def key_of(folder: Path) -> str:
-    """Returns the hash of SHA256SUMS, or of config.json for a folder that was not published."""
-    file = folder / checksums.NAME if (folder / checksums.NAME).is_file() else folder / "config.json"
-    return checksums.hash_file(file)[:16]
+    """Returns the digest of a published folder, or the hash of another one's config.json."""
+    published = (folder / checksums.NAME).is_file()
+    return (checksums.digest(folder) if published else checksums.hash_file(folder / "config.json"))[:16]
 
 
 def fastest(folder: Path, config: "transformers.PreTrainedConfig") -> Timing:
@@ -190,5 +191,6 @@ def packed_file(folder: Path, backend: str) -> Path | None:
         return None
     others = sorted(file.parents[1].glob("*/*.safetensors"), key=lambda path: path.stat().st_mtime)
     for old in [path for path in others if path != file][: -(KEPT_MODELS - 1) or None]:
-        old.unlink()
+        with suppress(OSError):  # another start removes it too, or Windows has it open
+            old.unlink()
     return file

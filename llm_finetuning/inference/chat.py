@@ -15,6 +15,7 @@ from pathlib import Path
 import transformers
 
 from llm_finetuning import models, prompts
+from llm_finetuning.files import checksums
 from llm_finetuning.inference import backends, generation, published
 from llm_finetuning.inference.engines import TorchEngine
 from llm_finetuning.inference.generation import Engine, Request, SamplingParameters, TokenRules
@@ -67,12 +68,16 @@ class Answer:
 class Chat:
     """A model that answers conversations: lists of `{"role": system, user or assistant, "content": text}`."""
 
-    def __init__(self, engine: Engine, template: prompts.Template, rules: TokenRules, is_sample: bool = False):
+    def __init__(
+        self, engine: Engine, template: prompts.Template, rules: TokenRules, is_sample: bool = False, digest: str = ""
+    ):
         self.engine = engine
         self.template = template
         self.rules = rules
         self.is_sample = is_sample
         """Whether this is the sample's tiny model."""
+        self.digest = digest
+        """What tells a published model from others; "" for a model in memory, or a base."""
 
     @classmethod
     def load(cls, folder: str | Path, backend: str = "auto") -> "Chat":
@@ -82,7 +87,8 @@ class Chat:
         Raises FileNotFoundError for a missing folder, ValueError for a damaged one or one of another kind.
         """
         template, rules = published.read(Path(folder))
-        return cls(backends.load(folder, backend), template, rules, is_sample(Path(folder)))
+        engine, folder = backends.load(folder, backend), Path(folder)
+        return cls(engine, template, rules, is_sample(folder), checksums.digest(folder))
 
     @classmethod
     def of(cls, model: "transformers.PreTrainedModel", template: prompts.Template) -> "Chat":

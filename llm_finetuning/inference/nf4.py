@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -165,8 +166,13 @@ def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def _write_packed(model: nn.Module, path: Path) -> None:
-    with writing(path, shared=True) as unfinished:
-        save_file({n: t for n, t in model.state_dict().items() if t.device.type != "meta"}, unfinished)
+    """Writes the packed weights to the user's cache; where that cannot be written, the next start packs them again."""
+    tensors = {n: t for n, t in model.state_dict().items() if t.device.type != "meta"}
+    try:
+        with writing(path, shared=True) as unfinished:
+            save_file(tensors, unfinished)
+    except (OSError, SafetensorError) as error:
+        print(f"{path} cannot be written ({error}): the weights are packed again next time.")
 
 
 def _read_packed(model: nn.Module, path: Path) -> None:

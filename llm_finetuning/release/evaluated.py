@@ -1,29 +1,31 @@
 """An evaluation in the model card of a folder that is published already."""
 
+import os
 import re
 from pathlib import Path
 
 from llm_finetuning.evaluation import report
 from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import write_text
+from llm_finetuning.files.checksums import CARD
 
 BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
-CARD = "README.md"
 
 
 def add_evaluation(folder: str | Path, record: dict[str, dict]) -> Path:
     """Writes the figures of evaluation.json into the model card of `folder`, in place of earlier ones.
 
     The folder matches its SHA256SUMS at every moment: the card's line goes before the card changes, and comes back
-    after it. Raises what `checksums.verify_checksums` raises for a folder that is not whole.
+    after it. The list keeps its time, since GGUF files beside it that are older count as another model's.
+    Raises what `checksums.verify_checksums` raises for a folder that is not whole.
     """
     folder = Path(folder)
-    listed = checksums.verify_checksums(folder)
+    listed, time = checksums.verify_checksums(folder), (folder / checksums.NAME).stat().st_mtime_ns
     card = (folder / CARD).read_text(encoding="utf-8")
     card = re.sub(rf"\n*{BEGIN}.*?{END}\n*", "\n", card, flags=re.DOTALL).rstrip("\n")
     checksums.write_listed(folder, {name: sha256 for name, sha256 in listed.items() if name != CARD})
     write_text(folder / CARD, f"{card}\n\n{section(record)}\n")
-    checksums.write_listed(folder, listed | {CARD: checksums.hash_file(folder / CARD)})
+    os.utime(checksums.write_listed(folder, listed | {CARD: checksums.hash_file(folder / CARD)}), ns=(time, time))
     return folder / CARD
 
 

@@ -252,7 +252,9 @@ def test_shuffled_ranks_are_agreed_with_by_chance(world):
 def test_the_card_gets_the_figures_and_the_folder_stays_whole(finished, monkeypatch):
     folder = finished.folders.published
     record = {"base": {"loss": {"value": 2.0, "low": 1.9, "high": 2.1, "n": 9}}}
+    time = (folder / checksums.NAME).stat().st_mtime_ns
     add_evaluation(folder, record)
+    assert (folder / checksums.NAME).stat().st_mtime_ns == time  # by it the page knows GGUF files of this model
     add_evaluation(folder, record | {"finetuned": {"loss": {"value": 1.0, "low": None, "high": None, "n": 9}}})
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("# A model\n\nIts card.\n") and card.count("## Evaluation") == 1

@@ -49,6 +49,18 @@ def test_written_again_after_a_change(folder):
     checksums.verify_checksums(folder)
 
 
+def test_a_model_card_is_there_to_be_edited(folder):
+    before = checksums.digest(folder)
+    (folder / "README.md").write_text("as published")
+    checksums.write_checksums(folder)
+    assert checksums.digest(folder) == before
+    (folder / "README.md").write_text("as the Hub's editor left it")
+    checksums.verify_checksums(folder)
+    (folder / "README.md").unlink()
+    with pytest.raises(ValueError, match=r"README\.md is missing"):
+        checksums.verify_checksums(folder)
+
+
 def empty(path):
     path.write_bytes(b"")
 

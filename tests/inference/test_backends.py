@@ -1,11 +1,14 @@
 """The backends agree with one another, and the fastest is measured once and cached."""
 
+import ctypes
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from inference_fixtures import NUMBERS, ask, make_model, make_tokenizer, pairs, teach, write_folder
@@ -225,6 +228,41 @@ def test_a_gguf_file_older_than_the_model_is_left_alone(published, tmp_path, mon
     assert llama.file_beside(folder) == second
     os.utime(second, (1, 1))
     assert llama.file_beside(folder) is None
+
+
+class Llama:
+    """llama_cpp's model as far as a session uses it, with a memory that cannot be cut, and that fails when asked to."""
+
+    def __init__(self) -> None:
+        self.input_ids, self.n_tokens, self.fed, self.fails = np.array([1, 2, 3, 4]), 4, [], False
+        self._ctx = SimpleNamespace(
+            kv_cache_seq_rm=lambda *place: False, get_logits=lambda: (ctypes.c_float * 8)(*range(8))
+        )
+
+    def reset(self) -> None:
+        self.n_tokens = 0
+
+    def eval(self, ids: list[int]) -> None:
+        if self.fails:
+            raise KeyboardInterrupt
+        self.fed.append((self.n_tokens, ids))
+
+
+def test_a_session_of_llama_cpp_that_cannot_begin_keeps_nobody_waiting():
+    engine = SimpleNamespace(llama=Llama(), vocab_size=8, lock=threading.Lock())
+    engine.llama.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        llama.LlamaSession(engine, [1, 2, 5])
+    assert not engine.lock.locked()
+    engine.llama.fails = False
+    llama.LlamaSession(engine, [1, 2, 5]).close()
+    assert engine.llama.fed == [(0, [1, 2, 5])]  # a state that runs along is begun anew
+
+
+def test_packed_weights_that_cannot_be_kept_only_cost_time(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    nf4._write_packed(torch.nn.Linear(2, 2), tmp_path / "file" / "cache" / "nf4.safetensors")
+    assert "packed again next time" in capsys.readouterr().out
 
 
 def test_what_two_prompts_have_in_common():

@@ -1,6 +1,7 @@
 """What the inference notebook calls: questions, tables, a file of prompts, the box; and the notebook itself."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -102,6 +103,20 @@ def test_an_interrupted_file_goes_on_where_it_stopped(chat, tmp_path):
     assert [row["answer"] for row in read_jsonl(tmp_path / "out.jsonl")] == [
         f"{n} likes {c}." for n, c in COLOURS.items()
     ]
+
+
+def test_answers_of_two_models_or_samplings_are_never_in_one_file(chat, tmp_path, capsys):
+    """The model is trained anew, or the temperature changed, between the two calls."""
+    prompts = write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"Which colour does {name} like?"} for name in COLOURS])
+    old = [{"prompt": f"Which colour does {name} like?", "answer": "old"} for name in list(COLOURS)[:2]]
+    for changed in ({"model": "another"}, {"max_new_tokens": 3}):
+        partial = write_jsonl(partial_name(tmp_path / "out.jsonl"), old)
+        made_by = {"model": chat.digest, **asdict(ROOM)} | changed
+        partial.with_name(f"{partial.name}.by").write_text(json.dumps(made_by))
+        answers = read_jsonl(answer_file.answer_file(chat, prompts, tmp_path / "out.jsonl", ROOM))
+        assert [row["answer"] for row in answers] == [f"{name} likes {colour}." for name, colour in COLOURS.items()]
+        assert "begun afresh" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
 def test_a_partial_file_of_other_prompts_is_not_mixed_in(chat, tmp_path):
