@@ -11,6 +11,8 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
+import huggingface_hub
+
 from llm_finetuning import models
 from llm_finetuning.evaluation import votes
 from llm_finetuning.files import checksums
@@ -53,20 +55,34 @@ def names(given: argparse.Namespace) -> list[str]:
 
 
 def downloaded(model: str) -> str:
-    """A published folder, which a Space downloads from the Hub first."""
-    if not Path(model).is_dir() and "SPACE_ID" in os.environ:
-        from huggingface_hub import snapshot_download
+    """A published folder, downloaded first where it is a repository on the Hub: whole, as SHA256SUMS lists it."""
+    if not on_the_hub(model):
+        return model
+    with models.asking_the_hub("MODEL", model):
+        return huggingface_hub.snapshot_download(model)
 
-        model = snapshot_download(model)
-    return model
+
+def on_the_hub(model: str) -> bool:
+    """Whether this can only be the name of a repository on the Hub (owner/name)."""
+    return not Path(model).is_dir() and model.count("/") == 1 and models.is_hub_id(model)
+
+
+def is_published(model: str) -> bool:
+    """Whether a folder, or a repository on the Hub, is one that the finetuning notebook published."""
+    if not on_the_hub(model):
+        return (Path(model) / checksums.NAME).is_file()
+    try:
+        huggingface_hub.hf_hub_download(model, checksums.NAME)
+    except (OSError, huggingface_hub.errors.EntryNotFoundError):  # what else is wrong is said where it is fetched
+        return False
+    return True
 
 
 def load_against(model: str, chat: Chat, backend: str) -> Chat:
     """Another published folder, or a base without a chat template, which is asked as the first model is."""
-    folder = Path(downloaded(model))
-    if (folder / checksums.NAME).is_file():
-        return Chat.load(folder, backend)
-    base = models.locate(str(folder), Path("base"))
+    if is_published(model):
+        return Chat.load(downloaded(model), backend)
+    base = models.locate(model, Path("base"))
     if not models.tokenizer(str(base)).get_vocab().items() <= chat.template.tokenizer.get_vocab().items():
         raise ValueError(f"--against {model} has other tokens, and no folder that was published: its prompt is unknown")
     return chat.base(base, backend)

@@ -4,13 +4,16 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from httpx import Request, Response
 from inference_fixtures import COLOURS, ask, make_model
 from training_fixtures import save_base
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install gradio")
 from llm_finetuning.inference.generation import SamplingParameters
 
+REQUEST = Request("GET", "https://hub.invalid")
 APP = Path(__file__).parents[2] / "Inference" / "app.py"
 
 
@@ -39,6 +42,27 @@ def test_a_base_of_other_tokens_is_refused(app, chat, tmp_path):
     other = save_base(tmp_path / "other", make_model(rows=64), words)
     with pytest.raises(ValueError, match="has other tokens"):
         app.load_against(str(other), chat, "float32")
+
+
+def test_a_repository_on_the_hub_is_downloaded_at_home_too(app, chat, published, tiny_base, monkeypatch):
+    """Published ones whole, with their list; of a base what a model consists of, by the name as it was given."""
+    asked = []
+
+    def listed(name: str, file: str) -> str:
+        if name == "user/base":
+            raise huggingface_hub.errors.RemoteEntryNotFoundError("none", response=Response(404, request=REQUEST))
+        return str(published / file)
+
+    def snapshot(name: str, **options: object) -> str:
+        asked.append((name, sorted(options)))
+        return str(tiny_base if name == "user/base" else published)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", listed)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert app.downloaded("user/model") == str(published) and app.downloaded(str(published)) == str(published)
+    assert app.load_against("user/other", chat, "float32").digest
+    assert app.load_against("user/base", chat, "float32").template is chat.template
+    assert asked == [("user/model", []), ("user/other", []), ("user/base", ["allow_patterns", "revision"])]
 
 
 @pytest.mark.parametrize(
