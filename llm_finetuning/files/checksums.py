@@ -103,9 +103,12 @@ def read_checksums(folder: str | Path) -> dict[str, str]:
 
 
 def digest(folder: Path) -> str:
-    """Returns one SHA-256 of what `SHA256SUMS` of `folder` lists besides the model card, which may be edited."""
-    lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
-    return hashlib.sha256("\n".join(line for line in lines if not line.endswith(f"  {CARD}")).encode()).hexdigest()
+    """Returns one SHA-256 of what `SHA256SUMS` of `folder` lists besides the model card, which may be edited.
+
+    Raises what `read_checksums` raises.
+    """
+    listed = {name: sha256 for name, sha256 in read_checksums(folder).items() if name != CARD}
+    return hashlib.sha256(str(listed).encode()).hexdigest()
 
 
 def hash_files(folder: Path, names: list[str]) -> dict[str, str]:

@@ -105,8 +105,7 @@ def _load(folder: Path) -> dict[str, dict[str, str]]:
 def _hash_content(path: Path) -> str:
     """Hashes a file by its bytes, and a folder (a model's, of gigabytes) by names, sizes and times."""
     if path.name == checksums.NAME:  # all but the model card, which an evaluation is written into
-        listed = checksums.read_checksums(path.parent)
-        return _hash_text(str({name: sha256 for name, sha256 in listed.items() if name != "README.md"}))
+        return checksums.digest(path.parent)
     if path.is_file():
         return hash_file(path)
     stats = [(p, p.stat()) for p in sorted(path.rglob("*")) if p.is_file()]
