@@ -16,6 +16,11 @@ SHARD_BYTES = 2 * 10**9
 """Largest file of a merged model."""
 
 
+def stored_bytes(folder: Path) -> int:
+    """Returns the bytes of the safetensors files in a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 class Weights:
     """The tensors of a local model folder, read one at a time; a file is mapped only while one is read from it.
 

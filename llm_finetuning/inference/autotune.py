@@ -19,6 +19,7 @@ import transformers
 from llm_finetuning import hardware, models
 from llm_finetuning.files import checksums, copying
 from llm_finetuning.files.atomic import writing
+from llm_finetuning.files.shards import stored_bytes
 from llm_finetuning.inference import llama, llama_kernels, nf4
 
 STEPS = 8
@@ -184,9 +185,8 @@ def packed_file(folder: Path, backend: str) -> Path | None:
     if not (folder / checksums.NAME).is_file():
         return None
     file = cache_folder(key_of(folder)) / f"{backend}.safetensors"
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     try:
-        copying.check_space(file.parent, 0 if file.is_file() else weights, file.name)
+        copying.check_space(file.parent, 0 if file.is_file() else stored_bytes(folder), file.name)
     except OSError:
         return None
     others = sorted(file.parents[1].glob("*/*.safetensors"), key=lambda path: path.stat().st_mtime)

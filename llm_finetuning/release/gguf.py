@@ -22,6 +22,7 @@ from llm_finetuning.evaluation.scoreboard import held_out_set
 from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import building, write_text
 from llm_finetuning.files.copying import check_space
+from llm_finetuning.files.shards import stored_bytes
 from llm_finetuning.inference import llama
 from llm_finetuning.prompts import Template
 from llm_finetuning.release import gguf_checks, llama_cpp_tools, model_card, ollama
@@ -69,7 +70,7 @@ def export(
     """
     folder, target = Path(folder), Path(target)
     check_no_code(folder)
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    weights = stored_bytes(folder)
     check_space(target, int(weights * (1 + sum(GGUF_TYPES[kind] for kind in types) / 16)), "The GGUF files")
     template = Template(models.read_tokenizer(str(folder)), f"the chat template of {folder.name}")
     texts, examples = gguf_checks.texts_of(template), examples or gguf_checks.own_examples(template)

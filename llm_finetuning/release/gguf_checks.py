@@ -15,6 +15,7 @@ import transformers
 
 from llm_finetuning import models, prompts
 from llm_finetuning.files.atomic import write_json
+from llm_finetuning.files.shards import stored_bytes
 from llm_finetuning.prompts import IGNORE_INDEX, Template
 from llm_finetuning.release import llama_cpp_tools
 
@@ -139,8 +140,7 @@ def _logits(file: Path, listed: Path) -> torch.Tensor:
 
 
 def _reference(folder: Path, examples: list[dict], device: str) -> Iterator[torch.Tensor]:
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if device.startswith("cuda") and 2.4 * stored > torch.cuda.mem_get_info(device)[0]:
+    if device.startswith("cuda") and 2.4 * stored_bytes(folder) > torch.cuda.mem_get_info(device)[0]:
         device = "cpu"  # 32 bits take twice what the files' 16 do, and room to compute in
     model = models.load_strict(folder, torch.float32, device)
     with torch.inference_mode():
