@@ -16,10 +16,17 @@ from llm_finetuning.files.atomic import partial_name, replace_folder
 
 CHUNK = 8 * 2**20  # bytes read and written at a time
 PAUSES = (1, 2, 4, 8, 16, 32, 64)  # seconds before each further try after a transport error
-FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT")} - {None}
-TRANSPORT = ("EIO", "ENOTCONN", "ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EREMOTEIO", "ECONNRESET", "ECONNABORTED")
-TRANSPORT = {getattr(errno, name, None) for name in TRANSPORT} - {None}
-"""Numbers of errors of the system; not every system has each."""
+
+
+def _numbers(*names: str) -> set[int]:
+    """Returns the numbers of errors of the system; not every system has each."""
+    return {getattr(errno, name) for name in names if hasattr(errno, name)}
+
+
+FULL = _numbers("ENOSPC", "EDQUOT")
+TRANSPORT = _numbers(
+    *("EIO", "ENOTCONN", "ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EREMOTEIO", "ECONNRESET", "ECONNABORTED")
+)
 
 
 def check_space(path: str | Path, needed_bytes: int, what: str) -> int:
