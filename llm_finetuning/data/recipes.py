@@ -123,7 +123,7 @@ def joined(forest: Forest, funnel: Funnel) -> Candidates:
     """
     rows, replies, bounds = replies_by_prompter(forest)
     said = forest["text"][replies].tolist()
-    responses = [" ".join(said[start:end]) for start, end in pairwise(bounds)]
+    responses = [" ".join(said[start:end]) for start, end in pairwise(bounds.tolist())]
     funnel.step("one for each prompter message", "pair", int((forest.alive & ~forest.is_reply).sum()))
     if "" in responses:
         rows = rows[[response != "" for response in responses]]
@@ -140,21 +140,20 @@ def joined(forest: Forest, funnel: Funnel) -> Candidates:
     return Candidates(Rows(columns), rows.tolist(), [None] * len(rows))
 
 
-def replies_by_prompter(forest: Forest) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def replies_by_prompter(forest: Forest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns (rows of the P prompter messages that have replies left, rows of the replies, P + 1 bounds of each's)."""
     replies = forest.replies()
     replies = replies[np.argsort(forest.parents[replies], kind="stable")]
     parents = forest.parents[replies]
     starts = np.flatnonzero(np.diff(parents, prepend=-1))
-    return parents[starts], replies, [*starts.tolist(), len(replies)]
+    return parents[starts], replies, np.append(starts, len(replies))
 
 
 def siblings_of_ranks(forest: Forest) -> Candidates:
     """Makes a pair, as `each_reply` does, of every reply to a prompt whose replies have several ranks."""
     _, replies, bounds = replies_by_prompter(forest)
     ranks = forest.numbers("rank")[replies]
-    starts = np.array(bounds[:-1], dtype=np.int64)
-    several = np.fmin.reduceat(ranks, starts) < np.fmax.reduceat(ranks, starts)
+    several = np.fmin.reduceat(ranks, bounds[:-1]) < np.fmax.reduceat(ranks, bounds[:-1])
     return each_reply(forest, Funnel(), np.sort(replies[np.repeat(several, np.diff(bounds))]))
 
 
