@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from llm_finetuning import prompts
 from llm_finetuning.data import pairs, reading
 from llm_finetuning.data.records import records
-from llm_finetuning.files.atomic import partial_name
+from llm_finetuning.files.atomic import partial_name, write_text
 from llm_finetuning.inference.chat import Answer, Chat
 from llm_finetuning.inference.generation import SamplingParameters
 
@@ -29,12 +29,7 @@ def answer_file(
     prompts_file, answers_file = Path(prompts_file), Path(answers_file)
     asked = read_prompts(prompts_file, lambda messages: chat.prepare(messages, sampling))
     partial = partial_name(answers_file)
-    by = partial.with_name(f"{partial.name}.by")
-    made_by = json.dumps({"model": chat.digest, **asdict(sampling)})
-    if partial.exists() and by.exists() and by.read_text(encoding="utf-8") != made_by:
-        print(f"{partial.name} holds answers of another model or other sampling: begun afresh.")
-        partial.unlink()
-    by.write_text(made_by, encoding="utf-8")
+    by = _note_who_answers(partial, {"model": chat.digest, **asdict(sampling)})
     done = _already_answered(partial, asked)
     waiting = asked[done:]
     with partial.open("a", encoding="utf-8") as file, tqdm(total=len(asked), initial=done, unit="answer") as bar:
@@ -73,6 +68,15 @@ def read_prompts(path: Path, check: Callable[[list[dict]], object]) -> list[dict
             raise ValueError(f"{path}, line {line}: {error}") from error
         found.append(record)
     return found
+
+
+def _note_who_answers(partial: Path, who: dict) -> Path:
+    """Writes a note of model and sampling beside a partial file; that of others goes. Returns the note's file."""
+    note, text = partial.with_name(f"{partial.name}.by"), json.dumps(who)
+    if partial.exists() and note.exists() and note.read_text(encoding="utf-8") != text:
+        print(f"{partial.name} holds answers of another model or other sampling: begun afresh.")
+        partial.unlink()
+    return write_text(note, text)
 
 
 def _already_answered(partial: Path, asked: list[dict]) -> int:
