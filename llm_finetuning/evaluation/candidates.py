@@ -13,7 +13,7 @@ from llm_finetuning import hardware, models
 from llm_finetuning.files import checksums
 from llm_finetuning.files.shards import Weights
 from llm_finetuning.inference import published
-from llm_finetuning.settings import Evaluation
+from llm_finetuning.settings import Evaluation, Folders
 
 ADAPTER = "adapter_model.safetensors"
 LOADED = 1.3
@@ -92,14 +92,18 @@ def named(settings: Evaluation) -> list[Candidate]:
     A name is "base", "finetuned", "preferred", a folder, a hub id, or BASE + ADAPTER with a folder for the adapter.
     Raises FileNotFoundError or ValueError for one that is not there, and ValueError for two of the same name.
     """
-    folders = settings.folders
-    known = {"finetuned": folders.published, "preferred": folders.preferred}
+    known = trained_here(settings.folders)
     chosen = settings.models or ["base", *(name for name, folder in known.items() if folder.is_dir())]
     found = [_candidate(text.strip(), known, settings) for text in chosen]
     names = [candidate.name for candidate in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"models has {', '.join(twice)} twice: each model needs a folder of another name")
     return found
+
+
+def trained_here(folders: Folders) -> dict[str, Path]:
+    """Returns the folders of the models that the notebooks publish, by the names that `models` has for them."""
+    return {"finetuned": folders.published, "preferred": folders.preferred}
 
 
 def _candidate(text: str, known: dict[str, Path], settings: Evaluation) -> Candidate:

@@ -4,12 +4,19 @@ import os
 import re
 from pathlib import Path
 
-from llm_finetuning.evaluation import report
+from llm_finetuning.evaluation import candidates, report
 from llm_finetuning.files import checksums
 from llm_finetuning.files.atomic import write_text
 from llm_finetuning.files.checksums import CARD
+from llm_finetuning.settings import Folders
 
 BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
+
+
+def add_to_measured(folders: Folders, record: dict[str, dict]) -> list[Path]:
+    """Writes the figures into the card of each model trained here that was measured; returns the cards."""
+    known = {name: folder for name, folder in candidates.trained_here(folders).items() if folder.is_dir()}
+    return [add_evaluation(folder, record) for name, folder in known.items() if record.keys() & {name, folder.name}]
 
 
 def add_evaluation(folder: str | Path, record: dict[str, dict]) -> Path:

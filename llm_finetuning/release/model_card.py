@@ -14,7 +14,7 @@ from huggingface_hub import ModelCardData
 
 from llm_finetuning.data.reports import report_path
 from llm_finetuning.files.atomic import read_json, write_text
-from llm_finetuning.files.checksums import hash_file, hash_together
+from llm_finetuning.files.checksums import CARD, hash_file, hash_together
 from llm_finetuning.files.copying import gigabytes
 from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.release.safety import without_tokens
@@ -68,7 +68,7 @@ def write(folder: str | Path, facts: dict) -> Path:
         "gguf_section": gguf_section(facts["gguf"], "GGUF files", "##") if facts.get("gguf") and not adapter else "",
         "scores": [name for name in SCORES if any(name in figures for figures in board.values())],
     }
-    return write_text(folder / "README.md", without_tokens(_template(TEMPLATE).render(facts | derived)))
+    return write_text(folder / CARD, without_tokens(_template(TEMPLATE).render(facts | derived)))
 
 
 def recipe_hash(settings: dict) -> str:

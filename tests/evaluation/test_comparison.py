@@ -15,7 +15,7 @@ from llm_finetuning import prompts
 from llm_finetuning.data import oasst
 from llm_finetuning.evaluation import agreement, comparison, generic, intervals, report, rules
 from llm_finetuning.files import checksums
-from llm_finetuning.release.evaluated import add_evaluation
+from llm_finetuning.release.evaluated import add_evaluation, add_to_measured
 
 
 @pytest.fixture
@@ -260,6 +260,8 @@ def test_the_card_gets_the_figures_and_the_folder_stays_whole(finished, monkeypa
     assert card.startswith("# A model\n\nIts card.\n") and card.count("## Evaluation") == 1
     assert "| loss | 2.000 (1.900 to 2.100, n = 9) | 1.000 (n = 9) |" in card
     checksums.verify_checksums(folder)
+    assert add_to_measured(finished.folders, {"other/model": record["base"]}) == []
+    assert add_to_measured(finished.folders, record | {"finetuned": record["base"]}) == [folder / "README.md"]
 
     import llm_finetuning.release.evaluated as evaluated
 
