@@ -30,7 +30,14 @@ def open_columns(path: Path) -> tuple[list[str], Batches]:
         is_file = magic.startswith(ARROW_FILE)
         reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         batches = (reader.get_batch(n) for n in range(reader.num_record_batches)) if is_file else iter(reader)
-    return reader.schema.names, lambda columns=None: (batch.select(columns or batch.schema.names) for batch in batches)
+    return reader.schema.names, lambda columns=None: (_sound(batch, columns) for batch in batches)
+
+
+def _sound(batch: pa.RecordBatch, columns: list[str] | None) -> pa.RecordBatch:
+    """Returns these columns. Raises pa.ArrowInvalid where offsets lead out of the file: reading does not check them."""
+    batch = batch.select(columns or batch.schema.names)
+    batch.validate(full=True)
+    return batch
 
 
 def _saved_dataset(path: Path) -> tuple[list[str], Batches]:
@@ -42,7 +49,7 @@ def _saved_dataset(path: Path) -> tuple[list[str], Batches]:
 
     def batches(columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         for table in (dataset.select_columns(columns) if columns else dataset).iter(ROWS):
-            yield from table.combine_chunks().to_batches()
+            yield from (_sound(batch, columns) for batch in table.combine_chunks().to_batches())
 
     return dataset.column_names, batches
 
@@ -60,5 +67,5 @@ def named_damage(path: Path, done: list[int]) -> Iterator[None]:
     """Turns what pyarrow raises while it reads into a ValueError; done[0] = the rows read before."""
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}, after row {done[0]}: damaged ({error}). Download or copy it again.") from error

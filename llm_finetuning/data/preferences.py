@@ -1,6 +1,5 @@
 """Preference pairs: of siblings with ranks, or ready-made ones; to one prompt a chosen and a rejected response."""
 
-import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain, combinations, pairwise
 from pathlib import Path
@@ -157,11 +156,8 @@ def write(records: list[dict], path: Path) -> Path | None:
 
 
 def read(path: Path) -> list[dict]:
-    """Reads a file that `write` wrote; none gives no records."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
+    """Reads a file that `write` wrote; none gives no records. Raises ValueError with file and line for a broken one."""
+    return checked(path, check_record) if path.exists() else []
 
 
 def read_prepared(path: Path, part: str) -> list[dict]:

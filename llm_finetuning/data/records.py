@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llm_finetuning.data.columnar import open_columns
+from llm_finetuning.data import columnar
 from llm_finetuning.data.containers import CHUNK, form_of, lines, named_damage, open_text
 from llm_finetuning.data.reading import TREE_ID, Problems, all_of, as_object, check_surrogates, excerpt, parse
 from llm_finetuning.data.shapes import recognise
@@ -50,8 +50,12 @@ def records(path: Path, problems: Problems, after: int = 0) -> Iterator[tuple[in
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:
-    _, batches = open_columns(path)
-    return enumerate(chain.from_iterable(batch.to_pylist() for batch in batches()), 1)
+    done = [0]
+    _, batches = columnar.open_columns(path)
+    with columnar.named_damage(path, done):
+        for row in chain.from_iterable(batch.to_pylist() for batch in batches()):
+            done[0] += 1
+            yield done[0], row
 
 
 def _json_lines(path: Path, problems: Problems, after: int = 0) -> Iterator[tuple[int, dict]]:
