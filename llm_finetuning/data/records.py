@@ -32,6 +32,8 @@ MARKDOWN = re.compile(r"\s*.*\|.*\n+[\s|]*:?---*:?[\s|:-]*\n")
 UNITS = {"parquet": "row", "arrow": "row"}
 
 
+VIEWER = {"row_idx", "row", "truncated_cells"}
+"""Keys of a row as the Hub's dataset viewer gives it."""
 def records(path: Path, problems: Problems, after: int = 0) -> Iterator[tuple[int, dict]]:
     """Yields (line or number, record) of a file; what is no record is added to `problems`.
 
@@ -80,7 +82,7 @@ def _unwrapped(found: Iterator[tuple[int, dict]], problems: Problems) -> Iterato
     problems.unit = "record"
     for number, record in enumerate(inner, 1):
         try:
-            yield number, as_object(record)
+            yield number, as_object(_of_viewer(record))
         except ValueError as error:
             problems.add(number, None, str(error))
 
@@ -94,10 +96,22 @@ def wrapped(record: dict) -> list | None:
         return [dict(zip(names, row, strict=False)) for row in rows]
     lists = [value for value in record.values() if type(value) is list and value and type(value[0]) in (dict, list)]
     return lists[0] if len(lists) == 1 and not is_turn(lists[0][0]) else None
+    rows = record.get("rows")
+    if type(rows) is list and rows and all(type(row) is dict and type(row.get("row")) is dict for row in rows):
+        return rows
 
 
 def _documents(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
     """Yields (line, record) of a JSON array, or of objects that stand one after the other, over any number of lines."""
+def _of_viewer(record: Any) -> Any:
+    """Returns the record in a row as the Hub's dataset viewer gives it; raises ValueError where texts of it are cut."""
+    if type(record) is not dict or type(record.get("row")) is not dict or not record.keys() <= VIEWER:
+        return record
+    if cut := record.get("truncated_cells"):
+        raise ValueError(f"the dataset viewer cut off {excerpt(cut)}; name the dataset itself, or its parquet files")
+    return record["row"]
+
+
     with named_damage(path, [0]), open_text(path) as stream:
         content = stream.read()
     try:
