@@ -25,7 +25,8 @@ RANKS = ("rank", "ranks")
 EVEN = {"tie", "tie (bothbad)", "both_bad", "bothbad", "both bad", "both", "neither", "equal", "same", "draw"}
 NAMED = re.compile(rf"(?:(?:{'|'.join((*STEMS, 'model', 'assistant', 'option'))})[_ ]?)?([ab012])")
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-LABEL = "label"
+LABEL, LABELS = "label", ("label", "kto_tag")
+"""Columns of a thumb up or down, as in KTO's data."""
 VOTE = {"prompt", "history", "models", "answers", "choice"}
 INSIDE = ("messages", "full_text", "post", "article")
 """Where the prompt is in a column that holds more than it: OpenAI's `input`, WebGPT's `question`, TL;DR's `info`."""
@@ -163,6 +164,13 @@ def inside(value: Any) -> Any:
     return next((read[name] for name in INSIDE if is_given(read.get(name))), value) if type(read) is dict else value
 
 
+def renaming(names: tuple[str, ...]) -> str:
+    """Says how two columns that differ in a last a and b, 0 and 1, or 1 and 2 alone become two responses."""
+    alike = ((a, b) for a in names for b in names if a[:-1] == b[:-1] != "" and (a[-1:], b[-1:]) in ENDS)
+    said = "; to compare {} and {}, name them response_a and response_b, and winner what says which is better"
+    return next((said.format(*two) for two in alike), "")
+
+
 def differ(chosen: str, rejected: str) -> bool:
     """Whether two responses can be a preference: none is blank, and more than the blanks around them differs."""
     return "" != chosen.strip() != rejected.strip() != ""
@@ -184,17 +192,35 @@ def is_vote(record: dict) -> bool:
     return record.keys() >= VOTE and type(answers) is list and len(answers) == 2 and all_of(str, answers)
 
 
-def _thumb(label: Any) -> dict:
-    """Returns what a thumb up (True) or down (False) says of a response, as in KTO's data; {} for any other label."""
-    text = str(label).strip().casefold() if type(label) in (bool, str) else ""
-    return {"rank": 0 if text == "true" else 1, "liked": text == "true"} if text in ("true", "false") else {}
+def _thumb(record: dict, name: str) -> dict:
+    """Returns what a thumb up (True) or down (False) says of a response, as in KTO's data; {} for any other label.
+
+    1 and 0 are thumbs in `kto_tag`, and in `label` beside `prompt` and `completion`; elsewhere they may be classes.
+    """
+    label = record.get(name)
+    label = {"true": True, "false": False}.get(label.strip().casefold(), label) if type(label) is str else label
+    if type(label) is not bool and (name != LABEL or record.keys() >= {"prompt", "completion"}):
+        number = as_number(label)
+        label = number == 1 if type(number) is int and number in (0, 1) else None
+    return {"rank": 1 - label, "liked": label} if type(label) is bool else {}
 
 
 def opinion(record: dict) -> tuple[dict, tuple[str, ...]]:
     """Returns (the rank that a response gets by a thumb, or by its helpfulness of 0 to 4 in HelpSteer; its column)."""
-    if LABEL in record and (thumb := _thumb(record[LABEL])):
-        return thumb, (LABEL,)
+    for name in LABELS:
+        if thumb := _thumb(record, name):
+            return thumb, (name,)
     if HELPSTEER[0] in record and record.keys() >= set(HELPSTEER):
         helpful = as_number(record[HELPSTEER[0]])
         return ({"rank": 4 - helpful}, HELPSTEER[:1]) if helpful in range(5) else ({}, ())
     return {}, ()
+
+
+def rated_chat(pairs: list[dict], said: dict, is_whole: bool) -> list[dict]:
+    """Returns a chat's pairs, the last one with what people said of it, without a rank where turns were left out.
+
+    Of a chat that people disliked the earlier turns are only history, as the turns of a prompt are.
+    """
+    said = said if is_whole else {name: said[name] for name in said if name == "liked"}
+    earlier = pairs[:-1] if said.get("liked", True) else []
+    return [*earlier, *(pair | said for pair in pairs[-1:])]

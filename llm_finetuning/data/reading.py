@@ -143,14 +143,58 @@ def is_text(value: Any) -> bool:
     return True
 
 
+TOKEN = re.compile(
+    r"(?P<text>[bu]?(?:'[^'\\]*(?:\\.[^'\\]*)*'|\"[^\"\\]*(?:\\.[^\"\\]*)*\"))|\.\.\.|<[^<>]*>|[-+\w.]+|\S", re.DOTALL
+)
+"""A text, numpy's mark for what it left out, an object of which only a name is written, a number or name, a letter."""
+OPENS, CLOSES, BETWEEN_VALUES = "[{(", ")}]", ",:="
+NAMES = {"nan": None, "NaT": None, "True_": True, "False_": False}
+
+
 def literal(value: Any) -> Any:
     """Returns what a text of JSON, or of Python as pandas writes a list into a CSV, stands for; or else the value."""
-    for read in (json.loads, ast.literal_eval) if type(value) is str else ():
+    for read in (json.loads, _of_python) if type(value) is str else ():
         try:
             return read(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return value
+
+
+def _of_python(text: str) -> Any:
+    """Evaluates a literal of Python in which numpy's arrays may stand; raises ValueError or SyntaxError for others."""
+    if not text.lstrip().startswith(tuple(OPENS)):
+        return ast.literal_eval(text)
+    return ast.literal_eval(_Plain().visit(ast.parse(_with_commas(text), mode="eval")))
+
+
+def _with_commas(text: str) -> str:
+    """Puts the commas between values that numpy leaves out in the text of an array; without them texts are joined."""
+    parts, last = [], OPENS
+    for found in TOKEN.finditer(text):
+        token = "None" if found[0].startswith("<") else found[0]
+        if token in ("...", "'", '"'):
+            raise ValueError("values are left out, or a text has no end")
+        is_call = token == "(" and (last[-1].isalnum() or last[-1] == "_")
+        follows = token[0] in CLOSES + BETWEEN_VALUES or last[-1] in OPENS + BETWEEN_VALUES
+        if not is_call and not follows:
+            parts.append(",")
+        parts.append(token)
+        last = "''" if found["text"] else token
+    return "".join(parts)
+
+
+class _Plain(ast.NodeTransformer):
+    """Replaces a call of one argument, as array([…], dtype=object) or np.float64(1.0), by it, and any other by None."""
+
+    def visit_Call(self, call: ast.Call) -> ast.expr:
+        return self.visit(call.args[0]) if len(call.args) == 1 else ast.Constant(None)
+
+    def visit_Name(self, name: ast.Name) -> ast.expr:
+        return ast.Constant(NAMES[name.id]) if name.id in NAMES else name
+
+    def visit_Attribute(self, name: ast.Attribute) -> ast.expr:
+        return ast.Constant(NAMES[name.attr]) if name.attr in NAMES else name
 
 
 def as_number(value: Any) -> Any:

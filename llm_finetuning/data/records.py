@@ -27,13 +27,15 @@ LONGEST_FIELD = 2**31 - 1
 DELIMITERS = ",;\t|"
 SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n')
 """The line that Excel writes, and reads, before a header."""
+DIALOGUE = "Human:\nAssistant:"
+"""A value for any column that may hold a chat."""
 MARKDOWN = re.compile(r"\s*.*\|.*\n+[\s|]*:?---*:?[\s|:-]*\n")
 """The header of a table in Markdown, and the line under it."""
 UNITS = {"parquet": "row", "arrow": "row"}
-
-
 VIEWER = {"row_idx", "row", "truncated_cells"}
 """Keys of a row as the Hub's dataset viewer gives it."""
+
+
 def records(path: Path, problems: Problems, after: int = 0) -> Iterator[tuple[int, dict]]:
     """Yields (line or number, record) of a file; what is no record is added to `problems`.
 
@@ -94,15 +96,13 @@ def wrapped(record: dict) -> list | None:
     names, rows = record.get("columns"), record.get("data")
     if type(names) is type(rows) is list and all_of(str, names) and all_of(list, rows):  # pandas, orient="split"
         return [dict(zip(names, row, strict=False)) for row in rows]
-    lists = [value for value in record.values() if type(value) is list and value and type(value[0]) in (dict, list)]
-    return lists[0] if len(lists) == 1 and not is_turn(lists[0][0]) else None
     rows = record.get("rows")
     if type(rows) is list and rows and all(type(row) is dict and type(row.get("row")) is dict for row in rows):
         return rows
+    lists = [value for value in record.values() if type(value) is list and value and type(value[0]) in (dict, list)]
+    return lists[0] if len(lists) == 1 and not is_turn(lists[0][0]) else None
 
 
-def _documents(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
-    """Yields (line, record) of a JSON array, or of objects that stand one after the other, over any number of lines."""
 def _of_viewer(record: Any) -> Any:
     """Returns the record in a row as the Hub's dataset viewer gives it; raises ValueError where texts of it are cut."""
     if type(record) is not dict or type(record.get("row")) is not dict or not record.keys() <= VIEWER:
@@ -112,6 +112,8 @@ def _of_viewer(record: Any) -> Any:
     return record["row"]
 
 
+def _documents(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
+    """Yields (line, record) of a JSON array, or of objects that stand one after the other, over any number of lines."""
     with named_damage(path, [0]), open_text(path) as stream:
         content = stream.read()
     try:
@@ -240,7 +242,7 @@ def _csv_header(path: Path) -> tuple[list[str], str, int]:
     }
     delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
     header = [name.strip() or f"column {number}" for number, name in enumerate(headers[delimiter], 1)]
-    if len(header) < 2 and not recognise(dict.fromkeys(header, "[]")):  # a column of chats stands alone
+    if len(header) < 2 and not recognise(dict.fromkeys(header, DIALOGUE)):  # a column of chats stands alone
         raise ValueError(f"{path} is neither JSON nor a CSV with a header; it begins with {excerpt(head[:80])}. {SAVE}")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:

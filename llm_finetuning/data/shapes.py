@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
 
 from llm_finetuning.data.comparisons import (
     LISTS,
@@ -18,15 +17,18 @@ from llm_finetuning.data.comparisons import (
     of_two,
     of_vote,
     opinion,
+    rated_chat,
+    renaming,
     with_chats,
 )
-from llm_finetuning.data.reading import all_of, as_number, excerpt, is_text, literal
+from llm_finetuning.data.reading import all_of, as_number, excerpt, is_text
+from llm_finetuning.data.transcripts import TRANSCRIPT, asked, dialogue_of, transcript_turns
 from llm_finetuning.data.turns import (
     BETWEEN,
     Turn,
     Unusable,
+    as_turns,
     is_given,
-    is_turn,
     pairs_of,
     turns_of,
 )
@@ -37,7 +39,10 @@ OWN_COLUMNS = ("lang", "message_tree_id", "message_id", "rank")
 """What a record of any shape may say of its pairs."""
 SYSTEMS, HISTORY, CONTEXT = ("system", "system_prompt", "system_message"), "history", ("input", "context")
 SCORES = ("score_chosen", "score_rejected")
-TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
+SHORT = 20
+"""Characters that may follow the response in a prompt that ends with it, as the marks of an end do."""
+HEADED = re.compile(r"(?:response|output|answer|assistant|solution)\W*$", re.IGNORECASE)
+"""What stands before a response in a text that holds all of a record."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,15 @@ def layout_of(names: tuple[str, ...], columns: Columns = USUAL) -> Shape | Compa
 
 def recognise(record: dict, columns: Columns = USUAL) -> Shape | Comparison | None:
     """Returns the shape of a record, whatever the case of its names, or where its several responses stand."""
-    return layout_of(_given_names(canonical_record(record)), columns)
+    record = canonical_record(record)
+    return layout_of(_given_names(record), columns) or _in_one_text(record, columns)
+
+
+def _in_one_text(record: dict, columns: Columns) -> Shape | None:
+    """Returns the shape of a record whose column `text` holds a dialogue with a marker before each turn."""
+    if columns.prompt or columns.response or "message_id" in record or not dialogue_of(record.get("text")):
+        return None
+    return Shape(chat="text")
 
 
 def _given_names(record: dict) -> tuple[str, ...]:
@@ -172,14 +185,14 @@ class Reader:
                 return [], []
             record = preference
         names = _given_names(record)
-        shape = layout_of(names, self.columns) or layout_of(tuple(record), self.columns)
+        shape = self._layout(record, names)
         if shape is None:
             raise self._no_shape(keys, names)
         if several := isinstance(shape, Comparison):
             needs, parts = shape.needs, self._responses(record, shape)
             shape = Shape(shape.prompt)
         else:
-            said, by = opinion(record) if shape.response and not shape.rejected else ({}, ())
+            said, by = ({}, ()) if shape.rejected else opinion(record)
             needs, parts = (*shape.needs, *by), [(record, shape, said)]
             self.shapes[" + ".join(needs)] += 1
         system = self.columns.system or next((name for name in SYSTEMS if name in names), SYSTEMS[0])
@@ -192,11 +205,20 @@ class Reader:
         found, faults = [], {}
         for each, its_shape, said in parts:
             pairs, problems = self._pairs(each, its_shape, before)
-            said |= own
-            found += [pair | said for pair in pairs]
+            if its_shape.chat:
+                pairs, said = rated_chat(pairs, said, not problems), {}
+            found += [pair | said | own for pair in pairs]
             if problems:
                 faults |= {str(fault): fault for fault in problems}
         return found, list(faults.values())
+
+    def _layout(self, record: dict, names: tuple[str, ...]) -> Shape | Comparison | None:
+        """Returns what `recognise` does, without a `prompt` that holds the response beside the instruction."""
+        shape = layout_of(names, self.columns) or _in_one_text(record, self.columns)
+        shape = shape or layout_of(tuple(record), self.columns)
+        if isinstance(shape, Shape) and not self.columns.prompt and _is_in_prompt(record, shape):
+            return layout_of(tuple(name for name in names if name != shape.prompt), self.columns)
+        return shape
 
     def _responses(self, record: dict, where: Comparison) -> list[tuple[dict, Shape, dict]]:
         """Returns (record, its shape, its rank) of each of several responses, or of the better one with the other."""
@@ -218,16 +240,17 @@ class Reader:
         """Says what a record lacks of the shape that it comes closest to, or else what is known and what it has."""
         lacks = {shape: [name for name in shape.needs if name not in names] for shape in self.columns.shapes}
         lacks = {shape: missing for shape, missing in lacks.items() if len(missing) < len(shape.needs)}
+        listed = ", ".join(keys[:20]) + ", …" * (len(keys) > 20)
         if lacks:
             closest = min(lacks, key=lambda shape: (len(lacks[shape]), -self.shapes[" + ".join(shape.needs)]))
             alone = next((name for name in names if any(name in two for two in TWO)), "")
             missing = f"the response to compare {alone} with" if alone else lacks[closest][0]
-            return Unusable("columns that are missing", f"{missing} is missing")
-        listed = ", ".join(keys[:20]) + ", …" * (len(keys) > 20)
+            cure = "" if self.shapes else _columns_to_name(closest, missing, listed, names)
+            return Unusable("columns that are missing", f"{missing} is missing{cure}")
         return Unusable(
             NO_SHAPE,
             f"no known shape fits: its keys are {listed}. Known are: {known_shapes()}. Name others with prompt_column "
-            "and response_column",
+            f"and response_column{renaming(names)}",
         )
 
     def _before(self, record: dict, shape: Shape, system: str) -> list[Turn | Unusable]:
@@ -241,10 +264,11 @@ class Reader:
 
     def _pairs(self, record: dict, shape: Shape, before: list) -> tuple[list[dict], list[Unusable]]:
         if shape.chat:
-            return pairs_of([*before, *turns_of(record[shape.chat], shape.chat, self.not_used)])
+            turns = dialogue_of(record[shape.chat]) or turns_of(record[shape.chat], shape.chat, self.not_used)
+            return pairs_of([*before, *turns])
         if shape.prompt and shape.rejected:
             record = record | {shape.prompt: inside(record[shape.prompt])}
-        record = record | {name: _as_turns(record[name]) for name in shape.needs}
+        record = record | {name: as_turns(record[name], name) for name in shape.needs}
         if shape.rejected:
             return self._preferred(record, shape, before)
         prompt, response = record[shape.prompt], record[shape.response]
@@ -253,7 +277,7 @@ class Reader:
             and TRANSCRIPT.match(prompt)
             and prompt.rstrip().endswith("Assistant:")
         ):
-            *turns, last = _transcript(prompt + response)
+            *turns, last = transcript_turns(prompt + response)
             return pairs_of([*before, *_masked(turns), last])
         return pairs_of([*before, *self._prompt(record, shape), *self._response(record, shape.response)])
 
@@ -262,7 +286,8 @@ class Reader:
         if type(value) is list and not all_of(str, value):
             return _masked(turns_of(value, shape.prompt, self.not_used))
         context = [_text(record, name) for name in CONTEXT if shape.context and is_given(record.get(name))]
-        return [Turn("user", BETWEEN.join([_text(record, shape.prompt), *context]))]
+        *turns, last = asked(_text(record, shape.prompt))
+        return [*turns, last._replace(content=BETWEEN.join([last.content, *context]))]
 
     def _response(self, record: dict, name: str) -> list[Turn | Unusable]:
         if type(record[name]) is list and not all_of(str, record[name]):
@@ -295,7 +320,7 @@ class Reader:
         whole = re.match(r"\s*Human:", value) if type(value) is str else None
         transcript = value if whole else f"{prompt or ''}{value}"
         if type(value) is str and TRANSCRIPT.match(transcript) and "\n\nAssistant:" in transcript:
-            turns = _transcript(transcript)
+            turns = transcript_turns(transcript)
         elif type(value) is str and not shape.prompt:
             raise Unusable("no prompt", f"{name} has no prompt: no such column, nor Human: and Assistant: in the text")
         else:
@@ -306,29 +331,35 @@ class Reader:
         return [*_masked(turns[:-1]), *turns[-1:]]
 
 
+def _columns_to_name(shape: Shape, missing: str, listed: str, names: tuple[str, ...]) -> str:
+    """Says which parameter names the column that a first record seems to lack; "" where it holds no other."""
+    parameter = {shape.prompt: "prompt_column", shape.response: "response_column"}.get(missing)
+    if not parameter or shape.rejected or not {*names} - {*shape.needs}:
+        return ""
+    return f": the record has {listed}. Set {parameter} to the one that holds it{renaming(names)}"
+
+
+def _is_in_prompt(record: dict, shape: Shape) -> bool:
+    """Whether a record's `prompt` holds all of it: the response ends it, and instruction or question is beside it."""
+    if shape.prompt != PROMPTS[0] or shape.rejected:
+        return False
+    said, prompt = record[shape.response], record[shape.prompt]
+    said = said.strip() if is_text(said) else ""
+    beside = any(is_text(record.get(name)) and record[name] for name in PROMPTS[1:3])
+    if not beside or not said or not is_text(prompt) or said not in prompt:
+        return False
+    before, _, after = prompt.rpartition(said)
+    return len(after.strip()) <= SHORT and (len(said) >= SHORT or HEADED.search(before[-SHORT:]) is not None)
+
+
 def _scored_alike(record: dict) -> bool:
     """Whether scores stand beside both responses, and the chosen one's is not the higher one."""
     scores = [as_number(record.get(name)) for name in SCORES]
     return all(type(score) in (int, float) for score in scores) and scores[0] <= scores[1]
 
 
-def _as_turns(value: Any) -> Any:
-    """Returns a list of turns that is written as a text, and a single turn as a list; anything else as it is."""
-    if is_text(value) and value.lstrip().startswith("[{"):
-        turns = literal(value)
-        return turns if all_of(dict, turns) and all(map(is_turn, turns)) else value
-    return [value] if is_turn(value) else value
-
-
 def _masked(turns: list[Turn | Unusable]) -> list[Turn | Unusable]:
     return [turn._replace(in_loss=False) if isinstance(turn, Turn) else turn for turn in turns]
-
-
-def _transcript(text: str) -> list[Turn]:
-    """Reads the turns of a dialogue written as text, as in HH-RLHF: \\n\\nHuman: …\\n\\nAssistant: …"""
-    _, *parts = TRANSCRIPT.split(text)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [Turn(roles[role], content) for role, content in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def _text(record: dict, name: str) -> str:

@@ -1,5 +1,6 @@
 """The turns of a conversation in the forms in which people keep them, and the pairs that they give."""
 
+import re
 from collections import Counter
 from functools import lru_cache
 from itertools import cycle
@@ -16,6 +17,9 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "tex
 EXCHANGES = (("input", "output"), ("prompt", "response"), ("human", "assistant"), ("user", "assistant"))
 """Keys of a user's and an assistant's text where one entry of a list holds both."""
 PLAIN_KEYS = {names: pair for pair in (("role", "content"), ("from", "value")) for names in (pair, pair[::-1])}
+BEGINS_WITH_A_TURN = re.compile(r"\s*\[?\s*\{\s*['\"]")
+PARTNERS = dict([*PLAIN_KEYS])
+FIRST_KEY = re.compile(r"\s*\[\s*\{\s*(['\"])(role|content|from|value)\1\s*:")
 BETWEEN = "\n\n"
 """Stands between texts that become one: two turns in a row, an instruction and its input."""
 
@@ -81,9 +85,36 @@ def as_list(value: Any, name: str, of: str = "turns") -> list:
     value = literal(value)
     if type(value) is dict and value and all_of(list, list(value.values())):
         value = [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
+    if type(value) is str and value.lstrip().startswith("["):
+        raise _unreadable(name)
     if type(value) is not list:
         raise Unusable(f"{name} is no list of {of}", f"{name} is {type(value).__name__}, expected a list of {of}")
     return value
+
+
+def as_turns(value: Any, name: str) -> Any:
+    """Returns a list of turns that is written as a text, and a single turn as a list; anything else as it is.
+
+    Raises Unusable for a text that begins as a list of turns and cannot be read: it would be taken for a response.
+    """
+    if is_turn(value):
+        return [value]
+    if not is_text(value) or not BEGINS_WITH_A_TURN.match(value):
+        return value
+    turns = literal(value)
+    if type(turns) is dict and _plain_turn(turns):
+        return [turns]
+    if type(turns) is list and all_of(dict, turns) and any(map(is_turn, turns)):
+        return turns
+    first = FIRST_KEY.match(value) if type(turns) is str else None
+    if first and (PARTNERS[first[2]] in value or not value.rstrip().endswith("]")):
+        raise _unreadable(name)
+    return value
+
+
+def _unreadable(name: str) -> Unusable:
+    found = f"{name} begins as a list, but is cut off, or neither JSON nor Python as pandas writes it into a CSV"
+    return Unusable("lists that cannot be read", found)
 
 
 def is_turn(value: Any) -> bool:
