@@ -82,9 +82,10 @@ def reading_sentences(source: pd.DataFrame) -> str:
     """Says what was read, as what, and what of it was not used and why; one sentence a line."""
     attrs = source.attrs
     lines = [f"{len(source):,} rows from {attrs['source']}, {len(attrs['skipped']):,} problems"]
-    if name := attrs.get("split_name"):
-        others = attrs["other_splits"]
-        lines.append(f"the source's split {name}" + f"; not read: {', '.join(others)}" * bool(others))
+    for what, key in (("configuration", "configuration"), ("split", "split_name")):
+        read, others = attrs.get(key), attrs.get(f"other_{what}s")
+        said = [f"the source's {what} {read}"] * bool(read) + [f"not read: {', '.join(others or ())}"] * bool(others)
+        lines += ["; ".join(said)] * bool(said)
     for shape, number in attrs.get("shapes", {}).items():
         lines.append(f"{number:,} records of the shape {shape}, read as {attrs['form']}")
     lines += [f"column {name} is not used ({number:,} times)" for name, number in attrs.get("not_used", {}).items()]

@@ -1,14 +1,17 @@
 """Finds the files of a source and of one of its splits: a file, a folder, a saved dataset, or a dataset of the Hub."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from glob import glob
 from pathlib import Path
 
 from llm_finetuning import sample
+from llm_finetuning.data import dataset_card
 from llm_finetuning.data.reading import existing_file
 from llm_finetuning.files.checksums import hash_file, hash_together
 
@@ -21,6 +24,8 @@ KINDS |= {"test": ("test", "testing", "eval", "evaluation")}
 """Words in the name of a split, as `datasets` knows them."""
 NO_DATA = {"dataset_infos.json", "dataset_info.json", "state.json", "dataset_dict.json"}
 SHARD = re.compile(r"(.+?)[-_]\d+[-_]of[-_]\d+.*")
+NUMBERED = re.compile(r"(.*[^\W\d_](?<!\bv)(?<!_v))[-_. \d]*\d", re.IGNORECASE)
+"""A name with a number at its end that is not the number of a version."""
 Splits = tuple[str, str]
 """Names of the splits for training and validation; "" = found by their names."""
 
@@ -30,8 +35,8 @@ class Located:
     """A source whose files are known.
 
     source: as it was named. origin: source, revision or sha256 (what computes it, until `hashing` is left),
-    split_in_source (False = the files hold both splits), split_name (of the source's own split), other_splits (those
-    that are not read for either).
+    split_in_source (False = the files hold both splits), split_name (of the source's own split), other_splits (those,
+    and files, that are not read for either), configuration and other_configurations where there are several.
     """
 
     source: str
@@ -64,17 +69,26 @@ def locate(
 def _find(source: str | Path, split: str | None, revision: str, splits: Splits) -> tuple[list[Path], dict]:
     if source == "sample":
         source, split = sample.FOLDER, split or sample.TRAIN
-    elif not Path(source).exists() and looks_like_hub_id(str(source)):
-        folder = _download(str(source), revision)
-        files, found = _of_split(folder, str(source), split, splits)
-        return files, {"source": str(source), "revision": folder.name} | found
-    if Path(source).is_dir():
-        files, found = _of_split(Path(source), str(source), split, splits)
-        return files, {"source": Path(source).name, "sha256": partial(_hash_of, files)} | found
+    name, configuration = _without_configuration(str(source))
+    if not Path(name).exists() and looks_like_hub_id(name):
+        folder = _download(name, revision, configuration)
+        files, found = _of_split(*_by_split(folder, name, configuration, is_download=True), name, split, splits)
+        return files, {"source": name, "revision": folder.name} | found
+    if Path(name).is_dir():
+        files, found = _of_split(*_by_split(Path(name), name, configuration), name, split, splits)
+        return files, {"source": Path(name).name, "sha256": partial(_hash_of, files)} | found
     path = existing_file(source)
     if any(splits):
         raise ValueError(f"{path} is one file, without splits. Leave train_split and validation_split empty.")
     return [path], {"source": path.name, "sha256": partial(hash_file, path), "split_in_source": False}
+
+
+def _without_configuration(source: str) -> tuple[str, str]:
+    """Returns (dataset id or folder, configuration) of `owner/name, configuration`, (source, "") of any other."""
+    name, _, configuration = (part.strip() for part in source.rpartition(","))
+    is_id = looks_like_hub_id(name) and not configuration.lower().endswith(FILE_SUFFIXES)
+    is_named = name and not Path(source).exists() and (is_id or Path(name).is_dir())
+    return (name, configuration) if is_named else (source, "")
 
 
 def looks_like_hub_id(source: str) -> bool:
@@ -82,22 +96,28 @@ def looks_like_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None and not source.lower().endswith(FILE_SUFFIXES)
 
 
-def _download(dataset: str, revision: str) -> Path:
+def _download(dataset: str, revision: str, configuration: str) -> Path:
     """Returns the folder of the dataset's files from the Hub, or from its cache when there is no network.
 
-    Files other than parquet are fetched only where there is no parquet: many datasets hold the same in both.
+    Where the dataset's card names the files of the configuration, these alone are fetched. Otherwise files other than
+    parquet are fetched only where there is no parquet: many datasets hold the same in both.
     """
     from huggingface_hub import snapshot_download
 
     from llm_finetuning.models import asking_the_hub
 
-    def fetch(patterns: list[str]) -> Path:
+    def fetch(patterns: list[str], revision: str) -> Path:
         with asking_the_hub("source", dataset):
             return Path(snapshot_download(dataset, repo_type="dataset", revision=revision, allow_patterns=patterns))
 
-    folder = fetch(["*.parquet"])
-    if not any(folder.rglob("*.parquet")):
-        folder = fetch([f"*{suffix}{packed}" for suffix in FORMS for packed in ("", *COMPRESSED)])
+    folder = fetch([dataset_card.CARD], revision)
+    if card := dataset_card.configuration(folder, dataset, configuration):
+        globs = [one for patterns in card.patterns.values() for one in patterns]
+        folder = fetch([*globs, *(one.replace("**/", "") for one in globs)], folder.name)
+    else:
+        folder = fetch(["*.parquet"], folder.name)
+        if not any(folder.rglob("*.parquet")):
+            folder = fetch([f"*{suffix}{packed}" for suffix in FORMS for packed in ("", *COMPRESSED)], folder.name)
     if not _data_files(folder):
         raise ValueError(
             f"{dataset} has no parquet, JSON, CSV or arrow files at revision {revision}. Set source_revision = "
@@ -107,47 +127,119 @@ def _download(dataset: str, revision: str) -> Path:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Returns the data files below a folder, those of parquet alone where there are some; a saved dataset is one."""
-    saved = [path.parent for path in sorted(folder.rglob("state.json"))]
-    if saved:
-        return saved
-    inside = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-    files = [p for p in inside if p.name not in NO_DATA and p.name.lower().endswith((*FORMS, *COMPRESSED))]
-    return [path for path in files if path.name.lower().endswith(".parquet")] or files
+    """Returns the data files below a folder, a saved dataset as one; what is hidden, such as checkpoints, is none."""
+    saved = {path.parent for path in folder.rglob("state.json")}
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith((*FORMS, *COMPRESSED))
+        and path.name not in NO_DATA
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and saved.isdisjoint(path.parents)
+        and path.is_file()
+    ]
+    return sorted([*saved, *files])
 
 
-def _of_split(folder: Path, source: str, split: str | None, splits: Splits) -> tuple[list[Path], dict]:
+def _by_split(folder: Path, source: str, wanted: str, is_download: bool = False) -> tuple[dict[str, list[Path]], dict]:
+    """Returns ({split: its files} of one configuration of a folder, what `origin` says of what is not read).
+
+    A split in parquet and in another form is the same twice: parquet is read, unless a card says otherwise. Raises
+    ValueError where there is no file, and as `dataset_card.choose` does.
+    """
+    files, by_name = _data_files(folder), defaultdict(list)
+    if card := dataset_card.configuration(folder, source, wanted):
+        origin = card.origin
+        for split, path in _matching(folder, files, card.patterns):
+            by_name[split or split_name(path.relative_to(folder))].append(path)
+    else:
+        if is_download:
+            files = list(filter(_is_parquet, files)) or files
+        files, origin = _of_one_configuration(folder, files, source, wanted)
+        for path in files:
+            by_name[split_name(path.relative_to(folder))].append(path)
+    if not by_name:
+        where = f"{source} is a folder without data files" + (f" of the configuration {card.name}" if card else "")
+        raise ValueError(f"{where} ({', '.join(FORMS)}). Name another, or a file.")
+    read = by_name if card else {name: list(filter(_is_parquet, paths)) or paths for name, paths in by_name.items()}
+    mixed = [name for name in by_name if len(read[name]) < len(by_name[name])]
+    ignored = [path for name in mixed for path in by_name[name] if not _is_parquet(path)]
+    return read, origin | {"other_splits": [str(path.relative_to(folder)) for path in ignored]}
+
+
+def _matching(folder: Path, files: list[Path], patterns: dict[str, list[str]]) -> Iterator[tuple[str, Path]]:
+    """Yields (split, file) of each of the files that a pattern of the split stands for."""
+    for split, globs in patterns.items():
+        names = {folder / name for one in globs for name in glob(one, root_dir=folder, recursive=True)}
+        yield from ((split, path) for path in files if path in names)
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.name.lower().endswith(".parquet")
+
+
+def _of_split(
+    by_name: dict[str, list[Path]], origin: dict, source: str, split: str | None, splits: Splits
+) -> tuple[list[Path], dict]:
     """Returns (files of one split, what `origin` says of it); training's own where nothing is there for validation."""
-    files = _of_one_configuration(folder, _data_files(folder), source)
-    by_name: dict[str, list[Path]] = {}
-    for path in files:
-        by_name.setdefault(split_name(path.relative_to(folder)), []).append(path)
     if split is None:
-        return files, {"split_in_source": False}
+        return sorted(path for paths in by_name.values() for path in paths), origin | {"split_in_source": False}
+    by_name = _join_numbered(by_name, splits)
     if not any(map(kind_of, by_name)) and not any(splits):
-        by_name = {"": files}  # parts of one whole
-    train = _choose("train", by_name, source, splits[0]) or next(iter(by_name))
+        by_name = {"": [path for paths in by_name.values() for path in paths]}  # parts of one whole
+    train = _choose("train", by_name, source, splits[0])
+    if train is None:
+        train, by_name = _join_plain(by_name, source, splits[1])
     validation = _choose("validation", by_name, source, splits[1], train)
     if validation is None:
         validation = _choose("test", by_name, source, "", train)
     name = validation if split == "validation" and validation else train
-    others = [other for other in by_name if other not in (train, validation)]
-    return by_name[name], {"split_in_source": validation is not None, "split_name": name, "other_splits": others}
+    others = [other for other in by_name if other not in (train, validation)] + origin["other_splits"]
+    found = {"split_in_source": validation is not None, "split_name": name, "other_splits": others}
+    return by_name[name], origin | found
 
 
-def _of_one_configuration(folder: Path, files: list[Path], source: str) -> list[Path]:
-    """Returns the files of a folder laid out as configuration/split/0000.parquet, of the default one if there are more.
+def _join_numbered(by_name: dict[str, list[Path]], splits: Splits) -> dict[str, list[Path]]:
+    """Joins splits whose names differ by a number at their end alone, but for one that `splits` names."""
+    groups = defaultdict(list)
+    for name in by_name:
+        numbered = None if name in splits else NUMBERED.fullmatch(name)
+        groups[numbered[1] if numbered else name].append(name)
+    return {
+        start if len(names) > 1 else names[0]: [path for name in names for path in by_name[name]]
+        for start, names in groups.items()
+    }
 
-    Raises ValueError where the folder has no data files, or several configurations and no default.
+
+def _join_plain(by_name: dict[str, list[Path]], source: str, validation: str) -> tuple[str, dict[str, list[Path]]]:
+    """Returns (training's name, splits) where none is named as training: all that are not named as another, or the one.
+
+    Raises ValueError where several are there, each named as one for evaluation.
     """
-    if not files:
-        raise ValueError(f"{source} is a folder without data files ({', '.join(FORMS)}). Name another, or a file.")
+    left = [name for name in by_name if not validation or name != validation]
+    plain = [name for name in left if not kind_of(name)] or left
+    if not plain or len(plain) > 1 and kind_of(plain[0]):
+        raise ValueError(f"{source} has no split for training, only {', '.join(by_name)}. Set train_split to one.")
+    joined = {", ".join(plain): [path for name in plain for path in by_name[name]]}
+    return ", ".join(plain), joined | {name: paths for name, paths in by_name.items() if name not in plain}
+
+
+def _of_one_configuration(folder: Path, files: list[Path], source: str, wanted: str) -> tuple[list[Path], dict]:
+    """Returns (files of one configuration of a folder laid out as configuration/split/0000.parquet, its `origin`).
+
+    All files where it is laid out otherwise. Raises ValueError as `dataset_card.choose` does.
+    """
     parts = {path: path.relative_to(folder).parts for path in files}
     names = {path: part[-3] if len(part) > 2 and _stem(path).isdigit() else "" for path, part in parts.items()}
     several = sorted(set(names.values()) - {""})
-    if len(several) > 1 and "default" not in several:
-        raise ValueError(f"{source} has the configurations {', '.join(several)}. Set source = {folder / several[0]!s}.")
-    return [path for path in files if len(several) < 2 or names[path] in ("", "default")]
+    example = "" if not several else folder / several[0] if Path(source).is_dir() else f"'{source}, {several[0]}'"
+    default = "default" if "default" in several else ""
+    name = dataset_card.choose(several, default, source, wanted, str(example))
+    if len(several) < 2:
+        return files, {}
+    others = [other for other in several if other != name]
+    found = {"configuration": name, "other_configurations": others}
+    return [path for path in files if names[path] in ("", name)], found
 
 
 def _choose(kind: str, names: Iterable[str], source: str, wanted: str, train: str = "") -> str | None:

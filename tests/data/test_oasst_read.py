@@ -151,7 +151,8 @@ def test_a_hub_dataset_keeps_its_own_splits_and_names_its_commit(hub):
     calls = hub(train=flat(TREES[:2]), validation=flat(TREES[2:]))
     train = read_messages("OpenAssistant/oasst1", "train", revision="v1")
     assert train["message_tree_id"].unique().tolist() == ["t0", "t1"]
-    assert calls == [("OpenAssistant/oasst1", "v1")] and train.attrs["revision"] == "0123abc"
+    assert calls == [("OpenAssistant/oasst1", commit) for commit in ("v1", "0123abc")]  # the card, then the data
+    assert train.attrs["revision"] == "0123abc"
     assert read_messages("OpenAssistant/oasst1", "validation")["message_tree_id"].unique().tolist() == ["t2"]
     assert read_messages("OpenAssistant/oasst1")["message_tree_id"].nunique() == 3
 

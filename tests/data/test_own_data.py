@@ -428,7 +428,7 @@ def prompts_of(source: object, **options) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("hub", [True, False])
-@pytest.mark.parametrize("layout", ["shards", "converted", "test alone"])
+@pytest.mark.parametrize("layout", ["shards", "converted", "bare", "test alone"])
 def test_splits_of_a_folder_and_of_the_hub_are_found(layout, hub, tmp_path, monkeypatch):
     folder = write_layout(tmp_path / "snapshots" / "0a1b", *LAYOUTS[layout])
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
