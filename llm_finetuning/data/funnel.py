@@ -10,6 +10,8 @@ UNITS = ("tree", "message", "preference pair", "pair")
 EXAMPLES = 3
 LARGE = 0.3
 """Share of what came to a step from which on its loss is large."""
+UNDECIDED = "first where no rank or quality decides"
+"""The step at which replies go for their order alone: its loss is named however small it is."""
 
 
 class Funnel:
@@ -62,11 +64,12 @@ def check_left(funnel: pd.DataFrame) -> None:
 
 
 def large_losses(funnel: pd.DataFrame) -> str:
-    """Says which filters took a large share of what came to them, with examples of what they dropped."""
+    """Says which filters took a large share of what came to them, or chose without a reason, with examples."""
     lines = []
     for row in funnel.to_dict("records"):
         came = row["kept"] + row["dropped"]
-        if row["step"] in funnel.attrs["cures"] and came and row["dropped"] / came > LARGE:
+        is_large = came and row["dropped"] / came > LARGE or row["step"] == UNDECIDED
+        if row["step"] in funnel.attrs["cures"] and is_large:
             cure = funnel.attrs["cures"][row["step"]]
             share = row["dropped"] / came
             lines.append(f"{row['step']} dropped {row['dropped']:,} of {came:,} {row['unit']}s ({share:.0%}); {cure}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_finetuning.data.duplicates import like_earlier
 from llm_finetuning.data.filters import Filters, Forest
-from llm_finetuning.data.funnel import Funnel
+from llm_finetuning.data.funnel import UNDECIDED, Funnel
 from llm_finetuning.data.pairs import Rows
 
 OF_MESSAGE = ("lang", "message_tree_id", "message_id", "rank")
@@ -77,14 +77,23 @@ class Candidates:
         return {"pairs": len(left), "without_history": left.count([])}
 
     def choose_best(self, funnel: Funnel) -> None:
-        """Keeps, for each prompter message, the reply of lowest rank, then best quality, then first in order."""
+        """Keeps, for each prompter message, the reply of lowest rank, then best quality, then first in order.
+
+        Those that only the order decides against are a step of their own: nobody preferred the one that stays.
+        """
         best: dict[Hashable, tuple] = {}
+        keys = []
         for place, (pair, prompter) in enumerate(zip(self.pairs, self.prompters, strict=True)):
             rank, quality = pair.get("rank"), self.qualities[place]
             key = (inf if rank is None else rank, inf if quality is None else -quality, place)
             best[prompter] = min(best.get(prompter, key), key)
-        places = {key[-1] for key in best.values()}
-        self.filter(funnel, "preferred to its siblings", [place in places for place in range(len(self.pairs))])
+            keys.append(key)
+        chosen = [best[prompter] for prompter in self.prompters]
+        preferred = [key[:2] == one[:2] for key, one in zip(keys, chosen, strict=True)]
+        firsts = [key == one for key, one, stays in zip(keys, chosen, preferred, strict=True) if stays]
+        self.filter(funnel, "preferred to its siblings", preferred)
+        if not all(firsts):
+            self.filter(funnel, UNDECIDED, firsts, "replies = 'all'")
 
     def drop_duplicates(self, funnel: Funnel, filters: Filters) -> None:
         """Keeps the first of equal prompts with equal histories; its several replies all stay."""

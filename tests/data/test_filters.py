@@ -9,7 +9,7 @@ from test_prepare import prepared_split, template, tree  # noqa: F401 (template 
 
 from llm_finetuning.data import own_data, pairs, prepare, reports
 from llm_finetuning.data.filters import speaks
-from llm_finetuning.data.funnel import Funnel, large_losses
+from llm_finetuning.data.funnel import UNDECIDED, Funnel, large_losses
 from llm_finetuning.data.oasst import flatten, read_messages
 from llm_finetuning.data.splits import in_split
 from llm_finetuning.settings import DataPrep
@@ -131,6 +131,32 @@ def test_siblings_in_own_data_are_no_duplicates(tmp_path):
     best = own_data.flatten_pairs(read, replies="best", drop_duplicates=True)
     assert best.pairs["response"].tolist() == ["A"]
     assert [(p["chosen"], p["rejected"]) for p in best.preferences] == [("A", "C")]
+
+
+@pytest.mark.parametrize("unranked", [40, 2])
+def test_responses_go_without_a_rank_only_by_a_step_that_says_so(unranked, tmp_path, template):  # noqa: F811
+    jokes = [(n, k) for n in range(unranked) for k in "ab"]
+    records = [{"prompt": f"A joke about {n * 7919}?", "response": f"{n} and {k}"} for n, k in jokes]
+    records += [
+        {"prompt": f"A word for {n * 104729}?", "response": text, "rank": rank}
+        for n in range(60)
+        for text, rank in ((f"Worse {n}", 1), (f"Better {n}", 0))
+    ]
+    settings = settings_for(tmp_path, records, validation_share=0.0, near_duplicates=0.0)
+    part = prepared_split(settings, "train", template)
+    steps = part.funnel.set_index("step")["dropped"]
+    assert steps["preferred to its siblings"] == 60 and steps[UNDECIDED] == unranked
+    said, came = prepare.loss_sentences(part), 60 + 2 * unranked
+    assert f"{UNDECIDED} dropped {unranked} of {came} pairs ({unranked / came:.0%}); set replies = 'all'" in said
+    assert "prompt: 'A joke about 0?'; response: '0 and b'" in said and "No filter took" not in said
+    every = prepared_split(dataclasses.replace(settings, replies="all"), "train", template)
+    assert len(every.pairs) == len(records) and "No filter took" in prepare.loss_sentences(every)
+
+
+def test_where_ranks_or_labels_decide_no_step_says_otherwise(tmp_path, template):  # noqa: F811
+    part = prepared_split(settings_for(tmp_path, TREES, validation_share=0.0), "train", template)
+    assert len(part.pairs) == 10 and UNDECIDED not in part.funnel["step"].tolist()
+    assert "No filter took more than 30%" in prepare.loss_sentences(part)
 
 
 def threads(messages: pd.DataFrame) -> list[dict]:
