@@ -189,6 +189,29 @@ def test_documents_are_asked_about_a_passage_at_a_time(tmp_path):
     assert not any("lit at dusk" in draft.prompt for draft in made.all)
 
 
+def test_a_large_document_shuts_out_no_other(tmp_path):
+    folder = tmp_path / "documents"
+    (folder / "z").mkdir(parents=True)
+    (folder / "a.md").write_text("\n\n".join(f"Ledger {n}. {'Entry. ' * 300}" for n in range(80)), encoding="utf-8")
+    small = ["b.txt", "c.md", "z/d.csv", "z/e.rst", "z/f.html"]
+    for name in small:
+        (folder / name).write_text(f"The chapter {name} of the almanac.", encoding="utf-8")
+    with Server() as server:
+        task, made, splits = run(settings_for(server, tmp_path, documents=str(folder), topics_wanted=6))
+        said = generate.generate(task, made)
+        topics, *asked = [body["messages"][-1]["content"] for body in server.script.requests]
+    assert len(task.passages) == 85 and all(f"The chapter {name} of" in topics for name in small)
+    about = {draft.passage for draft in made.all if draft.prompt}
+    assert {f"The chapter {name} of the almanac." for name in small} < about and len(about) < 20
+    assert all(any(text in one for one in asked) for text in about)
+    assert f"{len(about)} of 85 passages were asked about, 5 prompts each: a larger pairs_wanted" in said
+    facts = reports.read_report(splits["train"].path)["generation"]
+    assert facts["passages"] == {"asked": len(about), "in_documents": 85}
+    order = taxonomy.passages(str(folder))
+    assert order == task.passages and [text[:6] for text in order[:6]].count("Ledger") == 1
+    assert order[6:] != sorted(order[6:], key=lambda text: int(text.split()[1][:-1]))
+
+
 @pytest.mark.parametrize("name, content", [("x.txt", b"\xff\xfe\0a"), ("x.txt", b""), ("x.bin", b"text")])
 def test_documents_that_hold_no_text_are_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

@@ -139,7 +139,16 @@ def generate(task: Task, made: Drafts) -> str:
             else f"{drafts.MOST_DRAFTS} drafts a pair is the bound, and too many were lost: the funnel says where"
         )
         lines.append(f"{wanted - kept:,} pairs are missing: {why}.")
+    if task.passages:
+        asked, number = passages_asked(made), len(task.passages)
+        more = f", {drafts.PROMPTS_PER_REQUEST} prompts each: a larger pairs_wanted asks about more"
+        lines.append(f"{asked:,} of {number:,} passages were asked about{more * (asked < number)}.")
     return "\n".join(lines)
+
+
+def passages_asked(made: Drafts) -> int:
+    """Returns about how many passages of the documents prompts were written."""
+    return len({draft.passage for draft in made.all if draft.prompt and draft.passage})
 
 
 def check_left(made: Drafts) -> None:
@@ -240,6 +249,7 @@ def facts(task: Task, made: Drafts) -> dict:
         "system_message": task.system,
         **{name: getattr(settings, name) for name in names},
         "taxonomy": task.axes,
+        "passages": {"asked": passages_asked(made), "in_documents": len(task.passages)} if task.passages else None,
         "diversity": diversity_of(task, made),
         "usage": vars(budget.spent)
         | {"requests": len(task.generator.cache.answers), "cost": budget.cost(budget.spent)},

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from itertools import product
+from itertools import product, zip_longest
 from math import prod
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class TaxonomyWritten(RuntimeError):
 def passages(documents: str) -> list[str]:
     """Reads a text file, or all those of a folder, as passages of whole paragraphs, at most PASSAGE characters each.
 
+    The first of them are of all files, for each file has its turn; within a turn and a file their hashes order them.
     Raises FileNotFoundError, or ValueError that names a file which is no UTF-8 text, or a folder without any.
     """
     if not documents:
@@ -36,7 +37,8 @@ def passages(documents: str) -> list[str]:
     if not path.exists():
         raise FileNotFoundError(f"documents = {documents!r}: not found. Give a text file or a folder of them.")
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_FILES)
-    found = [passage for file in files for passage in _split(_read(file))]
+    turns = zip_longest(*(sorted(_split(_read(file)), key=_order) for file in files))
+    found = list(dict.fromkeys(text for turn in turns for text in sorted(filter(None, turn), key=_order)))
     if not found:
         raise ValueError(
             f"documents = {documents!r}: no text in it. Files that are read end in {', '.join(TEXT_FILES)}."
