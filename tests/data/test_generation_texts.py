@@ -25,6 +25,7 @@ WRITTEN = {
     "cut off": json.dumps({"prompts": [*ASKED, "What is the"]})[:-4],
     "no end": json.dumps({"prompts": ASKED})[:-1],
     "thoughts": f"<think>They want {{prompts}}: [1, 2]</think>\n{json.dumps({'prompts': ASKED})}",
+    "thoughts without a start": f"They want {{prompts}}: [1, 2]\n</think>\n\n{json.dumps({'prompts': ASKED})}",
     "a list": 'Sure!\n\n1. What is tar?\n2. Say "a, b" [twice].',
     "a bold list": '**1.** What is tar?\n**2.** Say "a, b" [twice].',
     "bullets": '- What is tar?\n- Say "a, b" [twice].\n',
@@ -34,6 +35,23 @@ WRITTEN = {
 @pytest.mark.parametrize("how", WRITTEN)
 def test_prompts_are_read_however_they_are_written(how):
     assert parsing.strings(WRITTEN[how], "prompts") == ASKED
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("They ask.\nEasy.</think>\n\nTar.", "Tar."),
+        ("Hm</THINKING>Tar.", "Tar."),
+        ("</think>Tar.", "Tar."),
+        ("One</think><think>two</think>Tar.", "Tar."),
+        ("<think>One</think>Tar.", "Tar."),
+        ("Tar.<thinking>So</thinking>", "Tar."),
+        ("Tar. <think>So", "Tar. <think>So"),
+        ("<b>Tar</b> < thinking > it", "<b>Tar</b> < thinking > it"),
+    ],
+)
+def test_thoughts_are_taken_out_whether_their_start_is_marked_or_not(text, answer):
+    assert parsing.without_thoughts(text) == answer
 
 
 @pytest.mark.parametrize(

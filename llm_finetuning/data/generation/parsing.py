@@ -8,6 +8,8 @@ from typing import Any
 import pydantic_core
 
 THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL | re.IGNORECASE)
+UNOPENED = re.compile(r"\A(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>\s*", re.DOTALL | re.IGNORECASE)
+"""Thoughts whose opening tag stood in the prompt already, as chat templates of some models write it."""
 TRAILING_COMMA = re.compile(r",(?=\s*[\]}])")
 COMMENT = re.compile(r"^\s*//.*$|(?<=[,\[{])\s*//.*$", re.MULTILINE)
 LIST_ITEM = re.compile(r"^\s*(?:\*\*)?(?:\d{1,3}[.):]|[-*•])(?:\*\*)?\s+(.+?)\s*$", re.MULTILINE)
@@ -18,7 +20,7 @@ MOST_STARTS = 50
 
 def without_thoughts(text: str) -> str:
     """Removes the reasoning that some models write before their answer, and half characters, which no file takes."""
-    return _sound(THOUGHTS.sub("", text)).strip()
+    return _sound(THOUGHTS.sub("", UNOPENED.sub("", text))).strip()
 
 
 def _sound(text: str) -> str:
