@@ -108,8 +108,8 @@ def tree_of(pair: dict) -> str:
         return pair["message_tree_id"]
     turns = pair.get("history") or []
     persona = "".join(turn["content"] for turn in turns[:1] if turn["role"] == "system")
-    user_turns = [turn["content"] for turn in turns if turn["role"] == "user"]
-    start = persona + normalise([*user_turns, pair["prompt"]][0])
+    first = next((turn["content"] for turn in turns if turn["role"] == "user"), pair["prompt"])
+    start = persona + normalise(first)
     return "own-" + hashlib.sha256(start.encode("utf-8")).hexdigest()[:16]
 
 

@@ -111,8 +111,23 @@ def _example(pair: dict, like: dict | None) -> dict:
 
 
 def prompters_of(pairs: list[dict]) -> list[Hashable]:
-    """Returns for each ready-made pair what stands for its prompter message: its prompt with its whole history."""
-    return [(pair["prompt"], *((turn["role"], turn["content"]) for turn in pair["history"])) for pair in pairs]
+    """Returns for each ready-made pair what stands for its prompter message: its prompt and its whole history.
+
+    A history is told by the number of its last turn among all ways to a turn. One that goes on from that of the pair
+    before, as in a chat, is not read again from its start.
+    """
+    numbers: dict[tuple, int] = {}
+    before: list[dict] = []
+    number, found = 0, []
+    for pair in pairs:
+        history = pair["history"]
+        goes_on = history[: len(before)] == before
+        number = number if goes_on else 0
+        for turn in history[len(before) if goes_on else 0 :]:
+            number = numbers.setdefault((number, turn["role"], turn["content"]), len(numbers) + 1)
+        found.append((pair["prompt"], number))
+        before = history
+    return found
 
 
 def drop_repeated(candidates: Candidates, funnel: Funnel) -> None:

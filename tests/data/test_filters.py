@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from llm_finetuning.data import own_data, pairs, prepare, reports
 from llm_finetuning.data.filters import speaks
 from llm_finetuning.data.funnel import UNDECIDED, Funnel, large_losses
 from llm_finetuning.data.oasst import flatten, read_messages
+from llm_finetuning.data.recipes import prompters_of
 from llm_finetuning.data.splits import in_split
 from llm_finetuning.settings import DataPrep
 
@@ -217,3 +219,26 @@ def test_prompts_without_a_pair_are_counted_by_where_they_lost_their_last_reply(
         "after the filters": {"2": 3},
     }
     assert report["shape"]["turns before a prompt"] == {"in the source": {"0": 6}, "after the filters": {"0": 3}}
+
+
+def test_pairs_have_one_prompter_where_prompt_and_history_are_equal():
+    turns = [{"role": role, "content": text} for role, text in (("user", "Q"), ("assistant", "A"), ("system", "Q"))]
+    ways = [[], [0], [0, 1], [1], [0, 1], [2], [1, 0], [0, 1, 0, 1], [0, 1, 0], [], [0, 1, 0, 1], [0, 1], [2, 0, 1]]
+    histories = [[dict(turns[place]) for place in way] for way in ways]
+    pairs_of_all = [{"prompt": prompt, "history": history} for history in histories for prompt in ("P", "Q", "P")]
+    found = prompters_of(pairs_of_all)
+    for one, name in zip(pairs_of_all, found, strict=True):
+        assert [name == other for other in found] == [one == other for other in pairs_of_all]
+
+
+def test_the_history_of_a_long_chat_is_read_once():
+    read = Counter()
+
+    class Turn(dict):
+        def __getitem__(self, key: str) -> str:
+            read[key] += 1
+            return super().__getitem__(key)
+
+    chat = [Turn(role=("user", "assistant")[n % 2], content=f"Turn {n}") for n in range(400)]
+    pairs_of_chat = [{"prompt": chat[at].get("content"), "history": chat[:at]} for at in range(0, 400, 2)]
+    assert len(set(prompters_of(pairs_of_chat))) == 200 and read["content"] < 400
