@@ -6,6 +6,7 @@ reads requests and writes the text of each conversation, as lines of JSON.
 """
 
 import atexit
+import datetime
 import faulthandler
 import json
 import os
@@ -36,21 +37,27 @@ class RenderingError(ValueError):
     """What a template did instead of rendering; it goes on from the template's name: "refuses the conversation: …"."""
 
 
-def render(template: str, conversations: list[tuple[list[dict], bool]], variables: dict[str, str]) -> list[str]:
+def render(
+    template: str,
+    conversations: list[tuple[list[dict], bool]],
+    variables: dict[str, str],
+    date: datetime.date | None = None,
+) -> list[str]:
     """Renders conversations with a Jinja chat template, as transformers' `apply_chat_template` does.
 
-    conversations: messages, and whether an assistant turn is to be opened behind them; variables: such as eos_token.
+    conversations: messages, and whether an assistant turn is to be opened behind them; variables: such as eos_token;
+    date: what the template takes for today, None = the day on which it is rendered.
     Raises RenderingError for a template that is no valid Jinja, refuses a conversation, or takes too much.
     """
     global _renderer
-    answers = []
+    answers, day = [], date and date.isoformat()
     with _lock:
         try:
             if _renderer is None or not _renderer.is_alive():
                 _renderer = _Renderer()
                 _renderer.line(START_SECONDS)
             for batch in _batches(conversations):
-                request = {"template": template, "conversations": batch, "variables": variables}
+                request = {"template": template, "conversations": batch, "variables": variables, "date": day}
                 answers += _renderer.ask(json.dumps(request), len(batch))
         except BaseException:  # an interrupt too: answers that nobody has read would be taken for those of another
             close()
@@ -144,18 +151,33 @@ def close() -> None:
         _renderer.close()
 
 
+class _Clock:
+    """What transformers' `strftime_now`, by which a template asks for the day, takes for the class `datetime`.
+
+    A function of our own is no way to hand in a date: transformers hands a template plain data alone.
+    """
+
+    date: str | None = None
+    """In ISO 8601; None = today."""
+
+    def now(self) -> datetime.datetime:
+        return datetime.datetime.fromisoformat(self.date) if self.date else datetime.datetime.now()
+
+
 def serve() -> None:
     """Answers the requests that come in as lines, until there are no more."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    chat_template_utils.datetime = clock = _Clock()
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        clock.date = request["date"]
         faulthandler.dump_traceback_later(ORPHAN_SECONDS, exit=True)
         for messages, opened in request["conversations"]:
             variables = request["variables"] | {"add_generation_prompt": opened, "chat_template": request["template"]}
-            answer = _answer(render_jinja_template, messages, variables)
+            answer = _answer(chat_template_utils.render_jinja_template, messages, variables)
             print(json.dumps(answer), flush=True)
         faulthandler.cancel_dump_traceback_later()
 

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import assume, given, settings
@@ -122,6 +123,30 @@ def test_a_turn_is_opened_as_it_is_finished(name, opening):
         assert text.endswith(opening)
         assert system_message in text
         assert in_loss(prompts.encode(PAIR, template), template).startswith("Because.")
+
+
+DATED = [name for name, source in TEXTS.items() if "strftime_now" in source]
+
+
+def test_what_is_trained_and_compared_does_not_change_overnight(clock, tmp_path):
+    from llm_finetuning.evaluation import comparison
+    from llm_finetuning.training import dataset, preference_data
+
+    sizes = dict.fromkeys(("max_seq_length", "tokens_per_step", "micro_batch_tokens"), 2048)
+    chosen, pairs = small_settings(tmp_path, "m", system_message="", **sizes), small_pairs(3)
+    ranked = [{"prompt": "q", "history": [], "chosen": "yes", "rejected": "no"}]
+    days = []
+    for day in (0, 1):
+        clock(day)
+        made = {}
+        for name in DATED:
+            inputs = dataset.encode_inputs(chosen, tokenizer_with(TEXTS[name]), pairs, pairs, ranked)
+            preferred = preference_data.encode_inputs(chosen, tokenizer_with(TEXTS[name]), ranked, pairs, ranked)
+            candidate = SimpleNamespace(name=name, tokenizer=lambda name=name: tokenizer_with(TEXTS[name]))
+            measured = prompts.encode(PAIR, comparison.templates([candidate])[name])
+            made[name] = [inputs.data, inputs.held_out, inputs.ranked, preferred.data, measured]
+        days.append(made)
+    assert "llama3_2" in DATED and days[0] == days[1]
 
 
 def test_thinking_that_is_asked_for_by_name_is_left_alone():

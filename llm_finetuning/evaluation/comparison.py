@@ -59,7 +59,11 @@ def templates(found: list[Candidate]) -> dict[str, Template]:
     Raises ValueError where no model has a chat template.
     """
     tokenizers = {candidate.name: candidate.tokenizer() for candidate in found}
-    own = {name: prompts.template_for(tokenizer) for name, tokenizer in tokenizers.items() if tokenizer.chat_template}
+    own = {
+        name: prompts.template_for(tokenizer, date=prompts.FIXED_DATE)
+        for name, tokenizer in tokenizers.items()
+        if tokenizer.chat_template
+    }
     if not own:
         raise ValueError(
             f"none of the models has a chat template ({', '.join(tokenizers)}): add the finetuned one, whose folder"
@@ -75,7 +79,7 @@ def _borrowed(candidate: Candidate, tokenizer: PreTrainedTokenizerBase, others: 
         if vocabulary <= template.tokenizer.get_vocab().items() and len(template.tokenizer) <= rows:
             return template
     print(f"{candidate.name} has no chat template, and other tokens than those that do: it is asked in Phi-2's format")
-    return prompts.template_for(tokenizer)
+    return prompts.template_for(tokenizer, date=prompts.FIXED_DATE)
 
 
 def held_out(settings: Evaluation, used: dict[str, Template]) -> HeldOut:

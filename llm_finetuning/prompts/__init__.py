@@ -14,6 +14,7 @@ from llm_finetuning.prompts.examples import (
     without_oldest_turns,
 )
 from llm_finetuning.prompts.rendering import (
+    FIXED_DATE,
     Template,
     check_messages,
     conversation,
@@ -25,6 +26,7 @@ from llm_finetuning.prompts.rendering import (
 from llm_finetuning.prompts.templates import PHI2_FORMAT, template_for
 
 __all__ = [
+    "FIXED_DATE",
     "IGNORE_INDEX",
     "PHI2_FORMAT",
     "Template",

@@ -1,5 +1,6 @@
 """Conversations as a chat template writes them, and as the tokens of that text; what was typed stays text."""
 
+import datetime
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +12,12 @@ import transformers
 
 from llm_finetuning import template_process
 
+FIXED_DATE = datetime.date(2024, 7, 26)
+"""What training and measuring take for today, where a chat template writes it: what Llama 3 writes without a clock.
+
+Under the date of the day a run could not go on tomorrow, for all its tokens would differ, nor could figures of two days
+be compared. An answer to a user is asked for under the date of the day.
+"""
 CURE = "set chat_template to a file with a Jinja template that writes each response once, as it is, after its prompt"
 
 
@@ -21,6 +28,8 @@ class Template:
     tokenizer: "transformers.PreTrainedTokenizerBase"
     name: str = "this model's chat template"
     """What an error calls it."""
+    date: datetime.date | None = None
+    """What it takes for today; None = the day on which it is rendered."""
     special_tokens: re.Pattern = field(init=False)
     """Finds a special token's name in a text, the longest where several begin; one group, for `split`."""
 
@@ -132,7 +141,7 @@ def render_texts(conversations: list[tuple[list[dict], bool]], template: Templat
     tokenizer = template.tokenizer
     variables = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     try:
-        return template_process.render(tokenizer.get_chat_template(), conversations, variables)
+        return template_process.render(tokenizer.get_chat_template(), conversations, variables, template.date)
     except template_process.RenderingError as error:
         raise ValueError(f"{template.name} {error}") from error
 

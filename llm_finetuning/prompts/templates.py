@@ -1,5 +1,6 @@
 """The chat template of a run: the tokenizer's own, a file's or Phi-2's format, made to ask for what is trained."""
 
+import datetime
 import re
 from os.path import commonprefix
 from pathlib import Path
@@ -45,11 +46,14 @@ A finished conversation stays outside the block, in which `{% generation %}` wou
 
 
 def template_for(
-    tokenizer: "transformers.PreTrainedTokenizerBase", system_message: str = "", chat_template: str = ""
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+    system_message: str = "",
+    chat_template: str = "",
+    date: datetime.date | None = None,
 ) -> Template:
     """The tokenizer's own chat template, or Phi-2's format if it has none; with `system_message` as the default.
 
-    chat_template: a file with a Jinja template that takes the place of both.
+    chat_template: a file with a Jinja template that takes the place of both; date: see `Template`.
     Phi-2's format stands behind what the tokenizer prepends (BOS). The default and the opening of a turn
     (`_open_as_finished`) become part of `tokenizer.chat_template`, so they travel with the saved tokenizer. Raises
     FileNotFoundError for a file that is not there, ValueError for a template that is no valid Jinja, takes no system
@@ -57,7 +61,7 @@ def template_for(
     """
     base, name = _source(tokenizer, chat_template)
     tokenizer.chat_template = base
-    template = Template(tokenizer, name)
+    template = Template(tokenizer, name, date)
     if system_message:
         tokenizer.chat_template = DEFAULT_SYSTEM.replace("SYSTEM", _literal(system_message)) + base
     takes_system = not system_message or _takes_system(template, system_message)

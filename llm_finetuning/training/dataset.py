@@ -167,7 +167,7 @@ def encode_inputs(
     ranked: Sequence[dict] = (),
 ) -> RunInputs:
     """The inputs of a run from pair records in memory."""
-    template = prompts.template_for(tokenizer, settings.system_message, settings.chat_template)
+    template = prompts.template_for(tokenizer, settings.system_message, settings.chat_template, prompts.FIXED_DATE)
     length = settings.max_seq_length
     return RunInputs(
         template,

@@ -150,7 +150,7 @@ def encode_inputs(
     ranked: list[dict],
 ) -> PreferenceInputs:
     """The inputs of preference tuning from records in memory."""
-    template = prompts.template_for(tokenizer, settings.system_message, settings.chat_template)
+    template = prompts.template_for(tokenizer, settings.system_message, settings.chat_template, prompts.FIXED_DATE)
     length, count, seed = settings.max_seq_length, settings.eval_pairs, settings.seed
     return PreferenceInputs(
         template,

@@ -107,6 +107,35 @@ def torch_compiles(monkeypatch):
     monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
 
 
+CLOCK = """
+import datetime, os
+
+class Clock(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(days=int(os.environ["CLOCK_DAYS"]))
+
+datetime.datetime = Clock
+"""
+
+
+@pytest.fixture
+def clock(tmp_path_factory, monkeypatch):
+    """A function that sets the clock of the process in which chat templates are rendered, days ahead of ours."""
+    from llm_finetuning import template_process
+
+    folder = tmp_path_factory.mktemp("clock")
+    (folder / "sitecustomize.py").write_text(CLOCK)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    def days_ahead(days: int) -> None:
+        monkeypatch.setenv("CLOCK_DAYS", str(days))
+        template_process.close()
+
+    yield days_ahead
+    template_process.close()
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
     """A folder with an untrained Phi (head_dim 80, two layers) and its tokenizer, as a base model."""

@@ -1,11 +1,13 @@
 """Run all a second time, after something was changed, lost or damaged in between."""
 
+import datetime
 import shutil
 
 import pytest
+from inference_fixtures import ask
 from training_fixtures import digest, prepare, small_pairs, small_settings
 
-from llm_finetuning import models
+from llm_finetuning import models, prompts
 from llm_finetuning.training import checkpoints, planning, qlora
 from llm_finetuning.training import resumable as training
 from llm_finetuning.training.dataset import encode_inputs
@@ -73,3 +75,20 @@ def test_a_damaged_note_of_a_checkpoint_is_named(text, tiny_base, again):
     small = prepare(small_settings(again, tiny_base, **RUN))
     with pytest.raises(ValueError, match=f"the files of .*{newest.name} are not those that were written"):
         training.train(small.trainer)
+
+
+def test_a_run_whose_template_writes_the_day_goes_on_tomorrow(clock, tiny_base, tmp_path):
+    """What is trained stays to the token; what a user asks is asked under the day's own date."""
+    dated = tmp_path / "dated.jinja"
+    dated.write_text("{{ 'Today Date: ' + strftime_now('%d %b %Y') + '\\n' }}" + prompts.PHI2_FORMAT)
+    outcomes, asked = [], []
+    for day, steps in enumerate((2, 4)):
+        clock(day)
+        chosen = small_settings(tmp_path / "run", tiny_base, **RUN | {"max_steps": steps}, chat_template=str(dated))
+        small = prepare(chosen)
+        outcomes.append(training.train(small.trainer))
+        asked_of_user = prompts.template_for(models.tokenizer(str(tiny_base)), "", chosen.chat_template)
+        asked.append(asked_of_user.tokenizer.decode(prompts.render(ask("Which day is it?"), asked_of_user)))
+    assert [outcome.resumed_from for outcome in outcomes] == [None, "checkpoint-2"]
+    days = [datetime.datetime.strptime(text[12:23], "%d %b %Y") for text in asked]
+    assert days[0] + datetime.timedelta(days=1) == days[1] and days[0].year > 2024
