@@ -40,6 +40,7 @@ def shared_arguments(settings: Finetuning, plan: "Plan", steps: int, batch: int)
         "save_steps": settings.save_steps,
         "save_total_limit": None,
         "eval_strategy": "no",
+        "router_aux_loss_coef": 0.0,  # the responses alone are learned; TRL cannot weigh the routers of every family
         "report_to": [] if settings.report_to == "none" else [settings.report_to],
         "disable_tqdm": True,
         "dataloader_num_workers": 0,

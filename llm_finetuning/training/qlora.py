@@ -39,7 +39,7 @@ def beyond_lora(config: dict) -> list[str]:
 
 
 def load_base(settings: Finetuning, plan: "Plan") -> "PreTrainedModel":
-    """Loads the frozen base to the plan's device, in 4 bits where the plan says so; its cache is off.
+    """Loads the frozen base to the plan's device, in 4 bits where the plan says so, without cache and router logits.
 
     On a CPU it also sets the threads that suit the model's size.
     """
@@ -62,7 +62,7 @@ def load_base(settings: Finetuning, plan: "Plan") -> "PreTrainedModel":
         use_safetensors=True,
         trust_remote_code=False,
     )
-    model.config.use_cache = False
+    model.config.use_cache = model.config.get_text_config().output_router_logits = False
     return prepare_cpu_kernels(unmap_weights(model)) if plan.device == "cpu" else model
 
 

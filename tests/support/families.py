@@ -20,6 +20,7 @@ FAMILIES = {
     "gemma3_text": {"num_key_value_heads": 1, "head_dim": 32},
     "gpt_neo": {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
     "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 2, "rotary_dim": 16, "n_positions": 256},
+    "granitemoe": {"num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2},
     "lfm2": {"num_key_value_heads": 1},
     "mixtral": {"num_key_value_heads": 1, "num_local_experts": 2},
     "olmo2": {},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import dry_run
 import pytest
@@ -10,7 +11,7 @@ import transformers
 from families import MIX_PACKED_EXAMPLES, tiny_base_of
 from packaging.version import Version
 from plain_steps import documents_of, initial_adapter, take, train_recorded
-from preference_fixtures import preference_settings
+from preference_fixtures import finetuned_folder, preference_settings, prepare_preference
 from safetensors.torch import load_file, save_file
 from training_fixtures import digest, prepare, small_pairs, small_settings
 from transformers import MixtralConfig
@@ -22,6 +23,7 @@ from llm_finetuning.release import gguf, merging, verify
 from llm_finetuning.training import planning, preference_start, selfcheck
 from llm_finetuning.training import resumable as training
 from llm_finetuning.training.dataset import encode_inputs
+from llm_finetuning.training.metrics import Metrics
 
 SIZES = {
     "mixtral": {"num_local_experts": 4},
@@ -82,6 +84,17 @@ def test_each_step_is_that_of_plain_transformers_and_peft(family, checkpointing,
     for (loss, norm), (plain_loss, plain_norm) in zip(ours, plain, strict=True):
         assert loss == pytest.approx(plain_loss, rel=1e-4)
         assert norm == pytest.approx(plain_norm, rel=2e-3)
+
+
+@pytest.mark.parametrize("family", ["granitemoe", pytest.param("mixtral", marks=pytest.mark.more)])
+def test_the_balance_of_routers_is_no_part_of_either_loss(family, tmp_path):
+    """Of a base whose configuration asks for router logits too; TRL cannot weigh those of Granite."""
+    base = tiny_base_of(family, tmp_path / "base", output_router_logits=True, router_aux_loss_coef=0.5)
+    training.train(prepare(small_settings(tmp_path / "sft", base, max_steps=1)).trainer)
+    tuned = prepare_preference(preference_settings(finetuned_folder(tmp_path / "dpo", base), base, max_steps=1))
+    training.train(tuned.trainer)
+    (entry,) = [entry for entry in Metrics(tuned.settings.folders.metrics).read() if "loss" in entry]
+    assert entry["loss"] == pytest.approx(math.log(2), rel=1e-4)
 
 
 @pytest.mark.parametrize("family", LIKE_MIXTRAL)

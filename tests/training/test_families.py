@@ -6,8 +6,8 @@ from families import tiny_base_of
 from plain_steps import documents_of, initial_adapter, take, train_recorded
 from training_fixtures import prepare, small_settings
 
-THIRTEEN = ("llama", "phi3", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt_neox")
-THIRTEEN += ("olmo2", "stablelm", "starcoder2")
+FOURTEEN = ("llama", "phi3", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt_neox")
+FOURTEEN += ("olmo2", "stablelm", "starcoder2", "granitemoe")
 
 
 def plain_steps(base, steps: list[list[dict]], initial: dict, chosen) -> list[tuple[float, float]]:
@@ -23,7 +23,7 @@ def plain_steps(base, steps: list[list[dict]], initial: dict, chosen) -> list[tu
 
 
 @pytest.mark.parametrize(
-    "family", [*THIRTEEN[:2], *(pytest.param(name, marks=pytest.mark.more) for name in THIRTEEN[2:])]
+    "family", [*FOURTEEN[:2], *(pytest.param(name, marks=pytest.mark.more) for name in FOURTEEN[2:])]
 )
 def test_each_step_is_that_of_plain_transformers(family, tmp_path):
     base = tiny_base_of(family, tmp_path / "base")
