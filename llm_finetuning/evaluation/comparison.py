@@ -100,6 +100,7 @@ def held_out(settings: Evaluation, used: dict[str, Template]) -> HeldOut:
     return HeldOut(pairs.draw(drawn, count, seed), agreement.sampled(ranked, count, seed), texts, others)
 
 
+@mode.within_memory(mode.while_measuring)
 def measure(
     candidate: Candidate, template: Template, data: HeldOut, settings: Evaluation, machine: hardware.Machine
 ) -> Result:

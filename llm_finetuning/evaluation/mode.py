@@ -1,11 +1,31 @@
-"""Puts a model into evaluation and back."""
+"""Puts a model into evaluation and back, and says what did not fit into the memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from llm_finetuning import models
+
+
+@contextmanager
+def within_memory(said: Callable[[], str]) -> Iterator[None]:
+    """Raises MemoryError where the GPU runs out of memory in the block; as a decorator, in the function.
+
+    said: its sentence, asked for afterwards. The innermost of such blocks is the one that speaks.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(said()) from error
+
+
+def while_measuring() -> str:
+    """The sentence for a measurement outside of training."""
+    return (
+        "the GPU ran out of memory while the model was measured: end what else uses it (in Colab Runtime > Restart"
+        " session, then run all cells again), or lower eval_answers, max_new_tokens or max_seq_length"
+    )
 
 
 @contextmanager

@@ -69,6 +69,7 @@ def _distributions(model: torch.nn.Module, example: dict) -> torch.Tensor:
     return logits[in_loss].float().log_softmax(-1)
 
 
+@mode.within_memory(mode.while_measuring)
 def column(
     name: str,
     model: torch.nn.Module,

@@ -55,6 +55,7 @@ def answers(model: torch.nn.Module, held_out: list[dict], template: Template, ma
         return Chat.of(model, template).generate_batch(asked, SamplingParameters(max_new_tokens=max_new_tokens))
 
 
+@mode.within_memory(mode.while_measuring)
 def measure(
     model: torch.nn.Module,
     held_out: list[dict],

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm_finetuning import display, hardware
-from llm_finetuning.evaluation import scoreboard
+from llm_finetuning.evaluation import mode, scoreboard
 from llm_finetuning.files.copying import WRITE_ERRORS, is_full
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import checkpoints, figures, planning, qlora
@@ -158,8 +158,9 @@ class Monitor(TrainerCallback):
         Every process measures, so that all come to the same decision; one writes.
         """
         begun = time.perf_counter()
-        loss, answers = self._measure(state)
-        entry = {"step": state.global_step, "held_out_loss": loss, "answers": answers} | self.trainer.figures()
+        with mode.within_memory(lambda: _no_room(state.global_step)):
+            loss, answers = self._measure(state)
+            entry = {"step": state.global_step, "held_out_loss": loss, "answers": answers} | self.trainer.figures()
         entry["evaluation_seconds"] = time.perf_counter() - begun
         self.losses.append((entry[self.settings.patience_on], state.global_step))
         if self.main:
@@ -221,6 +222,14 @@ class Monitor(TrainerCallback):
         self.close()
         if self.terminated:
             raise KeyboardInterrupt(f"stopped by SIGTERM; checkpoint-{state.global_step} is saved, run again to go on")
+
+
+def _no_room(step: int) -> str:
+    """The sentence for an evaluation that did not fit into the GPU's memory."""
+    return (
+        f"the GPU ran out of memory in the evaluation at step {step}, not in a training step. Set eval_steps = 0, which"
+        " leaves the evaluations out, and run all cells again: training goes on from the newest checkpoint"
+    )
 
 
 def largest_of_all(value: int, plan: planning.Plan) -> int:

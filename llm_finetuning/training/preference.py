@@ -30,7 +30,7 @@ from llm_finetuning.training.identity import digest, identity
 from llm_finetuning.training.planning import count_steps
 from llm_finetuning.training.preference_data import ByLength, PreferenceData, PreferenceInputs
 from llm_finetuning.training.preference_plan import PreferencePlan
-from llm_finetuning.training.resumable import ResumableTrainer
+from llm_finetuning.training.resumable import ResumableTrainer, less_at_once
 
 SAME_RUN = ("loss", "beta", "sft_weight", "label_smoothing", "ld_alpha", "pairs_per_step")
 """Settings that two runs must share for one to resume the checkpoints of the other, beside those of the finetuning."""
@@ -80,6 +80,13 @@ def check_finite(rows: Dataset, folder: Path) -> None:
         )
 
 
+def _no_room(plan: PreferencePlan) -> str:
+    """The sentence for a pass of the reference that did not fit into the GPU's memory."""
+    tokens = min(plan.micro_batch_tokens, plan.pairs * plan.settings.unit_tokens)
+    fits = less_at_once(plan.settings, tokens)
+    return f"the GPU ran out of memory in the reference's pass, {plan.pairs} pairs at a time. Set {fits}"
+
+
 class PreferenceTrainer(ResumableTrainer, DPOTrainer):
     """DPOTrainer whose reference is the finetuned adapter that it starts from, with checkpoints written atomically.
 
@@ -97,13 +104,14 @@ class PreferenceTrainer(ResumableTrainer, DPOTrainer):
         args = arguments(settings, plan, self.steps)
         with args.main_process_first():  # one writes the pairs, the others find them
             rows, compared = self._pairs()
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=rows,
-            eval_dataset=compared,
-            processing_class=inputs.template.tokenizer,
-        )
+        with mode.within_memory(lambda: _no_room(plan)):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=rows,
+                eval_dataset=compared,
+                processing_class=inputs.template.tokenizer,
+            )
         model.delete_adapter("ref")
         for known in filter(None, (self.train_dataset, self.eval_dataset)):
             check_finite(known, settings.folders.reference)
@@ -162,6 +170,7 @@ class PreferenceTrainer(ResumableTrainer, DPOTrainer):
         self._metrics["train"].clear()
         super().log(logs | means, start_time)
 
+    @mode.within_memory(mode.while_measuring)
     def held_out_losses(self) -> Sample:
         """The loss that is minimised, of each held-out pair: finer than the accuracy, which counts whole pairs."""
         with mode.evaluating(self.model):

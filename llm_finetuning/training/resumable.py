@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 
-from llm_finetuning.evaluation import likelihood
+from llm_finetuning.evaluation import likelihood, mode
 from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.files import drive
 from llm_finetuning.files.atomic import partial_name, remove_partials
@@ -72,6 +73,7 @@ class ResumableTrainer(Trainer):
         """What an evaluation measures beside the held-out loss, as numbers by name."""
         return {}
 
+    @mode.within_memory(mode.while_measuring)
     def held_out_losses(self) -> Sample:
         """The loss of each held-out unit, by which trainings are compared; lower is better."""
         return likelihood.losses(self.model, self.run_inputs.held_out, self.run_inputs.template)
@@ -197,9 +199,8 @@ def train(trainer: ResumableTrainer, before: dict | None = None) -> Outcome:
         checkpoints.restore_extras(start, folder, folders.metrics, folders.drive, best=same_set)
     trainer.accelerator.wait_for_everyone()
     try:
-        ended_by = _train_from(trainer, start)
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(_out_of_memory(trainer)) from error
+        with within_memory(trainer):
+            ended_by = _train_from(trainer, start)
     finally:
         trainer.monitor.close()
         trainer.mirror.wait()
@@ -259,19 +260,28 @@ def ended_early(start: Path, settings: Finetuning) -> bool:
     return (start / checkpoints.BEST_INSIDE).exists() and callbacks.is_over(so_far, settings)
 
 
+def within_memory(trainer: ResumableTrainer) -> AbstractContextManager:
+    """Raises MemoryError, with what cures it, where a training step in the block does not fit into the GPU's memory."""
+    return mode.within_memory(lambda: _out_of_memory(trainer))
+
+
 def _out_of_memory(trainer: ResumableTrainer) -> str:
     """What was asked for and what would fit: activation checkpointing, with which the run can be resumed, or less."""
     tokens = trainer.newest_inputs["input_ids"].numel() if trainer.newest_inputs else 0
-    half = max(trainer.settings.max_seq_length, tokens // 2)
     cure = (
-        f"micro_batch_tokens = {half} and resume = False, for it is another run then"
+        less_at_once(trainer.settings, tokens)
         if trainer.args.gradient_checkpointing
         else "gradient_checkpointing = 'on' and run all cells again: training goes on from the newest checkpoint"
     )
-    return (
-        f"the GPU ran out of memory on a micro-batch of {tokens:,} tokens at step {trainer.state.global_step + 1}."
-        f" Set {cure}"
-    )
+    step = trainer.state.global_step + 1
+    return f"the GPU ran out of memory on a micro-batch of {tokens:,} tokens at step {step}. Set {cure}"
+
+
+def less_at_once(settings: Finetuning, tokens: int) -> str:
+    """The setting with which a step takes less memory than one on `tokens` tokens."""
+    half, smaller = max(settings.unit_tokens, tokens // 2), settings.max_seq_length // 2
+    fits = f"micro_batch_tokens = {half}" if half < tokens else f"max_seq_length = {smaller}"
+    return f"{fits} and resume = False, for it is another run then"
 
 
 def save_adapter(trainer: ResumableTrainer) -> Path:

@@ -19,7 +19,7 @@ from llm_finetuning.hardware import readable_seconds
 from llm_finetuning.prompts import Template
 from llm_finetuning.settings import AUTO
 from llm_finetuning.training import callbacks, checkpoints, qlora
-from llm_finetuning.training.resumable import ResumableTrainer
+from llm_finetuning.training.resumable import ResumableTrainer, within_memory
 from llm_finetuning.training.trainer import compile_layers
 
 TIMED_BATCHES = 3
@@ -39,7 +39,9 @@ class Checks:
 
 
 def run(trainer: ResumableTrainer) -> Checks:
-    """Runs every check. Raises ValueError with what is wrong; FloatingPointError for a loss that is not finite.
+    """Runs every check. Raises ValueError with what is wrong, FloatingPointError for a loss that is not finite.
+
+    Raises MemoryError, with what to change, where a micro-batch does not fit into the GPU's memory.
 
     A model that is to be sharded is still whole here and may not leave room for a step: then none is tried, and the
     plan's predictions stand in for the measured ones.
@@ -52,9 +54,10 @@ def run(trainer: ResumableTrainer) -> Checks:
     ]
     seconds, memory = plan.seconds, int(plan.peak_memory)
     if plan.shards == 1:
-        if trainer.settings.packing and len(inputs.data.examples) > 1:
-            found.append(("packed examples", check_packing(trainer)))
-        found[2:2], seconds, memory = check_steps(trainer)
+        with within_memory(trainer):
+            if trainer.settings.packing and len(inputs.data.examples) > 1:
+                found.append(("packed examples", check_packing(trainer)))
+            found[2:2], seconds, memory = check_steps(trainer)
     return Checks(pd.DataFrame(found, columns=["check", "found"]), seconds, memory)
 
 
@@ -95,6 +98,7 @@ def check_packing(trainer: ResumableTrainer) -> str:
     def logits(*examples: list[int]) -> torch.Tensor:
         ids = [token for example in examples for token in example]
         batch = _batch(trainer, [{"input_ids": ids, "labels": ids, "seq_lengths": [*map(len, examples)]}])
+        trainer.note(batch)
         del batch["labels"]
         with trainer.accelerator.autocast(), mode.uncompiled(trainer.model):
             return trainer.model(**batch, use_cache=False).logits[0, -len(examples[-1]) :].float()

@@ -78,6 +78,16 @@ def test_a_reference_that_is_not_finite_is_refused_and_forgotten(value, folder, 
     assert all(math.isfinite(sum(rows[f"ref_{side}_logps"])) for side in SIDES)
 
 
+def test_a_reference_that_does_not_fit_is_a_sentence(folder, tiny_base, monkeypatch):
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(PreferenceTrainer, "compute_ref_log_probs", run_out)
+    for tokens, fits in ((384, "pairs at a time. Set micro_batch_tokens = 192"), (192, "Set max_seq_length = 48")):
+        with pytest.raises(MemoryError, match=f"the GPU ran out of memory in the reference's pass.*{fits}"):
+            prepare_preference(preference_settings(folder, tiny_base, micro_batch_tokens=tokens))
+
+
 def test_three_times_is_once(folder, tiny_base):
     ended, digests, kept = [], set(), []
     for _ in range(3):

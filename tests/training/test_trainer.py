@@ -16,6 +16,7 @@ import train_small
 from training_fixtures import digest, prepare, small_pairs, small_settings
 from transformers import TrainerCallback
 
+from llm_finetuning import tracebacks
 from llm_finetuning.evaluation import mode, scoreboard
 from llm_finetuning.files import checksums
 from llm_finetuning.training import attention, callbacks, checkpoints, qlora, selfcheck
@@ -404,6 +405,48 @@ def test_out_of_memory_advises_what_the_run_accepts(run, recomputed, cure):
     trainer = SimpleNamespace(newest_inputs=None, state=SimpleNamespace(global_step=4), settings=run.settings)
     trainer.args = SimpleNamespace(gradient_checkpointing=recomputed)
     assert cure in training._out_of_memory(trainer)
+
+
+@pytest.fixture
+def full(run):
+    """The run on a device without memory for a forward pass."""
+
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    hook = run.model.get_base_model().model.register_forward_pre_hook(run_out)
+    yield run
+    hook.remove()
+    run.model.train()
+
+
+@pytest.mark.parametrize(
+    ("begin", "cure"),
+    [
+        (lambda run: selfcheck.run(run.trainer), "at step 1. Set gradient_checkpointing = 'on'"),
+        (
+            lambda run: scoreboard.before(run.model, run.held_out, run.template, run.settings),
+            "while the model was measured.* lower eval_answers",
+        ),
+        (lambda run: run.trainer.held_out_losses(), "while the model was measured"),
+        (
+            lambda run: run.trainer.monitor.evaluate(SimpleNamespace(global_step=100), None),
+            "in the evaluation at step 100, not in a training step. Set eval_steps = 0",
+        ),
+    ],
+)
+def test_running_out_of_memory_is_a_sentence_where_it_first_shows(begin, cure, full):
+    with pytest.raises(MemoryError, match=f"the GPU ran out of memory .*{cure}") as raised:
+        begin(full)
+    assert tracebacks.is_curable(raised.value, raised.tb), "shown without a traceback"
+
+
+FITS = {384: "micro_batch_tokens = 192", 128: "micro_batch_tokens = 96", 96: "max_seq_length = 48"}
+
+
+@pytest.mark.parametrize(("tokens", "fits"), FITS.items())
+def test_what_is_advised_is_less_than_what_did_not_fit(tokens, fits, run):
+    assert training.less_at_once(run.settings, tokens).startswith(fits)
 
 
 def test_variable_length_attention_is_computed_in_16_bits_under_autocast(monkeypatch):
