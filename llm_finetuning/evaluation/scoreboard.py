@@ -75,6 +75,8 @@ def measure(
     given = answers(model, asked + own, template, settings.max_new_tokens)
     given, own_answers = given[: len(asked)], given[len(asked) :]
     loss = likelihood.losses(model, held_out, template)
+    if not math.isfinite(loss.value):
+        print(f"the held-out loss is {loss.value}: the weights are damaged, or overflow in this dtype")
     measured = {"loss": loss} | of_answers(asked, given, settings.judge_exact_match)
     measured |= agreement.rank_agreement(model, ranked, template) | more
     scores = {name: sample.value for name, sample in measured.items()}

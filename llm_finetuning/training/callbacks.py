@@ -141,11 +141,7 @@ class Monitor(TrainerCallback):
         if math.isfinite(logs["loss"]) and (not overflowed or 0 < self.skipped <= MOST_SKIPPED):
             return
         ids = self.trainer.newest_inputs["input_ids"][0, :48].tolist()
-        cause = (
-            "float16 overflows in this model's attention: train on a GPU with bfloat16 (A100, L4, H100)"
-            if str(self.plan.dtype) == "torch.float16"
-            else f"the learning rate ({self.settings.learning_rate:g}) may be too high, or the data holds a broken row"
-        )
+        cause = _likely_cause(self.settings, self.plan)
         raise FloatingPointError(
             f"the loss is {logs['loss']} (gradient norm {logs.get('grad_norm')}) at step {state.global_step}, last"
             f" micro-batch beginning {self.template.tokenizer.decode(ids)!r}. Likely cause: {cause}. The newest"
@@ -164,11 +160,18 @@ class Monitor(TrainerCallback):
         entry["evaluation_seconds"] = time.perf_counter() - begun
         self.losses.append((entry[self.settings.patience_on], state.global_step))
         if self.main:
+            self._say_not_finite(entry)
             self.metrics.write(entry)
             display.live_figure(figures.curves(self.metrics.read()), "loss")
         if self.settings.patience and state.global_step:
             self._stop_early(state, control)
         self.watched += time.perf_counter() - begun
+
+    def _say_not_finite(self, entry: dict) -> None:
+        """Names what an evaluation found that is no number; training goes on, and it is never the best."""
+        if odd := [name for name, value in entry.items() if isinstance(value, float) and not math.isfinite(value)]:
+            cause = _likely_cause(self.settings, self.plan)
+            print(f"not finite on the held-out set at step {entry['step']}: {', '.join(odd)}. Likely cause: {cause}")
 
     def _measure(self, state: TrainerState) -> tuple[float, list[str]]:
         """(held-out loss, sample answers) of the model as it is; of the base the scoreboard's are taken."""
@@ -181,7 +184,9 @@ class Monitor(TrainerCallback):
         return loss, [answer.text for answer in given]
 
     def _stop_early(self, state: TrainerState, control: TrainerControl) -> None:
-        best_loss, best_step = best_of(self.losses)
+        if (best := best_of(self.losses)) is None:
+            return
+        best_loss, best_step = best
         if best_step == state.global_step:
             self._keep_best(qlora.gather_adapter(self.trainer.model))
         if is_over(self.losses, self.settings):
@@ -224,6 +229,13 @@ class Monitor(TrainerCallback):
             raise KeyboardInterrupt(f"stopped by SIGTERM; checkpoint-{state.global_step} is saved, run again to go on")
 
 
+def _likely_cause(settings: Finetuning, plan: planning.Plan) -> str:
+    """Of a loss that is not finite."""
+    if str(plan.dtype) == "torch.float16":
+        return "float16 overflows in this model's attention: train on a GPU with bfloat16 (A100, L4, H100)"
+    return f"the learning rate ({settings.learning_rate:g}) may be too high, or the data holds a broken row"
+
+
 def _no_room(step: int) -> str:
     """The sentence for an evaluation that did not fit into the GPU's memory."""
     return (
@@ -242,12 +254,15 @@ def largest_of_all(value: int, plan: planning.Plan) -> int:
 
 
 def best_of(losses: list[tuple[float, int]]) -> tuple[float, int] | None:
-    """The lowest (held-out loss, step) that was trained; step 0 is the base's, which is no adapter to keep."""
-    return min((entry for entry in losses if entry[1] > 0), default=None)
+    """The lowest finite (held-out loss, step) that was trained; step 0 is the base's, which is no adapter to keep."""
+    return min(((loss, step) for loss, step in losses if step > 0 and math.isfinite(loss)), default=None)
 
 
 def is_over(losses: list[tuple[float, int]], settings: Finetuning) -> bool:
-    """Whether early stopping ends the run: no better (held-out loss, step) for as many evaluations as it waits."""
+    """Whether early stopping ends the run: no better (held-out loss, step) for as many evaluations as it waits.
+
+    A loss that is not finite is no better one; where none was finite, nothing is known to wait for.
+    """
     best = best_of(losses)
     if not settings.patience or best is None:
         return False

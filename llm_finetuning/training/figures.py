@@ -1,5 +1,6 @@
 """Figures of training: the loss as it falls, and before / after / merged side by side."""
 
+import math
 from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
@@ -38,7 +39,8 @@ def preference_curves(entries: list[dict]) -> Figure:
     kl.set(title="KL divergence, nats per token", xlabel="optimizer step")
     accuracy.set_ylim(0, 1.05)
     for axes, name in ((loss, "held_out_loss"), (kl, "kl")):
-        axes.set_ylim(0, 1.2 * max((entry[name] for entry in held_out), default=1) or 1)
+        finite = [entry[name] for entry in held_out if math.isfinite(entry[name])]
+        axes.set_ylim(0, 1.2 * max(finite, default=1) or 1)
     for axes in (accuracy, apart, loss, kl):
         axes.title.set_fontsize(9)
         axes.legend(frameon=False, fontsize=8)

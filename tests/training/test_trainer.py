@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from transformers import TrainerCallback
 from llm_finetuning import tracebacks
 from llm_finetuning.evaluation import mode, scoreboard
 from llm_finetuning.files import checksums
-from llm_finetuning.training import attention, callbacks, checkpoints, qlora, selfcheck
+from llm_finetuning.training import attention, callbacks, checkpoints, figures, qlora, selfcheck
 from llm_finetuning.training import resumable as training
 from llm_finetuning.training.dataset import encode_pairs
 from llm_finetuning.training.metrics import Metrics
@@ -484,6 +485,29 @@ def test_early_stopping_keeps_the_best(tiny_base, tmp_path):
     assert outcome.best_loss == best
     found = scoreboard.held_out_loss(small.trainer.model, small.held_out, small.template)
     assert found == pytest.approx(best, rel=1e-4)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_never_the_best():
+    nan, inf = math.nan, math.inf
+    losses = [(0.5, 0), (nan, 1), (1.4, 2), (inf, 3), (-inf, 4)]
+    assert callbacks.best_of(losses) == (1.4, 2) and callbacks.best_of(losses[:2]) is None
+    over = [callbacks.is_over(losses[:count], SimpleNamespace(patience=2)) for count in range(1, 6)]
+    assert over == [False, False, False, False, True]
+    entry = {"step": 1, "accuracy": 0.5, "chosen_logp": nan, "rejected_logp": -2.0, "held_out_loss": nan, "kl": inf}
+    assert figures.curves([entry]).axes
+
+
+def test_training_goes_on_over_a_held_out_loss_that_is_not_finite(tiny_base, tmp_path, capsys, monkeypatch):
+    chosen = small_settings(tmp_path, tiny_base, max_steps=4, eval_steps=1, early_stopping_patience=3)
+    small = prepare(chosen)
+    measured, spoiled = scoreboard.held_out_loss, iter([None, math.nan, math.nan])
+    monkeypatch.setattr(scoreboard, "held_out_loss", lambda *given: next(spoiled, None) or measured(*given))
+    outcome = training.train(small.trainer)
+    said = capsys.readouterr().out
+    assert all(f"not finite on the held-out set at step {step}: held_out_loss" in said for step in (1, 2))
+    losses = [loss for loss, _ in small.trainer.monitor.losses]
+    assert outcome.step == 4 and outcome.best_loss == min(losses[3:])
+    assert measured(small.model, small.held_out, small.template) == pytest.approx(outcome.best_loss, rel=1e-4)
 
 
 def test_the_best_adapter_comes_back_with_the_checkpoint(tiny_base, tmp_path):
