@@ -11,6 +11,10 @@ from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.prompts import Template
 
 BATCH_TOKENS = 4096
+LOGIT_BYTES = 12
+"""Of a token and an entry of the vocabulary: its logit, that in the loss, and this one twice in float32."""
+BATCH_BYTES = 5 * 2**29
+"""Of a batch's logits: with up to 54,000 entries, such as Phi-2's, BATCH_TOKENS have room in it."""
 
 
 def losses(model: torch.nn.Module, examples: list[dict], template: Template) -> Sample:
@@ -21,15 +25,19 @@ def losses(model: torch.nn.Module, examples: list[dict], template: Template) -> 
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["input_ids"]))
     found: dict[int, tuple[float, int]] = {}
     with mode.evaluating(model):
-        for batch in _batches(order, examples):
+        for batch in _batches(order, examples, model.config.get_text_config().vocab_size):
             found |= zip(batch, _losses_of_batch(model, [examples[i] for i in batch], template), strict=True)
     return Sample(*(list(column) for column in zip(*(found[i] for i in range(len(examples))), strict=True)))
 
 
-def _batches(order: list[int], examples: list[dict]) -> Iterator[list[int]]:
-    """Indices of examples, longest first, in batches of at most BATCH_TOKENS tokens with their padding."""
+def _batches(order: list[int], examples: list[dict], vocabulary: int) -> Iterator[list[int]]:
+    """Indices of examples, longest first, in batches whose logits have room in memory, padding included.
+
+    vocabulary: its entries. An example that is longer is a batch of its own.
+    """
+    most = min(BATCH_TOKENS, BATCH_BYTES // (LOGIT_BYTES * vocabulary))
     while order:
-        count = max(1, BATCH_TOKENS // len(examples[order[0]]["input_ids"]))
+        count = max(1, most // len(examples[order[0]]["input_ids"]))
         yield order[:count]
         order = order[count:]
 

@@ -29,6 +29,19 @@ def test_loss_is_weighted_by_tokens_not_by_batches(world, monkeypatch):
         assert scoreboard.held_out_loss(model, held_out, template) == pytest.approx(expected / total, rel=1e-5)
 
 
+def test_batches_are_smaller_the_larger_the_vocabulary():
+    """Gemma 3's 262,208 entries leave room for a fifth of the tokens; with Phi-2's 51,200 nothing changes."""
+    examples = [{"input_ids": [0] * length} for length in (3000, *[200] * 30)]
+    widest = {}
+    for vocabulary in (512, 51_200, 262_208):
+        batches = list(likelihood._batches(list(range(31)), examples, vocabulary))
+        assert [i for batch in batches for i in batch] == list(range(31)) and batches[0] == [0]
+        widest[vocabulary] = max(len(batch) * 200 for batch in batches)
+        largest = max(len(batch) * len(examples[batch[0]]["input_ids"]) for batch in batches[1:])
+        assert largest * vocabulary * likelihood.LOGIT_BYTES <= likelihood.BATCH_BYTES
+    assert widest == {512: 4000, 51_200: 4000, 262_208: 800}
+
+
 def test_a_model_that_knows_scores_full_marks(world, tmp_path):
     model, template = world
     chosen = small_settings(tmp_path, "m", judge_exact_match=True, max_new_tokens=48, eval_answers=8)
