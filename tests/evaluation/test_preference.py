@@ -59,6 +59,15 @@ def test_divergence_is_that_of_the_distributions_at_the_response(model, ranked):
     assert same.value == pytest.approx(0, abs=1e-6)
 
 
+def test_divergence_is_the_same_in_slices(model, ranked, monkeypatch):
+    examples = [ranked[0]["chosen"]]
+    whole = preference.divergence(model, lambda: shifted(model, 0.5), examples)
+    monkeypatch.setattr(preference, "SLICE", 3)
+    sliced = preference.divergence(model, lambda: shifted(model, 0.5), examples)
+    assert whole.weights == sliced.weights and whole.weights[0] > 3
+    assert sliced.value == pytest.approx(whole.value, rel=1e-6)
+
+
 def test_figures_of_pairs_equal_those_of_each_response_alone(model, ranked, template):
     found = preference.likelihoods(model, ranked, template)
     for number, pair in enumerate(ranked):
