@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from transformers import PretrainedConfig
 
 from llm_finetuning import models
@@ -17,6 +18,8 @@ from llm_finetuning.hardware import Machine
 from llm_finetuning.settings import Finetuning
 
 NAME = "varlen"
+WIDEST_HEAD, STEP = 256, 8
+"""Largest width of a head that the kernel takes, and what each width is a multiple of."""
 HARMLESS = {
     *("position_ids", "cache_position", "cu_seq_lens_k", "max_length_k", "seq_idx", "is_causal", "use_cache"),
     *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep", "cache"),
@@ -92,14 +95,25 @@ def causal_varlen(
     scale: float | None = None,
     window: int | None = None,
 ) -> torch.Tensor:
-    """q, k, v: (T, H, D) → (T, H, D), over documents that end at `cu_seq_lens[1:]`; window: keys a query sees."""
+    """q, k: (T, H, D), v: (T, H, Dv) → (T, H, Dv), over documents that end at `cu_seq_lens[1:]`; window: keys seen."""
     from torch.nn.attention.varlen import varlen_attn
 
     borders = cu_seq_lens.to(device=q.device, dtype=torch.int32)
+    scale, width = q.shape[-1] ** -0.5 if scale is None else scale, v.shape[-1]
+    q, k, v = one_width(q, k, v)
     # The output gets the strides of q, whose heads are to lie side by side; k and v may have any but in the last place.
     q, k, v = q.contiguous(), *(x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
     lengths = (borders, borders, max_length, max_length)
-    return varlen_attn(q, k, v, *lengths, scale=scale, **_causal_window(window))
+    return varlen_attn(q, k, v, *lengths, scale=scale, **_causal_window(window))[..., :width]
+
+
+def one_width(*heads: torch.Tensor) -> list[torch.Tensor]:
+    """Queries, keys and values padded with zeros to one width, a multiple of `STEP`, as the kernel asks for.
+
+    Zeros change no score, and only widen the output; multi-head latent attention has narrower values than keys.
+    """
+    width = -(-max(x.shape[-1] for x in heads) // STEP) * STEP
+    return [x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in heads]
 
 
 @cache  # every layer asks at every step
@@ -121,7 +135,8 @@ def choose_attention(settings: Finetuning, machine: Machine, dtype: torch.dtype,
     """
     wanted, padded = settings.attention, models.padded_attention(config)
     kernel = settings.packing and dtype != torch.float32 and machine.varlen
-    possible = kernel and padded == "sdpa"  # what sdpa cannot serve, sinks and soft-capping, the kernel cannot either
+    # What sdpa cannot serve, sinks and soft-capping, the kernel cannot either.
+    possible = kernel and padded == "sdpa" and _is_served(config)
     if wanted == NAME and kernel and not possible or wanted == "sdpa" and padded != "sdpa":
         raise ValueError(f"attention = {wanted!r}: {config.model_type} does not support it; set attention = 'auto'")
     if wanted == NAME and not possible:
@@ -132,3 +147,29 @@ def choose_attention(settings: Finetuning, machine: Machine, dtype: torch.dtype,
     if wanted == "auto":
         return NAME if possible else padded
     return wanted
+
+
+def _is_served(config: PretrainedConfig) -> bool:
+    """Whether a model hands its attention to what is registered, without dropout, and none of its heads is too wide."""
+    model_class = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if model_class is None:  # it is refused when it is built
+        return True
+    if not model_class._can_set_attn_implementation():  # Falcon's layers have a table of their own
+        return False
+    layers = config.get_text_config().per_layer_config
+    return all(_dropout(layer) == 0 and _widest_head(layer) <= WIDEST_HEAD for layer in layers)
+
+
+def _dropout(layer: PretrainedConfig) -> float:
+    """The largest dropout of a layer's attention weights, by the names that configurations have for it."""
+    names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+    places = (layer, getattr(layer, "attn_config", None))
+    return max(getattr(place, name, None) or 0 for place in places for name in names)
+
+
+def _widest_head(layer: PretrainedConfig) -> int:
+    """The width of a layer's queries, keys or values in one head; 0 for a layer without attention."""
+    latent = sum(getattr(layer, f"qk_{part}_head_dim", None) or 0 for part in ("nope", "rope"))
+    given = [getattr(layer, name, None) or 0 for name in ("head_dim", "swa_head_dim", "v_head_dim")]
+    heads = getattr(layer, "num_attention_heads", None)
+    return max(latent, *given) or (layer.hidden_size // heads if heads else 0)

@@ -290,7 +290,9 @@ def _register_probe(on_gpu: bool) -> str:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         key, value = attention.for_every_head(query, key, value)
-        return _ProbeAttention.apply(query, key, value, on_gpu).transpose(1, 2), None
+        width = value.shape[-1]
+        query, key, value = attention.one_width(query, key, value)
+        return _ProbeAttention.apply(query, key, value, on_gpu)[..., :width].transpose(1, 2), None
 
     AttentionInterface.register("probe", probe)
     AttentionMaskInterface.register("probe", lambda *args, **kwargs: None)
