@@ -12,7 +12,7 @@ from llm_finetuning.files.shards import SHARD_BYTES
 from llm_finetuning.hardware import Machine, as_gib
 from llm_finetuning.settings import AUTO, Finetuning
 from llm_finetuning.training import attention
-from llm_finetuning.training.model_size import ModelSize
+from llm_finetuning.training.model_size import EAGER, ModelSize
 
 STEP_TOLERANCE = 0.1
 """How much of tokens_per_step a step may lack, so that it is made of fewer and larger micro-batches."""
@@ -144,21 +144,28 @@ class StepMemory:
         """Bytes of (activations, working space): what is kept for the backward pass, and what comes and goes in it."""
         size, byte = self.size, self.dtype.itemsize
         at_head, at_layer = self._working_space(micro)
+        scores = size.score_bytes * self._pairs(micro)
         if checkpointing:  # a layer is recomputed when the head's tensors are freed: the two peaks do not add up
             between_layers = 4 if self.dtype == torch.float16 else byte  # under fp16 autocast norms give float32
             per_token = size.hidden * between_layers * size.layers + size.layer_bytes
-            at_head -= size.layer_bytes * micro
+            at_head -= size.layer_bytes * micro + scores
         else:
             per_token = size.activation_bytes
-        # one boolean mask (a byte each), which sdpa turns into numbers of the computation's dtype in every layer
-        masks = micro**2 * (1 + byte * (1 if checkpointing else size.layers))
+            scores *= size.layers
+        # one boolean mask (a byte each), and its numbers in the computation's dtype, which sdpa makes in every layer
+        once = checkpointing or self.attention == EAGER
+        masks = micro**2 * (1 + byte * (1 if once else size.layers))
         masked = shares_a_mask(self.settings.packing, self.attention)
         # of the master weights in the dtype of the computation, and of experts with their product added, kept for the
         # backward pass
         copies = size.adapter * byte * (self.dtype != torch.float32) + self._adapted_experts * byte
         if checkpointing:
             copies /= size.layers
-        return per_token * micro + masks * masked + copies, max(at_head, at_layer)
+        return per_token * micro + scores + masks * masked + copies, max(at_head, at_layer)
+
+    def _pairs(self, micro: int) -> int:
+        """Pairs of tokens whose scores are computed: all of a packed micro-batch, else of each padded example."""
+        return micro * (micro if self.settings.packing else self.settings.max_seq_length)
 
     def _working_space(self, micro: int) -> tuple[float, float]:
         """Bytes that live only for a moment of the backward pass: (in the head, in a layer).
@@ -177,7 +184,8 @@ class StepMemory:
         # DoRA makes B·A out of a unit matrix in float32, adds it to the weight, and measures the rows of the sum
         rows = (4 * widest**2 + (4 + 4 * byte) * size.largest_linear) * dora
         rows += byte * size.largest_expert * self.settings.adapts_experts  # the gradient of the sum
-        return head, dequantised + rows + wide * micro * widest * (4 if dora else byte)
+        scores = 2 * 4 * size.heads * self._pairs(micro)  # and their gradient, in float32
+        return head, dequantised + rows + scores + wide * micro * widest * (4 if dora else byte)
 
 
 def verification_memory(settings: Finetuning, size: ModelSize, on_gpu: bool) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import attention, experts, qlora
 
 PROBE_TOKENS = 64
+EAGER = "eager"
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,26 @@ class ModelSize:
     """Saved for backward, per token, all layers, without gradient checkpointing."""
     layer_bytes: float
     """The same for one layer: what activation checkpointing recomputes at a time."""
+    heads: int = 0
+    """Attention heads of a layer whose scores are kept as they are ("eager"); 0 where a kernel makes them as it goes."""
+    score_bytes: float = 0.0
+    """Saved for backward of these scores, all heads, per layer and pair of tokens."""
 
     @property
     def total(self) -> int:
         return self.linear + self.other
 
 
-def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: torch.dtype, on_gpu: bool) -> ModelSize:
+def measure_size(
+    settings: Finetuning,
+    model_config: PretrainedConfig,
+    dtype: torch.dtype,
+    on_gpu: bool,
+    implementation: str = attention.NAME,
+) -> ModelSize:
     """Sizes of a model from its configuration, built on the meta device: no weight is read and no memory used.
 
-    Raises ValueError for a model that adapters cannot be added to.
+    implementation: of attention. Raises ValueError for a model that adapters cannot be added to.
     """
     model = build_on_meta(model_config, dtype)
     adapters, linears, head = adapter_weights(model, settings)
@@ -85,11 +96,13 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
     counts = [parameter.numel() for parameter in experts.expert_parameters(model).values()]
     with torch.device("meta"):
         qlora.add_adapters(model, settings)  # what PEFT refuses is known before the base loads
+    heads = max(layer.num_attention_heads for layer in config.per_layer_config) if implementation == EAGER else 0
     try:
-        per_layer = layer_activation_bytes(model_config, settings, dtype, on_gpu)
+        per_layer, scores = layer_activation_bytes(model_config, settings, dtype, on_gpu, implementation)
     except Exception as error:  # of any library: not every model runs on the meta device, or with the probe's attention
         print(f"activations are estimated, for {model_config.model_type} cannot be probed ({error})")
         per_layer = estimated_bytes(modules.values(), settings, dtype) / config.num_hidden_layers
+        scores = heads * (4 + 2 * dtype.itemsize)  # softmax in float32, its copy, and soft-capping before it
     return ModelSize(
         linear=sum(linears),
         other=total - sum(linears),
@@ -105,6 +118,8 @@ def measure_size(settings: Finetuning, model_config: PretrainedConfig, dtype: to
         parallel_linears=max(1, linears.count(max(linears)) // config.num_hidden_layers - 1),
         activation_bytes=per_layer * config.num_hidden_layers,
         layer_bytes=per_layer,
+        heads=heads,
+        score_bytes=scores,
     )
 
 
@@ -136,18 +151,28 @@ def adapter_weights(model: torch.nn.Module, settings: Finetuning) -> tuple[int, 
 
 
 def layer_activation_bytes(
-    model_config: PretrainedConfig, settings: Finetuning, dtype: torch.dtype, on_gpu: bool
-) -> float:
-    """Bytes that one decoder layer with adapters keeps for the backward pass, per token.
+    model_config: PretrainedConfig, settings: Finetuning, dtype: torch.dtype, on_gpu: bool, implementation: str
+) -> tuple[float, float]:
+    """Bytes that one decoder layer with adapters keeps for the backward pass: (per token, per pair of tokens).
 
     Counted as the difference between two layers and one in a training forward pass on the meta device, each
-    tensor once, parameters left out. Of a mixture of experts in bfloat16, which its operators on that device ask for.
+    tensor once, parameters left out. Pairs are what eager attention keeps scores of: twice the tokens have four times
+    as many. Of a mixture of experts in bfloat16, which its operators on that device ask for.
     """
     if dtype == torch.float32 and _is_mixture(model_config):
-        return 2 * layer_activation_bytes(model_config, settings, torch.bfloat16, on_gpu)
+        kept = layer_activation_bytes(model_config, settings, torch.bfloat16, on_gpu, implementation)
+        return 2 * kept[0], 2 * kept[1]
+
+    def keeps(tokens: int) -> int:
+        given = settings, dtype, on_gpu, implementation, tokens
+        one, two = (_saved_bytes(model_config, layers, *given) for layers in (1, 2))
+        return two - one
+
     with _FusedDropout() if on_gpu else nullcontext():
-        one, two = (_saved_bytes(model_config, layers, settings, dtype, on_gpu) for layers in (1, 2))
-    return (two - one) / PROBE_TOKENS
+        once = keeps(PROBE_TOKENS)
+        twice = keeps(2 * PROBE_TOKENS) if implementation == EAGER else 2 * once
+    per_pair = (twice - 2 * once) / (2 * PROBE_TOKENS**2)
+    return once / PROBE_TOKENS - per_pair * PROBE_TOKENS, per_pair
 
 
 def _is_mixture(model_config: PretrainedConfig) -> bool:
@@ -193,12 +218,15 @@ def _saved_bytes(
     settings: Finetuning,
     dtype: torch.dtype,
     on_gpu: bool,
+    implementation: str,
+    tokens: int,
 ) -> int:
     config = copy.deepcopy(model_config)
     config.get_text_config().num_hidden_layers = layers
     if getattr(config.get_text_config(), "layer_types", None):
         config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
-    model = build_on_meta(models.one_kernel_gelu(config), dtype, _register_probe(on_gpu))
+    name = implementation if implementation == EAGER else _register_probe(on_gpu)
+    model = build_on_meta(models.one_kernel_gelu(config), dtype, name)
     model = _with_adapters(model, settings)
     _cast_factors(model, dtype)
     model.train()
@@ -212,7 +240,7 @@ def _saved_bytes(
         kept.add(held)
         return held
 
-    ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device="meta")
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
         out = _decoder(model)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     sizes = {held.storage._cdata: held.storage.nbytes() for held in kept}

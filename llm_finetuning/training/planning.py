@@ -234,7 +234,7 @@ def plan(settings: Finetuning, machine: Machine, model_config: PretrainedConfig,
     """
     dtype = hardware.choose_dtype(settings.dtype, machine.capability)
     implementation = attention.choose_attention(settings, machine, dtype, model_config)
-    size = model_size.measure_size(settings, model_config, dtype, machine.on_gpu)
+    size = model_size.measure_size(settings, model_config, dtype, machine.on_gpu, implementation)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     shards = processes if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
     if settings.use_dora and shards > 1:

@@ -84,6 +84,51 @@ def test_it_is_for_grouped_heads_and_gated_layers_too(chosen, monkeypatch, chang
     assert predicted == pytest.approx(dry_run.peak_bytes(settings, plan, config, monkeypatch), rel=0.03)
 
 
+def capped(**changed):
+    """Gemma 2's shape, with few layers."""
+    from transformers import Gemma2Config
+
+    return Gemma2Config(num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2, **changed)
+
+
+def uncapped():
+    from transformers import BloomConfig
+
+    return BloomConfig(vocab_size=50_000, hidden_size=2048, n_layer=4, n_head=16)
+
+
+@pytest.mark.parametrize(
+    ("config", "changed"),
+    [
+        (capped(), {"micro_batch_tokens": 1024}),
+        (uncapped(), {"micro_batch_tokens": 1024}),
+        pytest.param(capped(), {"micro_batch_tokens": 2048}, marks=pytest.mark.more),
+        pytest.param(capped(), {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
+        pytest.param(uncapped(), {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
+        pytest.param(uncapped(), {"lora_r": 16, "micro_batch_tokens": 2048}, marks=pytest.mark.more),
+    ],
+    ids=str,
+)
+def test_scores_that_no_kernel_makes_are_counted(chosen, monkeypatch, config, changed):
+    settings = dataclasses.replace(chosen, **changed)
+    plan = planning.plan(settings, A100, config, [400] * 1000)
+    assert plan.attention == "eager"
+    predicted = plan.peak_memory - plan.memory["process"]
+    assert predicted == pytest.approx(dry_run.peak_bytes(settings, plan, config, monkeypatch), rel=0.03)
+
+
+def test_scores_of_padded_examples_are_those_of_each_alone(chosen):
+    """Packed, every token of a micro-batch meets every other."""
+    size = model_size.measure_size(chosen, capped(), torch.bfloat16, True, "eager")
+    packed = StepMemory(chosen, A100, size, torch.bfloat16, "eager")
+    padded = dataclasses.replace(packed, settings=dataclasses.replace(chosen, packing=False))
+    assert size.score_bytes == 8 * (4 + 2 + 2), "eight heads: softmax in float32, its copy, and tanh"
+    assert padded.parts(False, 1024)["working space"] == packed.parts(False, 1024)["working space"]
+    kept = [memory.parts(False, 4096)["activations"] for memory in (packed, padded)]
+    masks = 4096**2 * 3
+    assert kept[0] - kept[1] == pytest.approx(masks + 4 * size.score_bytes * 4096 * (4096 - 1024))
+
+
 def test_more_memory_means_larger_micro_batches(chosen, phi2):
     lengths = [400] * 1000
     micro = {}
