@@ -172,7 +172,8 @@ class StepMemory:
 
         The head: a tile of logits (without Triton TRL folds it in torch, and holds eight and a mask of them), the
         hidden states and their gradient, once in float32. A layer: its largest weight dequantised, twice, and the
-        gradients at its widest place, in float32 with DoRA; two with PEFT's own layers in place of `fused_lora`.
+        gradients at its widest place, in float32 with DoRA and behind 4-bit layers under autocast; two with PEFT's own
+        layers in place of `fused_lora`.
         """
         size, byte, dora = self.size, self.dtype.itemsize, self.settings.use_dora
         tile = min(micro, HEAD_TILE[0]) * min(size.vocabulary, HEAD_TILE[1]) * byte
@@ -185,7 +186,8 @@ class StepMemory:
         rows = (4 * widest**2 + (4 + 4 * byte) * size.largest_linear) * dora
         rows += byte * size.largest_expert * self.settings.adapts_experts  # the gradient of the sum
         scores = 2 * 4 * size.heads * self._pairs(micro)  # and their gradient, in float32
-        return head, dequantised + rows + scores + wide * micro * widest * (4 if dora else byte)
+        gradient = 4 if dora or (self.dtype == torch.float16 and self.four_bit) else byte
+        return head, dequantised + rows + scores + wide * micro * widest * gradient
 
 
 def verification_memory(settings: Finetuning, size: ModelSize, on_gpu: bool) -> tuple[float, float]:

@@ -225,13 +225,13 @@ def _saved_bytes(
     config.get_text_config().num_hidden_layers = layers
     if getattr(config.get_text_config(), "layer_types", None):
         config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
-    name = implementation if implementation == EAGER else _register_probe(on_gpu)
+    name = implementation if implementation == EAGER else _register_probe(on_gpu, dtype)
     model = build_on_meta(models.one_kernel_gelu(config), dtype, name)
     model = _with_adapters(model, settings)
     _cast_factors(model, dtype)
     model.train()
     if dtype == torch.float16:
-        _as_under_autocast(model)
+        _as_under_autocast(model, settings.use_4bit != "no")
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: WeakSet[_Kept] = WeakSet()
 
@@ -275,17 +275,25 @@ def _cast_factors(model: PreTrainedModel, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _as_under_autocast(model: torch.nn.Module) -> None:
-    """Norms compute in float32 and linear layers cast what they are given, as under float16 autocast on a GPU."""
+def _as_under_autocast(model: torch.nn.Module, four_bit: bool) -> None:
+    """Has layers give what they give under float16 autocast on a GPU.
 
-    def cast_to(dtype: torch.dtype) -> Callable:
-        return lambda module, values: (values[0].to(dtype), *values[1:])
-
-    for module in model.modules():
-        if "norm" in type(module).__name__.lower():
-            module.float().register_forward_pre_hook(cast_to(torch.float32))
+    torch's layer norm computes in float32. Linear layers compute in float16; those in 4 bits cast what comes out to
+    the dtype of what came in (bitsandbytes' `Linear4bit`).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.float().register_forward_pre_hook(lambda module, values: (values[0].float(), *values[1:]))
         elif isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(cast_to(torch.float16))
+            module.forward = _in_float16(module.forward, casts_back=four_bit and ".lora_" not in name)
+
+
+def _in_float16(forward: Callable, casts_back: bool) -> Callable:
+    def cast(values: torch.Tensor) -> torch.Tensor:
+        out = forward(values.to(torch.float16))
+        return out.to(values.dtype) if casts_back else out
+
+    return cast
 
 
 class _ProbeAttention(torch.autograd.Function):
@@ -306,7 +314,7 @@ class _ProbeAttention(torch.autograd.Function):
         return gradient, gradient, gradient, None
 
 
-def _register_probe(on_gpu: bool) -> str:
+def _register_probe(on_gpu: bool, dtype: torch.dtype) -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     def probe(
@@ -320,6 +328,8 @@ def _register_probe(on_gpu: bool) -> str:
         key, value = attention.for_every_head(query, key, value)
         width = value.shape[-1]
         query, key, value = attention.one_width(query, key, value)
+        if dtype == torch.float16:  # autocast does so for attention
+            query, key, value = (x.to(dtype) for x in (query, key, value))
         return _ProbeAttention.apply(query, key, value, on_gpu)[..., :width].transpose(1, 2), None
 
     AttentionInterface.register("probe", probe)

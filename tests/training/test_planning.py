@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import bitsandbytes as bnb
 import dry_run
 import pytest
 import torch
@@ -84,11 +85,11 @@ def test_it_is_for_grouped_heads_and_gated_layers_too(chosen, monkeypatch, chang
     assert predicted == pytest.approx(dry_run.peak_bytes(settings, plan, config, monkeypatch), rel=0.03)
 
 
-def capped(**changed):
+def capped():
     """Gemma 2's shape, with few layers."""
     from transformers import Gemma2Config
 
-    return Gemma2Config(num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2, **changed)
+    return Gemma2Config(num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2)
 
 
 def uncapped():
@@ -98,18 +99,18 @@ def uncapped():
 
 
 @pytest.mark.parametrize(
-    ("config", "changed"),
+    ("shape", "changed"),
     [
-        (capped(), {"micro_batch_tokens": 1024}),
-        (uncapped(), {"micro_batch_tokens": 1024}),
-        pytest.param(capped(), {"micro_batch_tokens": 2048}, marks=pytest.mark.more),
-        pytest.param(capped(), {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
-        pytest.param(uncapped(), {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
-        pytest.param(uncapped(), {"lora_r": 16, "micro_batch_tokens": 2048}, marks=pytest.mark.more),
+        (capped, {"micro_batch_tokens": 1024}),
+        (uncapped, {"micro_batch_tokens": 1024}),
+        pytest.param(capped, {"micro_batch_tokens": 2048}, marks=pytest.mark.more),
+        pytest.param(capped, {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
+        pytest.param(uncapped, {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
+        pytest.param(uncapped, {"lora_r": 16, "micro_batch_tokens": 2048}, marks=pytest.mark.more),
     ],
-    ids=str,
 )
-def test_scores_that_no_kernel_makes_are_counted(chosen, monkeypatch, config, changed):
+def test_scores_that_no_kernel_makes_are_counted(chosen, monkeypatch, shape, changed):
+    config = shape()
     settings = dataclasses.replace(chosen, **changed)
     plan = planning.plan(settings, A100, config, [400] * 1000)
     assert plan.attention == "eager"
@@ -155,6 +156,22 @@ def test_a_t4_gets_float16_and_recomputes_where_memory_asks_for_it(chosen, phi2)
     for plan in (roomy, narrow):
         assert (plan.dtype, plan.attention) == (torch.float16, "sdpa")
     assert not roomy.gradient_checkpointing and narrow.gradient_checkpointing
+
+
+def test_4_bit_layers_give_float32_where_autocast_makes_their_input_float32(chosen, phi2):
+    """On a T4: behind Phi-2's layer norm what GELU keeps has 4 bytes; Llama's norm gives back what it was given."""
+    from transformers import LlamaConfig
+
+    layer = bnb.nn.Linear4bit(64, 64, compute_dtype=torch.float16).to("cpu")
+    assert layer(torch.ones(1, 64)).dtype == torch.float32
+
+    def kept(config, bits: str) -> float:
+        settings = dataclasses.replace(chosen, use_4bit=bits)
+        return model_size.measure_size(settings, config, torch.float16, True).layer_bytes
+
+    assert kept(phi2, "yes") - kept(phi2, "no") == 2 * phi2.intermediate_size
+    llama = LlamaConfig(num_hidden_layers=2)
+    assert kept(llama, "yes") == kept(llama, "no")
 
 
 def test_processes_that_share_a_model_keep_their_part_of_it(chosen, phi2, monkeypatch):
