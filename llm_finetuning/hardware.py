@@ -71,6 +71,20 @@ def with_memory_rates(machine: Machine) -> Machine:
     return replace(machine, float32_flops=flops, bandwidth=traffic)
 
 
+def with_least_memory(machine: Machine) -> Machine:
+    """The machine with the least free memory among the processes that torchrun or accelerate launched together.
+
+    Processes that plan micro-batches of different sizes would wait for one another forever. Outside such a launch the
+    machine stays as it is.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
+        return machine
+    store, rank, processes = next(torch.distributed.rendezvous("env://"))
+    store.set(f"free_memory/{rank}", str(machine.free_memory))
+    free = min(int(store.get(f"free_memory/{other}")) for other in range(processes))
+    return replace(machine, free_memory=free)
+
+
 def cores() -> int:
     """CPU cores that this process may use: on Linux those it is bound to, elsewhere all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

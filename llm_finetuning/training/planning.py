@@ -208,7 +208,7 @@ def plan_run(settings: Finetuning, inputs: RunInputs) -> Plan:
     path = _base(settings) if made_here else None
     config = models.configuration(str(path or settings.model_name), settings.model_revision)
     preconditions.check_examples(settings, config, inputs)
-    machine = hardware.detect(settings.dtype)
+    machine = hardware.with_least_memory(hardware.detect(settings.dtype))
     if settings.use_dora:
         machine = hardware.with_memory_rates(machine)
     made = inputs.planned(plan(replace(settings, **kept), machine, config, inputs.data.lengths))

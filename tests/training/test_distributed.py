@@ -93,6 +93,31 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(tiny_base, tmp_p
     assert (tmp_path / "2" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+PLAN = """
+import dataclasses, os, sys
+from pathlib import Path
+from llm_finetuning import hardware, train
+from llm_finetuning.training import planning
+
+usual, rank = hardware.detect("float32"), int(os.environ["RANK"])
+hardware.detect = lambda dtype: dataclasses.replace(usual, free_memory=(7, 5)[rank] * 2**30)
+config = train.read_settings(Path(sys.argv[1]))
+plan = planning.plan_run(config, train.read_inputs(config))
+print(plan.machine.free_memory, plan.micro_batch_tokens)
+"""
+
+
+def test_processes_with_unequal_memory_make_the_same_plan(tiny_base, tmp_path):
+    """Of micro-batches of other sizes each would have another number, and wait for the others in the last ones."""
+    settings_file = write_run(tmp_path, tiny_base, tokens_per_step=384)
+    (tmp_path / "plan.py").write_text(PLAN)
+    where = ["--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    done = run_module("torch.distributed.run", *where, str(tmp_path / "plan.py"), str(settings_file))
+    assert done.returncode == 0, done.stderr[-3000:]
+    plans = [line for line in done.stdout.splitlines() if line.startswith(str(5 * 2**30))]
+    assert len(plans) == 2 and len(set(plans)) == 1, done.stdout
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_base, tmp_path_factory) -> Path:
     """A folder with a run of two processes to which nothing happened."""
