@@ -54,6 +54,8 @@ class ModelSize:
     """Weights of mixtures of experts that are one tensor for all experts of a layer: never in 4 bits."""
     largest_expert: int
     """Weights of the largest such tensor."""
+    active_experts: int
+    """Weights of the experts that a token goes through, of all layers."""
     layers: int
     hidden: int
     vocabulary: int
@@ -75,6 +77,11 @@ class ModelSize:
     def total(self) -> int:
         return self.linear + self.other
 
+    @property
+    def multiplied(self) -> int:
+        """Frozen weights that a token is multiplied with: of the experts those that it goes through."""
+        return self.linear + self.head + self.active_experts
+
 
 def measure_size(
     settings: Finetuning,
@@ -93,7 +100,8 @@ def measure_size(
     config = model_config.get_text_config()
     modules = qlora.linear_modules(model)
     adapted = Adapted.of(qlora.adapted_modules(model, settings).values())
-    counts = [parameter.numel() for parameter in experts.expert_parameters(model).values()]
+    tensors = experts.expert_parameters(model).values()
+    counts = [tensor.numel() for tensor in tensors]
     with torch.device("meta"):
         qlora.add_adapters(model, settings)  # what PEFT refuses is known before the base loads
     heads = max(layer.num_attention_heads for layer in config.per_layer_config) if implementation == EAGER else 0
@@ -110,6 +118,7 @@ def measure_size(
         adapter=adapters,
         experts=sum(counts),
         largest_expert=max(counts, default=0),
+        active_experts=_experts_taken(config) * sum(tensor[0].numel() for tensor in tensors),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
@@ -121,6 +130,13 @@ def measure_size(
         heads=heads,
         score_bytes=scores,
     )
+
+
+def _experts_taken(config: PretrainedConfig) -> int:
+    """Experts of each layer that a token goes through; the most where layers differ, one where it is not known."""
+    names = ("num_experts_per_tok", "top_k_experts")
+    taken = [getattr(layer, name, None) or 1 for layer in config.per_layer_config for name in names]
+    return max(max(one) if isinstance(one, list) else one for one in taken)
 
 
 def build_on_meta(model_config: PretrainedConfig, dtype: torch.dtype, attention: str = "eager") -> PreTrainedModel:

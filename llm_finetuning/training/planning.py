@@ -297,7 +297,7 @@ def flops_per_token(size: ModelSize, length: float, checkpointing: bool = False)
     the forward pass. Attention: 2·2·hidden per key in the forward pass and twice that in the backward pass, over
     half the square (causal). Formula as in arXiv 2204.02311, appendix B, less the weights' own gradients.
     """
-    weights = size.linear + size.head
+    weights = size.multiplied
     attention = 6 * size.layers * size.hidden * length
     again = 2 * weights + 2 * size.layers * size.hidden * length if checkpointing else 0
     return 4 * weights + 6 * size.adapter + attention + again

@@ -37,7 +37,7 @@ class PreferencePlan(Plan):
     @property
     def reference_seconds(self) -> float:
         """Of the one forward pass that gives the reference's log-probabilities, predicted."""
-        flops = 2 * (self.size.linear + self.size.head + self.size.adapter)
+        flops = 2 * (self.size.multiplied + self.size.adapter)
         return self.tokens * flops / (self.machine.flops * EFFICIENCY * self.processes)
 
     def table(self) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import bitsandbytes as bnb
 import dry_run
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from training_fixtures import small_settings
 
 from llm_finetuning import hardware
@@ -313,6 +314,29 @@ def test_the_predicted_operations_of_phi2_are_those_that_torch_counts(chosen, ph
     predicted = planning.flops_per_token(plan.size, 0, plan.gradient_checkpointing) * plan.micro_batch_tokens
     assert predicted == pytest.approx(dry_run.matrix_operations(settings, plan, phi2, monkeypatch), rel=0.02)
     assert planning.flops_per_token(plan.size, 512) == pytest.approx(11.4e9, rel=0.02), "with attention, as published"
+
+
+@pytest.mark.parametrize(
+    ("family", "experts"),
+    [
+        ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}),
+        ("qwen3_moe", {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 128}),
+    ],
+)
+def test_the_time_of_a_mixture_counts_the_experts_that_a_token_takes(chosen, family, experts):
+    """Beside what torch counts in a forward pass, where routers are left out."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 256, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64}
+    config = AutoConfig.for_model(family, **sizes | experts)
+    size = model_size.measure_size(chosen, config, torch.bfloat16, True)
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.arange(64)[None], use_cache=False)
+    counted = sum(n for operator, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(operator))
+    assert 2 * size.multiplied == pytest.approx(counted / 64, rel=0.02)
+    assert planning.flops_per_token(size, 0) == 4 * size.multiplied + 6 * size.adapter
 
 
 def test_packing_on_sdpa_counts_its_mask(chosen, phi2):
