@@ -17,7 +17,7 @@ from llm_finetuning import models
 from llm_finetuning.hardware import Machine
 from llm_finetuning.settings import Finetuning
 
-NAME = "varlen"
+NAME, EAGER = "varlen", "eager"
 WIDEST_HEAD, STEP = 256, 8
 """Largest width of a head that the kernel takes, and what each width is a multiple of."""
 HARMLESS = {

@@ -12,7 +12,7 @@ from llm_finetuning.files.shards import SHARD_BYTES
 from llm_finetuning.hardware import Machine, as_gib
 from llm_finetuning.settings import AUTO, Finetuning
 from llm_finetuning.training import attention
-from llm_finetuning.training.model_size import EAGER, ModelSize
+from llm_finetuning.training.model_size import ModelSize
 
 STEP_TOLERANCE = 0.1
 """How much of tokens_per_step a step may lack, so that it is made of fewer and larger micro-batches."""
@@ -153,7 +153,7 @@ class StepMemory:
             per_token = size.activation_bytes
             scores *= size.layers
         # one boolean mask (a byte each), and its numbers in the computation's dtype, which sdpa makes in every layer
-        once = checkpointing or self.attention == EAGER
+        once = checkpointing or self.attention == attention.EAGER
         masks = micro**2 * (1 + byte * (1 if once else size.layers))
         masked = shares_a_mask(self.settings.packing, self.attention)
         # of the master weights in the dtype of the computation, and of experts with their product added, kept for the

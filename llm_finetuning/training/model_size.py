@@ -1,22 +1,14 @@
-"""Counts a model's weights and saved activations on torch's meta device, which has shapes and no memory."""
+"""Counts a model's weights and saved activations from its configuration alone."""
 
-import copy
-from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
-from weakref import WeakSet
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
-from torch.overrides import TorchFunctionMode
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
-from llm_finetuning import models
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import attention, experts, qlora
-
-PROBE_TOKENS = 64
-EAGER = "eager"
+from llm_finetuning.training import activations, attention, experts, qlora
+from llm_finetuning.training.activations import build_on_meta
 
 
 @dataclass(frozen=True)
@@ -64,18 +56,21 @@ class ModelSize:
     """Weights of the largest linear layer inside the decoder."""
     parallel_linears: int
     """Linear layers of that size in each decoder layer, less the one that leads back: 1, or 2 where one is a gate."""
-    activation_bytes: float
-    """Saved for backward, per token, all layers, without gradient checkpointing."""
     layer_bytes: float
-    """The same for one layer: what activation checkpointing recomputes at a time."""
-    heads: int = 0
-    """Attention heads of a layer whose scores are kept as they are ("eager"); 0 where a kernel makes them as it goes."""
-    score_bytes: float = 0.0
+    """Saved for backward, per token, in one layer: what activation checkpointing recomputes at a time."""
+    heads: int
+    """Attention heads of a layer that keeps their scores ("eager"); 0 where a kernel makes them as it goes."""
+    score_bytes: float
     """Saved for backward of these scores, all heads, per layer and pair of tokens."""
 
     @property
     def total(self) -> int:
         return self.linear + self.other
+
+    @property
+    def activation_bytes(self) -> float:
+        """Saved for backward, per token, all layers, without gradient checkpointing."""
+        return self.layer_bytes * self.layers
 
     @property
     def multiplied(self) -> int:
@@ -101,23 +96,17 @@ def measure_size(
     modules = qlora.linear_modules(model)
     adapted = Adapted.of(qlora.adapted_modules(model, settings).values())
     tensors = experts.expert_parameters(model).values()
-    counts = [tensor.numel() for tensor in tensors]
     with torch.device("meta"):
         qlora.add_adapters(model, settings)  # what PEFT refuses is known before the base loads
-    heads = max(layer.num_attention_heads for layer in config.per_layer_config) if implementation == EAGER else 0
-    try:
-        per_layer, scores = layer_activation_bytes(model_config, settings, dtype, on_gpu, implementation)
-    except Exception as error:  # of any library: not every model runs on the meta device, or with the probe's attention
-        print(f"activations are estimated, for {model_config.model_type} cannot be probed ({error})")
-        per_layer = estimated_bytes(modules.values(), settings, dtype) / config.num_hidden_layers
-        scores = heads * (4 + 2 * dtype.itemsize)  # softmax in float32, its copy, and soft-capping before it
+    given = model_config, settings, dtype, on_gpu, implementation
+    per_layer, scores = activations.of_layer(*given, modules.values())
     return ModelSize(
         linear=sum(linears),
         other=total - sum(linears),
         head=head,
         adapter=adapters,
-        experts=sum(counts),
-        largest_expert=max(counts, default=0),
+        experts=sum(tensor.numel() for tensor in tensors),
+        largest_expert=max((tensor.numel() for tensor in tensors), default=0),
         active_experts=_experts_taken(config) * sum(tensor[0].numel() for tensor in tensors),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -125,9 +114,8 @@ def measure_size(
         adapted=adapted,
         largest_linear=max(linears),
         parallel_linears=max(1, linears.count(max(linears)) // config.num_hidden_layers - 1),
-        activation_bytes=per_layer * config.num_hidden_layers,
         layer_bytes=per_layer,
-        heads=heads,
+        heads=activations.scored_heads(config, implementation),
         score_bytes=scores,
     )
 
@@ -137,18 +125,6 @@ def _experts_taken(config: PretrainedConfig) -> int:
     names = ("num_experts_per_tok", "top_k_experts")
     taken = [getattr(layer, name, None) or 1 for layer in config.per_layer_config for name in names]
     return max(max(one) if isinstance(one, list) else one for one in taken)
-
-
-def build_on_meta(model_config: PretrainedConfig, dtype: torch.dtype, attention: str = "eager") -> PreTrainedModel:
-    """The model of a configuration with no storage behind its weights. Raises ValueError for other models."""
-    from transformers import AutoModelForCausalLM
-
-    if type(model_config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(
-            f"{model_config.model_type} is no causal language model to transformers: set model_name to another base"
-        )
-    with models.reading(model_config.name_or_path, "config.json"), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=attention)
 
 
 def adapter_weights(model: torch.nn.Module, settings: Finetuning) -> tuple[int, list[int], int]:
@@ -164,190 +140,3 @@ def adapter_weights(model: torch.nn.Module, settings: Finetuning) -> tuple[int, 
         [m.weight.numel() for m in qlora.linear_modules(model).values()],
         model.get_output_embeddings().weight.numel(),
     )
-
-
-def layer_activation_bytes(
-    model_config: PretrainedConfig, settings: Finetuning, dtype: torch.dtype, on_gpu: bool, implementation: str
-) -> tuple[float, float]:
-    """Bytes that one decoder layer with adapters keeps for the backward pass: (per token, per pair of tokens).
-
-    Counted as the difference between two layers and one in a training forward pass on the meta device, each
-    tensor once, parameters left out. Pairs are what eager attention keeps scores of: twice the tokens have four times
-    as many. Of a mixture of experts in bfloat16, which its operators on that device ask for.
-    """
-    if dtype == torch.float32 and _is_mixture(model_config):
-        kept = layer_activation_bytes(model_config, settings, torch.bfloat16, on_gpu, implementation)
-        return 2 * kept[0], 2 * kept[1]
-
-    def keeps(tokens: int) -> int:
-        given = settings, dtype, on_gpu, implementation, tokens
-        one, two = (_saved_bytes(model_config, layers, *given) for layers in (1, 2))
-        return two - one
-
-    with _FusedDropout() if on_gpu else nullcontext():
-        once = keeps(PROBE_TOKENS)
-        twice = keeps(2 * PROBE_TOKENS) if implementation == EAGER else 2 * once
-    per_pair = (twice - 2 * once) / (2 * PROBE_TOKENS**2)
-    return once / PROBE_TOKENS - per_pair * PROBE_TOKENS, per_pair
-
-
-def _is_mixture(model_config: PretrainedConfig) -> bool:
-    return bool(experts.expert_parameters(build_on_meta(model_config, torch.bfloat16)))
-
-
-def estimated_bytes(linears: Iterable[torch.nn.Linear], settings: Finetuning, dtype: torch.dtype) -> float:
-    """An upper estimate for all layers without a forward pass: each linear layer keeps what goes in and what comes out.
-
-    Twice each for what stands between linear layers.
-    """
-    widths = sum(2 * (linear.in_features + linear.out_features) + settings.lora_r for linear in linears)
-    return widths * dtype.itemsize
-
-
-class _FusedDropout(TorchFunctionMode):
-    """Dropout as on a GPU, whose kernel keeps a byte per value; elsewhere the mask is of the values' dtype."""
-
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is torch.nn.functional.dropout:
-            return fused_dropout(*args, **kwargs)
-        return function(*args, **kwargs)
-
-
-def fused_dropout(values: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """`torch.nn.functional.dropout` through the operator that a GPU uses."""
-    return torch.native_dropout(values, p, True)[0] if training and p else values
-
-
-class _Kept:
-    """A tensor as autograd keeps it: gone with the graph that needed it, as DoRA's B·A, whose gradient is cut off."""
-
-    def __init__(self, tensor: torch.Tensor):
-        self.tensor = tensor
-
-    storage = property(lambda self: self.tensor.untyped_storage())
-
-
-def _saved_bytes(
-    model_config: PretrainedConfig,
-    layers: int,
-    settings: Finetuning,
-    dtype: torch.dtype,
-    on_gpu: bool,
-    implementation: str,
-    tokens: int,
-) -> int:
-    config = copy.deepcopy(model_config)
-    config.get_text_config().num_hidden_layers = layers
-    if getattr(config.get_text_config(), "layer_types", None):
-        config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
-    name = implementation if implementation == EAGER else _register_probe(on_gpu, dtype)
-    model = build_on_meta(models.one_kernel_gelu(config), dtype, name)
-    model = _with_adapters(model, settings)
-    _cast_factors(model, dtype)
-    model.train()
-    if dtype == torch.float16:
-        _as_under_autocast(model, settings.use_4bit != "no")
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: WeakSet[_Kept] = WeakSet()
-
-    def keep(tensor: torch.Tensor) -> _Kept:
-        held = _Kept(tensor)
-        kept.add(held)
-        return held
-
-    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
-        out = _decoder(model)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    sizes = {held.storage._cdata: held.storage.nbytes() for held in kept}
-    del out
-    return sum(count for storage, count in sizes.items() if storage not in parameters)
-
-
-def _with_adapters(model: PreTrainedModel, settings: Finetuning) -> torch.nn.Module:
-    """The model with adapters on its linear layers; experts that get some are trained themselves.
-
-    What a layer keeps of its input is the same then, and their copies are no activations (`memory`).
-    """
-    linears = ", ".join(qlora.target_names(model, settings.lora_target_modules))
-    tensors = experts.expert_parameters(model).values() if settings.adapts_experts else ()
-    model.requires_grad_(False)
-    if linears:
-        with torch.device("meta"):
-            model = qlora.add_adapters(model, replace(settings, lora_target_modules=linears))
-    for tensor in tensors:
-        tensor.requires_grad_(True)
-    return model
-
-
-def _decoder(model: torch.nn.Module) -> torch.nn.Module:
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
-
-
-def _cast_factors(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Casts A and B, the copies of which would else count for each token; DoRA's lengths compute in float32."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_magnitude" not in name:
-            parameter.data = parameter.data.to(dtype)
-
-
-def _as_under_autocast(model: torch.nn.Module, four_bit: bool) -> None:
-    """Has layers give what they give under float16 autocast on a GPU.
-
-    torch's layer norm computes in float32. Linear layers compute in float16; those in 4 bits cast what comes out to
-    the dtype of what came in (bitsandbytes' `Linear4bit`).
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.float().register_forward_pre_hook(lambda module, values: (values[0].float(), *values[1:]))
-        elif isinstance(module, torch.nn.Linear):
-            module.forward = _in_float16(module.forward, casts_back=four_bit and ".lora_" not in name)
-
-
-def _in_float16(forward: Callable, casts_back: bool) -> Callable:
-    def cast(values: torch.Tensor) -> torch.Tensor:
-        out = forward(values.to(torch.float16))
-        return out.to(values.dtype) if casts_back else out
-
-    return cast
-
-
-class _ProbeAttention(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: queries, keys, values and output.
-
-    On a GPU the output's heads lie side by side for each token; elsewhere they are copied there afterwards.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, on_gpu: bool) -> torch.Tensor:
-        shape = query.transpose(1, 2).shape
-        out = query.new_empty(shape).transpose(1, 2) if on_gpu else query.new_empty(query.shape)
-        ctx.save_for_backward(query, key, value, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-        return gradient, gradient, gradient, None
-
-
-def _register_probe(on_gpu: bool, dtype: torch.dtype) -> str:
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    def probe(
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        key, value = attention.for_every_head(query, key, value)
-        width = value.shape[-1]
-        query, key, value = attention.one_width(query, key, value)
-        if dtype == torch.float16:  # autocast does so for attention
-            query, key, value = (x.to(dtype) for x in (query, key, value))
-        return _ProbeAttention.apply(query, key, value, on_gpu)[..., :width].transpose(1, 2), None
-
-    AttentionInterface.register("probe", probe)
-    AttentionMaskInterface.register("probe", lambda *args, **kwargs: None)
-    return "probe"

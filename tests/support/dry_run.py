@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from llm_finetuning import models
-from llm_finetuning.training import attention, model_size, qlora
+from llm_finetuning.training import activations, attention, qlora
 
 BLOCK = 512
 """Bytes to which torch's CUDA allocator rounds up."""
@@ -193,7 +193,7 @@ class InPlace:
 
 def as_on_a_gpu(monkeypatch) -> None:
     """The fused operators of a GPU: dropout, attention under a mask, and the head's kernels."""
-    monkeypatch.setattr(functional, "dropout", model_size.fused_dropout)
+    monkeypatch.setattr(functional, "dropout", activations.fused_dropout)
     monkeypatch.setattr(functional, "scaled_dot_product_attention", _efficient_attention)
     monkeypatch.setattr(head, "_use_triton", lambda device: True)
     monkeypatch.setattr(head, "_addmm_fp32", lambda into, a, b: None)
