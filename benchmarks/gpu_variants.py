@@ -49,7 +49,7 @@ def rows_for(size: str, count: int):
 
 def measure(given: argparse.Namespace) -> list[str]:
     """Every variant in turn, as long as there is time; returns what could not be measured, as sentences."""
-    found, wrong, longest = {}, [], 0.0
+    wrong, longest = [], 0.0
     for name, changes in VARIANTS.items():
         if given.only not in name:
             continue
@@ -58,16 +58,17 @@ def measure(given: argparse.Namespace) -> list[str]:
             continue
         begun = time.perf_counter()
         try:
-            found[name] = one(name, changes, given)
+            found = one(name, changes, given)
         except Exception as error:  # a variant that fails costs its own number alone
             wrong.append(f"{name}: {type(error).__name__}: {error}")
             print(f"NOT MEASURED, {wrong[-1]}", flush=True)
+            found = {}
         hardware.free_memory()  # what a variant that failed held would be missing in the next one's plan
-        if name not in found:
+        if not found:
             continue
         longest = max(longest, time.perf_counter() - begun)
-        figures = [entry for other, result in found.items() for entry in figures_of(other, result)]
-        print(f"written to {measuring.record(PART, given.size, figures + ratios(found), given.results)}", flush=True)
+        path = measuring.record_side(PART, given.size, name, figures_of(name, found), given.results)
+        print(f"written to {path}", flush=True)
     return wrong
 
 
@@ -102,12 +103,3 @@ def data_sheet(name: str) -> "scaling.Sheet | None":
     """The data sheet of a GPU by its name; None for a CPU and for one that has none here."""
     words = re.findall(r"[A-Z]+\d+", name.upper())  # also of "NVIDIA A100-SXM4-40GB"
     return next((sheet for sheet in scaling.SHEETS if sheet.name.split()[0] in words), None)
-
-
-def ratios(found: dict[str, dict]) -> list[dict]:
-    """How many times as many tokens a second ours has as each other variant that was measured."""
-    if "ours" not in found:
-        return []
-    mine = ("ours", [found["ours"]["tokens_per_second"]])
-    others = [(name, [result["tokens_per_second"]]) for name, result in found.items() if name != "ours"]
-    return [measuring.compare("tokens per second", "tokens/s", mine, other)[-1] for other in others]

@@ -31,6 +31,8 @@ sys.path.insert(0, str(ROOT))  # the package of this checkout, installed or not
 
 SIZES = {"small": "", "true": " at Phi-2's true size", "tiny": " (tiny)"}
 """Size → what a figure's name says of it; "tiny" serves the tests."""
+OURS, SPEED = "ours", "tokens per second"
+"""The side that others are set beside, and the quantity."""
 
 
 def options(documentation: str, *sizes: str) -> argparse.ArgumentParser:
@@ -230,7 +232,37 @@ def record(part: str, size: str, figures: list[dict], folder: Path) -> Path:
     """
     title, report = f"{part}{SIZES[size]}: ", earlier(folder)
     kept = [entry for entry in report["figures"] if not entry["name"].startswith(title)]
-    report["figures"] = kept + [_titled(entry, title) for entry in figures]
+    return _put(kept + [_titled(entry, title) for entry in figures], title, report, folder)
+
+
+def record_side(part: str, size: str, side: str, figures: list[dict], folder: Path) -> Path:
+    """Puts a side's figures ("quantity, side") in place of its earlier ones: a call may measure some sides only.
+
+    How many times as many tokens a second OURS has as each other side is taken anew from all that are there. Raises
+    ValueError as `earlier` does.
+    """
+    title, report = f"{part}{SIZES[size]}: ", earlier(folder)
+    kept = [e for e in report["figures"] if not (_side(e, title) == side or (_side(e, title) and "of" in e))]
+    kept += [_titled(entry, title) for entry in figures]
+    return _put(kept + _over_the_others(kept, title), title, report, folder)
+
+
+def _side(entry: dict, title: str) -> str:
+    """The side that a part's figure names; "" for one of another part."""
+    return entry["name"].removeprefix(title).partition(", ")[2] if entry["name"].startswith(title) else ""
+
+
+def _over_the_others(figures: list[dict], title: str) -> list[dict]:
+    """The ratio of OURS to each other side of a part; none where OURS was not measured."""
+    start = f"{title}{SPEED}, "
+    sides = {e["name"].removeprefix(start): e["values"] for e in figures if e["name"].startswith(start)}
+    mine = (OURS, sides.pop(OURS, []))
+    return [_titled(compare(SPEED, "tokens/s", mine, side)[-1], title) for side in sides.items() if mine[1]]
+
+
+def _put(figures: list[dict], title: str, report: dict, folder: Path) -> Path:
+    """Writes the report with these figures, a part of which was measured today."""
+    report["figures"] = figures
     report["measured"][title.removesuffix(": ")] = date.today().isoformat()
     return _write(results_file(folder, report["machine"]["name"]), report)
 

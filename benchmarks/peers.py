@@ -25,7 +25,7 @@ from llm_finetuning.training.dataset import TrainingData
 
 PART = "training beside other programs"
 RECIPES = measuring.HERE / "peer_recipes"
-OURS = "ours"
+OURS = measuring.OURS
 LARGEST_RESULT = 2**14
 """Bytes of a result; usual are two thousand."""
 LARGEST_NUMBER = 1e15
@@ -71,14 +71,12 @@ def measure(given: argparse.Namespace) -> list[str]:
     """Ours, then every peer, an equal share of the time each; returns what went wrong, as sentences."""
     rows = gpu_variants.rows_for(given.size, gpu_variants.ROWS[given.size])
     mean = sum(rows.lengths) / len(rows.lengths)
-    found: dict[str, dict] = {}
     wrong = []
     names = [name for name in (OURS, *PEERS) if given.only in name]
     for left, name in zip(range(len(names), 0, -1), names, strict=True):
         try:
             result = ours(given) if name == OURS else one(name, PEERS[name], rows, share(given, left), given)
-            record(found | {name: result}, mean, given)
-            found[name] = result
+            record(name, result, mean, given)
         except SkippedError as reason:
             print(f"{name}: skipped, {reason}", flush=True)
         except Exception as error:  # a peer that fails costs its own numbers alone
@@ -212,13 +210,11 @@ def is_loss(entry: object) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and all(map(is_positive, entry))
 
 
-def record(found: dict[str, dict], mean_tokens: float, given: argparse.Namespace) -> None:
-    """Writes what there is so far, and says the last of it."""
-    figures = [entry for name, result in found.items() for entry in figures_of(name, result, mean_tokens)]
-    path = measuring.record(PART, given.size, figures + ratios(found), given.results)
-    name, last = list(found.items())[-1]
-    speed = last["tokens"] / last["seconds"]
-    print(f"{name}: {speed:,.0f} tokens/s, at most {last['peak_gib']:.1f} GiB; written to {path}", flush=True)
+def record(name: str, found: dict, mean_tokens: float, given: argparse.Namespace) -> None:
+    """Writes what a side measured beside what there is, and says it."""
+    path = measuring.record_side(PART, given.size, name, figures_of(name, found, mean_tokens), given.results)
+    speed = found["tokens"] / found["seconds"]
+    print(f"{name}: {speed:,.0f} tokens/s, at most {found['peak_gib']:.1f} GiB; written to {path}", flush=True)
 
 
 def figures_of(name: str, found: dict, mean_tokens: float) -> list[dict]:
@@ -234,12 +230,3 @@ def figures_of(name: str, found: dict, mean_tokens: float) -> list[dict]:
     ends = dict(losses[:1] + losses[-1:])
     figures += [measuring.figure(f"loss at step {step}, {name}", "nats", [loss]) for step, loss in ends.items()]
     return figures
-
-
-def ratios(found: dict[str, dict]) -> list[dict]:
-    """How many times as many tokens a second ours has as each peer that was measured."""
-    speeds = {name: [result["tokens"] / result["seconds"]] for name, result in found.items()}
-    if OURS not in speeds:
-        return []
-    mine = (OURS, speeds.pop(OURS))
-    return [measuring.compare("tokens per second", "tokens/s", mine, other)[-1] for other in speeds.items()]

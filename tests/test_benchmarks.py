@@ -1,6 +1,7 @@
 """The benchmarks: every part runs at a tiny size, the results file keeps its form, and the tables follow from it."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -245,6 +246,51 @@ def test_a_part_measured_again_replaces_its_own_figures_alone(benchmarks, tmp_pa
     (report,) = benchmarks.read(tmp_path)
     found = {entry["name"]: entry["median"] for entry in report["figures"]}
     assert found == {"merge at Phi-2's true size: time": 1.0, "merge again: time": 1.0, "merge: time": 2.0}
+
+
+@pytest.fixture
+def variants(benchmarks, monkeypatch, tmp_path):
+    """variants(only, speed) measures those variants; each of them trains so many tokens a second."""
+    import argparse
+
+    import gpu_variants
+
+    def measure(only: str, speed: float) -> dict[str, float]:
+        machine = {"name": "M", "flops": 1.0}
+        one = {"tokens_per_second": speed, "peak_gib": 1.0, "mfu": 0.5, "planned_gib": 1.0}
+        one |= {"planned_tokens_per_second": 1.0, "inputs": {"tokens": 2, "rows": 1, "machine": machine}}
+        monkeypatch.setattr(gpu_variants, "one", lambda *given: one)
+        given = argparse.Namespace(only=only, size="tiny", ends=math.inf, results=tmp_path)
+        assert gpu_variants.measure(given) == []
+        (report,) = benchmarks.read(tmp_path)
+        return {entry["name"].removeprefix("training variants (tiny): "): entry["median"] for entry in report["figures"]}
+
+    return measure
+
+
+def test_variants_measured_later_stand_beside_those_of_earlier_calls(variants):
+    first = variants("", 30.0)
+    names = [name for name in first if name.startswith("tokens per second, ours over ")]
+    assert len(names) > 10 and {first[name] for name in names} == {1.0}
+    second = variants("4,096", 10.0)
+    assert first.keys() == second.keys()
+    changed = {name: value for name, value in second.items() if value != first[name]}
+    side = "ours, steps of 4,096 tokens"
+    assert changed == {
+        f"tokens per second, {side}": 10.0,
+        f"rows per second, {side}": 5.0,
+        f"tokens per second, ours over {side}": 3.0,
+    }
+
+
+def test_what_a_side_logged_before_goes_with_its_other_figures(benchmarks, tmp_path):
+    """A peer logs at other steps in another call; one whose name ends as another's does is another side."""
+    for side, step in (("TRL", 4), ("old TRL", 5), ("ours, TRL", 6), ("TRL", 7)):
+        figures = [benchmarks.figure(f"loss at step {step}, {side}", "nats", [1.0])]
+        benchmarks.record_side("beside", "small", side, figures, tmp_path)
+    (report,) = benchmarks.read(tmp_path)
+    names = [entry["name"] for entry in report["figures"]]
+    assert names == [f"beside: loss at step {step}" for step in ("5, old TRL", "6, ours, TRL", "7, TRL")]
 
 
 def test_other_versions_do_not_mix(benchmarks, tmp_path):
