@@ -83,9 +83,8 @@ def times(step: float | str, count: float) -> float | str:
 
 def step_seconds(size: str, sheet: scaling.Sheet, changes: dict) -> float | str:
     """Of an optimizer step as the plan predicts it on that GPU, or why there is none."""
-    nowhere, length = Path("nowhere"), {"max_seq_length": gpu_variants.LONGEST[size]}
-    row = training_runs.step_of(gpu_variants.LONGEST[size]) if changes.get("packing") is False else {}
-    chosen = training_runs.settings_for(nowhere, nowhere, gpu_variants.OURS | length | changes | row)
+    nowhere = Path("nowhere")
+    chosen = training_runs.settings_for(nowhere, nowhere, gpu_variants.settings_of(changes, size))
     try:
         plan = planning.plan(chosen, scaling.machine_of(sheet), shapes.config(size), lengths(size))
     except ValueError as error:

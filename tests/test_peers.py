@@ -250,6 +250,26 @@ def test_wheels_are_packed_for_another_machine_without_torch(peers, monkeypatch,
     assert "ResolutionImpossible" in pack_peers.pack(("old==1.0",), given)
 
 
+def test_a_variant_of_ours_differs_in_one_thing(peers):
+    """Without packing as many tokens make an optimizer step as with it; the original's had one row."""
+    import gpu_list
+    import gpu_variants
+    import training_runs
+
+    sheet = next(sheet for sheet in gpu_list.SHEETS if sheet.name == "H100")
+
+    def tokens_of(name: str) -> tuple[int, int]:
+        changes = gpu_variants.settings_of(gpu_variants.VARIANTS[name], "true")
+        chosen = training_runs.settings_for(Path("nowhere"), Path("nowhere"), changes)
+        plan = gpu_list.planning.plan(chosen, gpu_list.scaling.machine_of(sheet), gpu_list.shapes.config("true"), [500])
+        return plan.step_tokens, plan.micro_batch_tokens
+
+    whole = tokens_of("ours")[0]
+    assert tokens_of("ours, without packing") == (whole, 1024)
+    assert tokens_of("ours, with torch's fused AdamW")[0] == whole
+    assert tokens_of("the original's settings") == (1024, 1024)
+
+
 def test_the_list_says_what_would_be_written_and_how_long_it_trains(peers):
     import gpu_list
     import gpu_variants
