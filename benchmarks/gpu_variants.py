@@ -35,13 +35,13 @@ VARIANTS: dict[str, dict] = {
     "ours, with sdpa": {"attention": "sdpa"},
     "ours, with recomputation": {"gradient_checkpointing": "on"},
     "ours, on the 16-bit base": {"use_4bit": "no"},
-    "ours, with layers compiled": {"compile_layers": "yes"},
     "ours, with PEFT's LoRA layers": {"fused_lora": False},
     "ours, with bf16 adapters": {"adapter_dtype": torch.bfloat16},
     "ours, with bf16 autocast": {"autocast": True},
     "ours, with gelu_new": {"gelu": True},
     "ours, without packing": {"packing": False, "micro_batch_tokens": ROW},
     "ours, as on a T4 (float16, sdpa)": {"dtype": "float16", "attention": "sdpa"},
+    "ours, with layers compiled": {"compile_layers": "yes"},
 }
 """Name → what differs from OURS. The last one compiles for minutes: how long it takes is to stop no other."""
 

@@ -283,6 +283,13 @@ def test_variants_measured_later_stand_beside_those_of_earlier_calls(variants):
     }
 
 
+def test_what_compiles_for_minutes_is_tried_last(benchmarks):
+    """A variant is begun where the longest so far would end in time: these minutes would stop all that came after."""
+    import gpu_variants
+
+    assert list(gpu_variants.VARIANTS)[-1] == "ours, with layers compiled"
+
+
 def test_what_a_side_logged_before_goes_with_its_other_figures(benchmarks, tmp_path):
     """A peer logs at other steps in another call; one whose name ends as another's does is another side."""
     for side, step in (("TRL", 4), ("old TRL", 5), ("ours, TRL", 6), ("TRL", 7)):
