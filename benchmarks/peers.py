@@ -68,11 +68,11 @@ class SkippedError(RuntimeError):
 
 
 def measure(given: argparse.Namespace) -> list[str]:
-    """Ours, then every peer, an equal share of the time each; returns what went wrong, as sentences."""
+    """Ours, then every peer that can run here, an equal share of the time each; what went wrong, as sentences."""
     rows = gpu_variants.rows_for(given.size, gpu_variants.ROWS[given.size])
     mean = sum(rows.lengths) / len(rows.lengths)
     wrong = []
-    names = [name for name in (OURS, *PEERS) if given.only in name]
+    names = [name for name in (OURS, *PEERS) if given.only in name and can_run(name, given)]
     for left, name in zip(range(len(names), 0, -1), names, strict=True):
         try:
             result = ours(given) if name == OURS else one(name, PEERS[name], rows, share(given, left), given)
@@ -83,6 +83,18 @@ def measure(given: argparse.Namespace) -> list[str]:
             wrong.append(f"{name}: {error}")
             print(f"NOT MEASURED, {wrong[-1]}", flush=True)
     return wrong
+
+
+def can_run(name: str, given: argparse.Namespace) -> bool:
+    """Whether nothing that is known beforehand speaks against a side; else says what does."""
+    peer, reason = PEERS.get(name, Peer("")), ""
+    if peer.gpu and not torch.cuda.is_available():
+        reason = "it cannot be imported where there is no GPU"
+    elif peer.requirements and not (given.install or given.wheels):
+        reason = "its environment is made with --install (from the package index) or --wheels FOLDER"
+    if reason:
+        print(f"{name}: skipped, {reason}", flush=True)
+    return not reason
 
 
 def share(given: argparse.Namespace, left: int) -> float:
@@ -120,7 +132,8 @@ def one(name: str, peer: Peer, rows: TrainingData, ends: float, given: argparse.
     asked |= {"seconds": given.seconds, "warm_up": gpu_variants.WARM_UP[given.size], "packing": peer.packing}
     job.write_text(json.dumps(asked), encoding="utf-8")
     command = [str(python), str(RECIPES / peer.recipe), str(job)]
-    ended = children.run(command, ends, cwd=work, env=variables() | QUIET)
+    paths = {} if peer.requirements else brought()
+    ended = children.run(command, ends, cwd=work, env=variables() | paths | QUIET)
     if ended.code is None:
         raise ValueError(f"stopped at the end of its share of the time: {ended.reason}")
     if ended.code:
@@ -129,18 +142,20 @@ def one(name: str, peer: Peer, rows: TrainingData, ends: float, given: argparse.
 
 
 def variables() -> dict[str, str]:
-    """The environment variables without what would put this project before a peer's packages."""
+    """The environment variables without what would stand before the packages of a peer's own environment."""
     return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
+def brought() -> dict[str, str]:
+    """PYTHONPATH from any folder, for a peer in the running environment, which may have packages by it."""
+    folders = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return {"PYTHONPATH": os.pathsep.join(folders)} if folders else {}
 
 
 def environment(peer: Peer, given: argparse.Namespace, ends: float) -> Path:
     """The Python of a peer: the running one where that has all it needs. Raises SkippedError with the reason."""
-    if peer.gpu and not torch.cuda.is_available():
-        raise SkippedError("it cannot be imported where there is no GPU")
     if not peer.requirements:
         return Path(sys.executable)
-    if not (given.install or given.wheels):
-        raise SkippedError("its environment is made with --install (from the package index) or --wheels FOLDER")
     return installed(peer.requirements, given.work.resolve() / "peers", given.wheels, ends)
 
 
@@ -167,8 +182,9 @@ def installed(requirements: tuple[str, ...], folder: Path, wheels: Path | None, 
 
 
 def shared_packages() -> Iterator[str]:
-    """The folders of installed packages that the running Python looks into."""
-    return (entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages")) and Path(entry).is_dir())
+    """The folders of installed packages that the running Python looks into, those of PYTHONPATH too."""
+    folders = (Path(entry).absolute() for entry in sys.path)
+    return (str(folder) for folder in folders if any(folder.glob("*.dist-info")))
 
 
 def call(command: list[str], ends: float) -> None:

@@ -175,6 +175,34 @@ def test_what_cannot_run_here_is_skipped_with_the_reason(peers, given, monkeypat
     assert not given.results.exists()
 
 
+def test_what_is_skipped_takes_no_share_of_the_time(peers, given, monkeypatch, tmp_path):
+    stubs(peers, monkeypatch, tmp_path / "recipes", {"first": writes(changed()), "last": writes(changed())})
+    elsewhere = {f"peer {name}": peers.Peer("none.py", ("none==1.0",)) for name in "abc"}
+    monkeypatch.setattr(peers, "PEERS", elsewhere | peers.PEERS)
+    shares = []
+    monkeypatch.setattr(peers, "share", lambda given, left: shares.append(left) or time.perf_counter() + 20)
+    assert peers.measure(given) == []
+    assert shares == [2, 1]
+
+
+@pytest.mark.parametrize("folder", ["site", "{here}/site", "nowhere{sep}site{sep}"])
+def test_packages_that_pythonpath_brings_are_there_for_who_runs_in_this_environment(
+    peers, given, monkeypatch, tmp_path, folder
+):
+    """From any folder: each peer runs in one of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "brought.py").write_text("TOKENS = 3000", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", folder.format(here=tmp_path, sep=os.pathsep))
+    answer = (
+        "import brought, json, sys\n"
+        f"json.dump({GOOD!r} | {{'tokens': brought.TOKENS}}, open(json.load(open(sys.argv[1]))['result'], 'w'))"
+    )
+    stubs(peers, monkeypatch, tmp_path / "recipes", {"asks": answer})
+    assert peers.measure(given) == []
+    assert recorded(given)["tokens per second, peer asks"] == 1500.0
+
+
 def test_every_peer_that_needs_an_environment_names_one_version(peers):
     """Its settings were read for a version, and its figures are those of one."""
     for name, peer in peers.PEERS.items():
@@ -202,11 +230,16 @@ def test_an_environment_has_its_own_packages_and_the_torch_that_is_there(peers, 
     import transformers
 
     given.wheels = tmp_path / "wheels"
+    brought = tmp_path / "site"
+    wheel(tmp_path, "brought")
+    zipfile.ZipFile(tmp_path / "brought-1.0-py3-none-any.whl").extractall(brought)
+    monkeypatch.setenv("PYTHONPATH", str(brought))
+    monkeypatch.syspath_prepend(brought)
     wheel(given.wheels, "stubpeer", "torch")
     wheel(given.wheels, "transformers", source="HERE = True")  # another version than that of the running environment
     wheel(given.wheels, "wantsother", "torch==1.0")
     answer = (
-        "import importlib.util, json, sys, stubpeer, transformers\n"
+        "import brought, importlib.util, json, sys, stubpeer, transformers\n"
         "assert transformers.HERE\n"
         "torch = importlib.util.find_spec('torch').origin\n"
         f"found = {GOOD!r} | {{'versions': {{'torch': torch, 'prefix': sys.prefix}}}}\n"
