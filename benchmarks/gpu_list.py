@@ -25,7 +25,7 @@ def table(size: str, gpu: str, seconds: float) -> str:
     on a GPU yet.
     """
     sheet = next(sheet for sheet in SHEETS if sheet.name == gpu)
-    rows = [*checks(size, sheet), *variants(size, sheet, seconds), *others(size), *beside(size, sheet, seconds)]
+    rows = [*checks(size, sheet), *variants(size, sheet, seconds), *others(), *beside(size, sheet, seconds)]
     known = sum(entry[-1] for entry in rows if isinstance(entry[-1], float))
     loads = sum(entry[2] for entry in rows)
     head = f"On a {gpu} by its data sheet: {known:.0f} s of training, and {loads} times the base is loaded beside.\n\n"
@@ -56,10 +56,10 @@ def variants(size: str, sheet: scaling.Sheet, seconds: float) -> list[list]:
     ]
 
 
-def others(size: str) -> list[list]:
+def others() -> list[list]:
     """The parts that are programs of their own: each turn of theirs has a process, which loads the base."""
-    merges = len(merge.SIDES) * merge.ROUNDS[size]
-    answers = 2 * inference.ROUNDS[size] + len(inference.GROWTH) * inference.GROWTH_ROUNDS
+    merges = len(merge.SIDES) * merge.GPU_ROUNDS
+    answers = 2 * inference.GPU_ROUNDS["sides"] + 1  # side by side all in one process
     return [
         ["merge", "time and memory of PEFT's merge and of ours", merges, UNKNOWN],
         ["inference", "tokens/s and memory of the original's pipeline and of ours, side by side too", answers, UNKNOWN],

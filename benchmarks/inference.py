@@ -7,6 +7,7 @@ again for caches); 64-token prompt, 32 new tokens. The original's way is written
 `original`. Every turn has a process of its own: speed and memory differ from one loading to another.
 """
 
+import argparse
 import os
 import shutil
 import time
@@ -34,6 +35,8 @@ TURN = {"small": 1.0, "true": 0.0, "tiny": 0.0}
 GROWTH = (1, 2, 4, 8, 16, 32)
 """Batch sizes; not measured at the true size on a CPU, where 32 answers take many minutes."""
 GROWTH_ROUNDS = 2
+GPU_ROUNDS = {"sides": 2, "growth": 1}
+"""On a GPU, whose minutes are counted."""
 ORIGINAL = "the original's pipeline in fp32"
 
 
@@ -236,19 +239,26 @@ def main() -> None:
     both_forms = given.size == "true" and nf4.available()
     names = [ORIGINAL, *(given.backends or (["nf4+int8", "nf4"] if both_forms else ["auto"]))]
     arguments = ["--size", given.size, "--work", str(given.work)]
+    gpu = torch.cuda.is_available()
     with measuring.sides(Path(__file__).name, names, arguments, apart=True) as turns:
-        found = figures(measuring.in_turn(turns, ROUNDS[given.size]))
-        if given.size != "true" or torch.cuda.is_available():
-            found += how_it_grows(turns[names[1]])
-    if given.size == "true" and not torch.cuda.is_available():
+        rounds = GPU_ROUNDS["sides"] if gpu else ROUNDS[given.size]
+        found = figures(measuring.in_turn(turns, rounds, lambda so_far: record(figures(so_far), given)))
+    if given.size != "true" or gpu:
+        with measuring.sides(Path(__file__).name, names[1:2], arguments, apart=not gpu) as turns:
+            found += how_it_grows(turns[names[1]], GPU_ROUNDS["growth"] if gpu else GROWTH_ROUNDS)
+    if given.size == "true" and not gpu:
         found.append(measuring.figure("memory read", "GB/s", [bandwidth() for _ in range(ROUNDS["true"])]))
-    print(f"written to {measuring.record(PART, given.size, found, given.results)}")
+    record(found, given)
 
 
-def how_it_grows(turn: Callable[..., dict]) -> list[dict]:
+def record(found: list[dict], given: argparse.Namespace) -> None:
+    print(f"written to {measuring.record(PART, given.size, found, given.results)}", flush=True)
+
+
+def how_it_grows(turn: Callable[..., dict], rounds: int) -> list[dict]:
     """Returns seconds and tokens per second of batches of 1 to 32 questions."""
     batches = {size: (lambda size=size: turn(batch_size=size)["seconds"]) for size in GROWTH}
-    grown = measuring.in_turn(batches, GROWTH_ROUNDS)
+    grown = measuring.in_turn(batches, rounds)
     speeds = {size: [size * NEW_TOKENS / seconds for seconds in times] for size, times in grown.items()}
     figures = measuring.growth("time of answers side by side", "rows", "s", grown)
     for size, speed in speeds.items():

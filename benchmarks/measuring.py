@@ -103,12 +103,18 @@ def seconds_of(job: Callable[[], object], at_least: float = 0.0) -> float:
             return passed / runs
 
 
-def in_turn(turns: dict[str, Callable[[], object]], rounds: int) -> dict[str, list]:
-    """What every side gave in each round: A B A B …, so that a slow minute of the machine meets both."""
+def in_turn(
+    turns: dict[str, Callable[[], object]], rounds: int, after: Callable[[dict[str, list]], object] = lambda found: None
+) -> dict[str, list]:
+    """What every side gave in each round: A B A B …, so that a slow minute of the machine meets both.
+
+    after: called with what there is after each round, as there may be no next one.
+    """
     found: dict[str, list] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, turn in turns.items():
             found[name].append(turn())
+        after(found)
     return found
 
 

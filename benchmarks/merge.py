@@ -25,6 +25,8 @@ from llm_finetuning.sample import rehearsal
 
 PART = "merge"
 ROUNDS = {"small": 5, "true": 3, "tiny": 2}
+GPU_ROUNDS = 2
+"""On a GPU, whose minutes are counted."""
 TURN = {"small": 2.0, "true": 0.0, "tiny": 0.0}
 """A turn merges for so many seconds: short merges are averaged."""
 PEFT = "PEFT's merge_and_unload"
@@ -141,10 +143,13 @@ def main() -> None:
     make_adapter(given.work / f"adapter-{given.size}", given.size)
     held = hold_weights(base, given.work / f"held-{given.size}.safetensors")
     arguments = ["--size", given.size, "--work", str(given.work)]
+
+    def record(results: dict[str, list[dict]]) -> None:
+        made = [*figures(results), measuring.figure("time, writing the 4-bit weights", "s", held)]
+        print(f"written to {measuring.record(PART, given.size, made, given.results)}", flush=True)
+
     with measuring.sides(Path(__file__).name, list(SIDES), arguments, apart=True) as turns:
-        results = measuring.in_turn(turns, ROUNDS[given.size])
-    made = [*figures(results), measuring.figure("time, writing the 4-bit weights", "s", held)]
-    print(f"written to {measuring.record(PART, given.size, made, given.results)}")
+        measuring.in_turn(turns, GPU_ROUNDS if torch.cuda.is_available() else ROUNDS[given.size], record)
 
 
 def figures(results: dict[str, list[dict]]) -> list[dict]:

@@ -1,11 +1,13 @@
 """The benchmarks: every part runs at a tiny size, the results file keeps its form, and the tables follow from it."""
 
+import importlib
 import json
 import math
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -307,6 +309,33 @@ def test_other_versions_do_not_mix(benchmarks, tmp_path):
     path.write_text(json.dumps(report), encoding="utf-8")
     with pytest.raises(ValueError, match=r"measured with torch 1\.0, now .*--results"):
         benchmarks.record("merge", "small", [], tmp_path)
+
+
+@pytest.mark.parametrize("part", ["merge", "inference"])
+def test_what_was_measured_before_a_part_is_stopped_stays(benchmarks, monkeypatch, tmp_path, part):
+    """Here in its second round; a call on a GPU that is lent ends some time."""
+    program, turns = importlib.import_module(part), []
+
+    @contextmanager
+    def sides(script: str, names: list[str], arguments: list[str], apart: bool):
+        def turn(name: str) -> dict:
+            if len(turns) == len(names):
+                raise RuntimeError("the machine is gone")
+            turns.append(name)
+            return {"way": name, "load": 1.0, "first": 1.0, "seconds": 2.0, "peak": 3.0, "peak_gb": 3.0, "stages": {}}
+
+        yield {name: (lambda name=name: turn(name)) for name in names}
+
+    monkeypatch.setattr(benchmarks, "sides", sides)
+    for name, found in (("make_adapter", None), ("hold_weights", [1.0]), ("published", None)):
+        monkeypatch.setattr(program, name, lambda *given, found=found: found, raising=False)
+    monkeypatch.setattr(program.shapes, "base", lambda *given: tmp_path)
+    folders = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(sys, "argv", [part, "--size", "tiny", *folders])
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        program.main()
+    (report,) = benchmarks.read(tmp_path / "results")
+    assert all(any(entry["name"].endswith(f", {side}") for entry in report["figures"]) for side in turns)
 
 
 def test_a_side_that_dies_says_why(benchmarks, tmp_path, monkeypatch):
