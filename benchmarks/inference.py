@@ -129,9 +129,9 @@ def ours(folder: Path, backend: str) -> tuple[str, Callable]:
 def stages(engine: Engine, answer: Callable) -> dict[str, float]:
     """Returns the seconds of the prefill, and of a token after it, in linear layers, in the head and in the rest.
 
-    Empty for an engine that is no torch model.
+    Empty for an engine that is no torch model, and on a GPU, whose work is still under way when a layer returns.
     """
-    if not isinstance(engine, TorchEngine):
+    if not isinstance(engine, TorchEngine) or torch.cuda.is_available():
         return {}
     seconds = dict.fromkeys(("linear layers", "head"), 0.0)
     with ExitStack() as hooks:

@@ -338,6 +338,25 @@ def test_what_was_measured_before_a_part_is_stopped_stays(benchmarks, monkeypatc
     assert all(any(entry["name"].endswith(f", {side}") for entry in report["figures"]) for side in turns)
 
 
+def test_the_merge_is_timed_once_its_libraries_are_loaded(benchmarks, monkeypatch, tmp_path):
+    import merge
+
+    (tmp_path / "slow_library.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(merge, "LIBRARIES", (*merge.LIBRARIES, "slow_library"))
+    monkeypatch.setattr(merge, "once", lambda *given: float("slow_library" in sys.modules))
+    assert merge.job(merge.PEFT, "true", tmp_path)()["seconds"] == 1.0
+
+
+def test_no_stage_is_timed_where_work_goes_on_when_a_layer_returns(benchmarks, monkeypatch):
+    import inference
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    engine = inference.TorchEngine.__new__(inference.TorchEngine)
+    assert inference.stages(engine, lambda new_tokens: pytest.fail("answered for nothing")) == {}
+
+
 def test_a_side_that_dies_says_why(benchmarks, tmp_path, monkeypatch):
     (tmp_path / "dies.py").write_text("raise SystemExit('no disk left')", encoding="utf-8")
     monkeypatch.setattr(benchmarks, "HERE", tmp_path)
