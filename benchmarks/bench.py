@@ -81,6 +81,7 @@ def run(part: str, given: argparse.Namespace) -> None:
     """Raises SystemExit when the part failed: what was measured before it stays in the file."""
     size = "true" if part == "gpu" and given.size == "small" else given.size
     options = ["--size", size, "--results", str(given.results), "--work", str(given.work)]
+    options += ["--minutes", "60"] if part == "gpu" else []
     for script in PARTS[part]:
         code = subprocess.run([sys.executable, str(measuring.HERE / script), *options]).returncode
         if code:

@@ -50,17 +50,26 @@ def run(command: list[str], ends: float, cwd: Path | None = None, env: dict | No
     blocks: deque[bytes] = deque(maxlen=KEPT)
     reader = threading.Thread(target=_keep, args=(process.stdout, blocks), daemon=True)
     reader.start()
+    code = _wait(process, ends)
+    reader.join(1)  # one that left the session may hold the pipe open
+    return Ended(code, b"".join(blocks).decode(errors="replace"))
+
+
+def shown(command: list[str], ends: float) -> int | None:
+    """Runs a command as `run` does, with its output where ours goes; its exit code, None where it was stopped."""
+    return _wait(subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0), ends)
+
+
+def _wait(process: subprocess.Popen, ends: float) -> int | None:
+    """The exit code of a process, None where the time was up; what it started and left in its group ends with it."""
     try:
-        process.wait(max(0.0, ends - time.perf_counter()))
-        code = process.returncode
+        return process.wait(max(0.0, ends - time.perf_counter()))
     except subprocess.TimeoutExpired:
-        code = None
+        return None
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    reader.join(1)  # one that left the session may hold the pipe open
-    return Ended(code, b"".join(blocks).decode(errors="replace"))
 
 
 def _keep(pipe: object, blocks: deque[bytes]) -> None:

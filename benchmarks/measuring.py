@@ -216,7 +216,7 @@ def machine() -> dict:
     from llm_finetuning import hardware
 
     gpu, cores = torch.cuda.is_available(), hardware.cores()
-    memory = torch.cuda.mem_get_info()[1] if gpu else hardware.host_memory()
+    memory = torch.cuda.get_device_properties(0).total_memory if gpu else hardware.host_memory()
     return {
         "name": torch.cuda.get_device_name() if gpu else f"{hardware.cpu_name()}, {cores} cores",
         "cores": cores,

@@ -124,10 +124,11 @@ def gpu(benchmarks, monkeypatch, tmp_path):
 
     stub = tmp_path / "stub.py"
     stub.write_text(
-        "import os, sys, time\n"
+        "import os, subprocess, sys, time\n"
         "part = sys.argv[sys.argv.index('--part') + 1]\n"
         f"open({str(tmp_path / 'begun')!r}, 'a').write(part + '\\n')\n"
         "if part == 'packing': os.abort()\n"
+        f"if part == 'merge': open({str(tmp_path / 'pid')!r}, 'w').write(str(subprocess.Popen(['sleep', '100']).pid))\n"
         "if part == 'merge': time.sleep(100)\n"
         "sys.exit(part == 'notebook')\n",
         encoding="utf-8",
@@ -157,6 +158,28 @@ def test_when_the_time_is_up_the_part_under_way_is_stopped_and_the_others_are_na
         "peers: not begun, the time is up",
         "attention: not begun, the time is up",
     ]
+
+
+def test_a_part_that_hangs_is_stopped_at_its_ceiling_and_costs_no_other(gpu, monkeypatch, tmp_path):
+    """What it started ends with it, which would hold the GPU's memory; a part that runs alone is stopped too."""
+    monkeypatch.setitem(sys.modules["gpu"].CEILING, "merge", 3)
+    with pytest.raises(SystemExit) as said:
+        gpu()
+    wrong = ["packing: ended with -6", "notebook: ended with 1", "merge: stopped, it took more than 3 s"]
+    assert str(said.value).splitlines() == wrong
+    order = ["attention", "packing", "variants", "notebook", "merge", "inference", "peers"]
+    assert (tmp_path / "begun").read_text().split() == order
+    stat = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+    with pytest.raises(SystemExit, match="merge: stopped"):
+        gpu("--part", "merge")
+
+
+def test_a_call_without_options_ends_within_ten_minutes(benchmarks):
+    import gpu
+
+    imports = 60
+    assert 60 * gpu.options().parse_args([]).minutes + gpu.GRACE + imports < 600
 
 
 def test_results_of_other_versions_are_found_before_anything_is_measured(gpu, benchmarks, tmp_path):
