@@ -42,8 +42,8 @@ def checks(size: str, sheet: scaling.Sheet) -> list[list]:
     step, run = step_seconds(size, sheet, {}), gpu_checks.STEPS
     return [
         ["attention", "largest relative error of the kernel", 0, UNKNOWN],
-        ["packing", "relative errors of the loss and the gradients, packed against alone", 2, UNKNOWN],
-        ["notebook", "difference of a resumed adapter, merge: time and losses", 2, times(step, 1.5 * run)],
+        ["packing", "relative errors of the loss and the gradients, packed and padded against alone", 2, UNKNOWN],
+        ["notebook", "difference of a resumed adapter, and of two; merge: time and losses", 3, times(step, 2 * run)],
     ]
 
 

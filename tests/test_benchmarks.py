@@ -117,6 +117,61 @@ def test_training_on_a_gpu_is_checked_before_it_is_measured(benchmarks, tmp_path
     assert resumed["median"] == 0, "to the bit"
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize(("moved", "right"), [(0.0, True), (0.01, "on a GPU"), (0.1, False)])
+def test_a_resumed_run_may_differ_as_two_resumed_ones_do(benchmarks, monkeypatch, tmp_path, gpu, moved, right):
+    """A GPU adds in another order each time; here its two runs are 0.01 apart."""
+    import argparse
+    from types import SimpleNamespace
+
+    import gpu_checks
+    import torch
+
+    ends = iter([1 + moved, 1 + moved + 0.01])
+
+    def resumed(*given: object) -> tuple:
+        adapter = torch.nn.ParameterDict({"lora_A": torch.full((9,), next(ends))})
+        return SimpleNamespace(close=lambda: None), SimpleNamespace(model=adapter, plan=SimpleNamespace(optimizer="x"))
+
+    monkeypatch.setattr(gpu_checks, "on_gpu", lambda: gpu)
+    monkeypatch.setattr(gpu_checks, "trained", lambda *given: {"lora_A": torch.ones(9)})
+    monkeypatch.setattr(gpu_checks, "resumed", resumed)
+    monkeypatch.setattr(gpu_checks, "merge", lambda *given: None)
+    given = argparse.Namespace(size="tiny", results=tmp_path)
+    if right is True or (right and gpu):
+        gpu_checks.notebook(given)
+    else:
+        with pytest.raises(ValueError, match="ends with another adapter"):
+            gpu_checks.notebook(given)
+
+
+@pytest.mark.parametrize("changed", [None, "lora_A.weight", "0.exp_avg_sq", "0.step", "optimizer"])
+def test_a_resumed_run_begins_with_what_its_checkpoint_holds(benchmarks, tmp_path, changed):
+    from types import SimpleNamespace
+
+    import gpu_checks
+    import torch
+    from safetensors.torch import save_file
+
+    model = torch.nn.ModuleDict({"lora_A": torch.nn.ModuleDict({"default": torch.nn.Linear(3, 2, bias=False)})})
+    optimizer = torch.optim.AdamW(model.parameters())
+    model["lora_A"]["default"](torch.ones(3)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    weight = next(model.parameters())
+    save_file({"lora_A.weight": weight.detach().clone()}, tmp_path / "adapter_model.safetensors")
+    with torch.no_grad():
+        held = {"lora_A.weight": weight} | gpu_checks.moments(optimizer.state_dict())
+        if changed in held:
+            held[changed].view(-1)[0].mul_(1 + 2**-23)
+    if changed == "optimizer":
+        optimizer = torch.optim.AdamW(model.parameters())
+    loaded = gpu_checks.Loaded(SimpleNamespace(model=model, optimizer=optimizer), tmp_path)
+    assert loaded.different is None
+    loaded.on_train_begin(None, None, None)
+    assert loaded.different == {None: [], "optimizer": ["0.exp_avg", "0.exp_avg_sq", "0.step"]}.get(changed, [changed])
+
+
 @pytest.fixture
 def gpu(benchmarks, monkeypatch, tmp_path):
     """gpu(*options) runs gpu.py's main in this process; in the place of its own process each part has a stub."""
