@@ -79,7 +79,9 @@ def packed_against_alone(given: argparse.Namespace) -> None:
         if side == "alone":
             _, gradients["padded"] = gradients_of(run, rows, **training_runs.step_of(2 * ROW))
         run.close()
-    joined = {side: torch.cat([found[name].flatten() for name in gradients["alone"]]) for side, found in gradients.items()}
+    joined = {
+        side: torch.cat([found[name].flatten() for name in gradients["alone"]]) for side, found in gradients.items()
+    }
     error, rounding = (relative(joined[side], joined["alone"]) for side in ("packed", "padded"))
     loss = abs(losses["packed"] / losses["alone"] - 1)
     named = {"of the gradients": error, "of the loss": loss, "of padded rows' gradients": rounding}
@@ -89,7 +91,9 @@ def packed_against_alone(given: argparse.Namespace) -> None:
     raise_unless(error < bound and loss < bound, f"packed rows do not train as they do alone: {error:.1e}, {loss:.1e}")
 
 
-def gradients_of(run: training_runs.Run, rows: TrainingData, **changed: object) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients_of(
+    run: training_runs.Run, rows: TrainingData, **changed: object
+) -> tuple[float, dict[str, torch.Tensor]]:
     """The mean loss over all rows' tokens, and the gradients of the adapters, B away from zero; changed: settings."""
     trainer = trainer_for(run, rows, **changed)
     trainer.model.zero_grad()
@@ -160,9 +164,7 @@ def trained(given: argparse.Namespace, changes: dict, rows: TrainingData) -> dic
     return adapter
 
 
-def resumed(
-    given: argparse.Namespace, changes: dict, rows: TrainingData
-) -> tuple[training_runs.Run, AssistantTrainer]:
+def resumed(given: argparse.Namespace, changes: dict, rows: TrainingData) -> tuple[training_runs.Run, AssistantTrainer]:
     """The same run, gone on with after half its steps. Raises ValueError for one that begins with other values."""
     run = training_runs.Run(given.base, given.folder / "whole", changes, rows)
     checkpoints = run.folder / "run" / "checkpoints"

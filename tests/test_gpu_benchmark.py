@@ -1,7 +1,6 @@
 """The GPU benchmark: what ends a part, what of a call stays, and the bounds of its checks. Here no GPU is asked for."""
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -37,7 +36,8 @@ def variants(benchmarks, monkeypatch, tmp_path):
         given = argparse.Namespace(only=only, size="tiny", ends=math.inf, results=tmp_path)
         assert gpu_variants.measure(given) == []
         (report,) = benchmarks.read(tmp_path)
-        return {entry["name"].removeprefix("training variants (tiny): "): entry["median"] for entry in report["figures"]}
+        title = "training variants (tiny): "
+        return {entry["name"].removeprefix(title): entry["median"] for entry in report["figures"]}
 
     return measure
 
@@ -88,7 +88,8 @@ def test_a_resumed_run_may_differ_as_two_resumed_ones_do(benchmarks, monkeypatch
             gpu_checks.notebook(given)
 
 
-STATES = [("adamw", None), ("adamw", "lora_A.weight"), ("adamw", "0.exp_avg_sq"), ("paged", None), ("paged", "0.state2")]
+STATES = [("adamw", name) for name in (None, "lora_A.weight", "0.exp_avg_sq")]
+STATES += [("paged", name) for name in (None, "0.state2")]
 
 
 @pytest.mark.parametrize(("kind", "changed"), [*STATES, ("adamw", "all of the optimizer")])

@@ -142,9 +142,7 @@ def test_what_the_kernel_cannot_serve_is_padded(family, tmp_path):
     chosen, config = small_settings(tmp_path, "m"), tiny(family)
     assert attention.choose_attention(chosen, GPU, torch.bfloat16, config) == "sdpa"
     with pytest.raises(ValueError, match=f"attention = 'varlen': {family} does not support it"):
-        attention.choose_attention(
-            dataclasses.replace(chosen, attention="varlen"), GPU, torch.bfloat16, config
-        )
+        attention.choose_attention(dataclasses.replace(chosen, attention="varlen"), GPU, torch.bfloat16, config)
 
 
 CHEAP = (*PADDED, "gpt_neo", "olmo2")
