@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ SMALL = 100_000_000
 """Below so many parameters one CPU thread is as quick as several, and gives the same numbers on every machine."""
 LARGE = 1_000_000_000
 """From so many parameters on, memory counts for more on a CPU than speed."""
+_plans = count()
+"""Numbers what processes ask each other, so that a second plan is not answered by the first one's values."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,9 @@ def with_least_memory(machine: Machine) -> Machine:
     if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
         return machine
     store, rank, processes = next(torch.distributed.rendezvous("env://"))
-    store.set(f"free_memory/{rank}", str(machine.free_memory))
-    free = min(int(store.get(f"free_memory/{other}")) for other in range(processes))
+    asked = f"free_memory/{next(_plans)}"
+    store.set(f"{asked}/{rank}", str(machine.free_memory))
+    free = min(int(store.get(f"{asked}/{other}")) for other in range(processes))
     return replace(machine, free_memory=free)
 
 

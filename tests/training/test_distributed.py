@@ -100,10 +100,11 @@ from llm_finetuning import hardware, train
 from llm_finetuning.training import planning
 
 usual, rank = hardware.detect("float32"), int(os.environ["RANK"])
-hardware.detect = lambda dtype: dataclasses.replace(usual, free_memory=(7, 5)[rank] * 2**30)
 config = train.read_settings(Path(sys.argv[1]))
-plan = planning.plan_run(config, train.read_inputs(config))
-print(plan.machine.free_memory, plan.micro_batch_tokens)
+for free in ((7, 5), (4, 6)):
+    hardware.detect = lambda dtype: dataclasses.replace(usual, free_memory=free[rank] * 2**30)
+    plan = planning.plan_run(config, train.read_inputs(config))
+    print("planned", plan.machine.free_memory, plan.micro_batch_tokens)
 """
 
 
@@ -114,8 +115,9 @@ def test_processes_with_unequal_memory_make_the_same_plan(tiny_base, tmp_path):
     where = ["--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     done = run_module("torch.distributed.run", *where, str(tmp_path / "plan.py"), str(settings_file))
     assert done.returncode == 0, done.stderr[-3000:]
-    plans = [line for line in done.stdout.splitlines() if line.startswith(str(5 * 2**30))]
-    assert len(plans) == 2 and len(set(plans)) == 1, done.stdout
+    plans = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("planned")]
+    assert len(plans) == 4 and len({tuple(plan) for plan in plans}) == 2, done.stdout
+    assert sorted(int(free) for free, _ in plans) == [size * 2**30 for size in (4, 4, 5, 5)]
 
 
 @pytest.fixture(scope="module")
