@@ -39,6 +39,8 @@ OWN_COLUMNS = ("lang", "message_tree_id", "message_id", "rank")
 """What a record of any shape may say of its pairs."""
 SYSTEMS, HISTORY, CONTEXT = ("system", "system_prompt", "system_message"), "history", ("input", "context")
 SCORES = ("score_chosen", "score_rejected")
+IN_ONE_TEXT = ("text", "content", "formatted_text", "formatted_chat")
+"""Columns of which a text may hold a whole dialogue."""
 SHORT = 20
 """Characters that may follow the response in a prompt that ends with it, as the marks of an end do."""
 HEADED = re.compile(r"(?:response|output|answer|assistant|solution)\W*$", re.IGNORECASE)
@@ -153,10 +155,10 @@ def recognise(record: dict, columns: Columns = USUAL) -> Shape | Comparison | No
 
 
 def _in_one_text(record: dict, columns: Columns) -> Shape | None:
-    """Returns the shape of a record whose column `text` holds a dialogue with a marker before each turn."""
-    if columns.prompt or columns.response or "message_id" in record or not dialogue_of(record.get("text")):
+    """Returns the shape of a record of which one text holds a dialogue, with a marker before each turn."""
+    if columns.prompt or columns.response or "message_id" in record:
         return None
-    return Shape(chat="text")
+    return next((Shape(chat=name) for name in IN_ONE_TEXT if dialogue_of(record.get(name))), None)
 
 
 def _given_names(record: dict) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ def read(folder: Path, *records: dict, **options: object) -> pd.DataFrame:
 
 
 TWICE = [pair("Q1", "A1"), pair("Q2", "A2", "Q1", "A1")]
+LLAMA = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
+VICUNA = "A chat between a curious user and an assistant. The assistant is polite."
 ALPACA = "Below is an instruction that describes a task. Write a response.\n\n"
 
 
@@ -38,11 +40,31 @@ ALPACA = "Below is an instruction that describes a task. Write a response.\n\n"
         ("USER: Q1\n\n\nASSISTANT: A1 <|endoftext|>\n\n\nUSER: Q2\n\n\nASSISTANT: A2 <|endoftext|>", TWICE),
         ("USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>", TWICE),
         ("Human: Q1\nAssistant: A1\n\nHuman: Q2\nAssistant: A2", TWICE),
+        ("### Question\nQ\n\n### Context\nx\n\n### Answer\nA", [pair("Q\n\nx", "A")]),
+        ("### Context:\nx\n### Question:\nQ\n### Answer:\nA", [pair("x\n\nQ", "A")]),
+        ("Instruct: Sum.\nOutput: So:\nInput: 1\nOutput: 2\n", [pair("Sum.", "So:\nInput: 1\nOutput: 2")]),
+        ("Question: Q1\nAnswer: A1\nQuestion: Q2\nAnswer: A2", TWICE),
+        ("Q: Which?\nA: One of\nA: ant\nB: bee", [pair("Which?", "One of\nA: ant\nB: bee")]),
+        ("Instruction: I\nInput: x\nResponse: A", [pair("I\n\nx", "A")]),
+        ("<s>[INST] Q1 [/INST] A1 </s><s>[INST] Q2 [/INST] A2 </s>", TWICE),
+        ("[INST] Q1[/INST] A1</s>[INST] Q2[/INST] A2</s>", TWICE),
+        ("<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] A </s>", [pair("Q", "A", system="S")]),
+        (f"{LLAMA.format('system', 'S')}{LLAMA.format('user', 'Q')}{LLAMA.format('assistant', 'A')}<|end_of_text|>",
+         [pair("Q", "A", system="S")]),
+        ("<bos><start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n<eos>", [pair("Q", "A")]),
+        ("<|system|>\nS</s>\n<|user|>\nQ</s>\n<|assistant|>\nA</s>", [pair("Q", "A", system="S")]),
+        ("<|user|>\nQ<|end|>\n<|assistant|>\nA<|end|>\n<|endoftext|>", [pair("Q", "A")]),
+        ("<|prompter|>Q1<|endoftext|><|assistant|>A1<|endoftext|><|prompter|>Q2<|endoftext|><|assistant|>A2", TWICE),
+        ("<|prompt|>Q<|endoftext|><|answer|>A<|endoftext|>", [pair("Q", "A")]),
+        ("<human>: Q1\n<bot>: A1\n<human>: Q2\n<bot>: A2", TWICE),
+        (f"{VICUNA} USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>",
+         [one | {"history": [{"role": "system", "content": VICUNA}, *one["history"]]} for one in TWICE]),
+        ("<|im_start|>user<|im_sep|>Q<|im_end|><|im_start|>assistant<|im_sep|>A<|im_end|>", [pair("Q", "A")]),
         ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n",
          [pair("Q", "A", system="S")]),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["text", "chat", "Conversation"])
+@pytest.mark.parametrize("name", ["text", "chat", "Conversation", "formatted_text"])
 def test_a_dialogue_in_one_text_is_a_chat(name, text, expected, tmp_path):
     assert found(read(tmp_path, {name: text, "id": 1})) == expected
     (tmp_path / "table").write_text(csv_text([{name: text}], ","), encoding="utf-8")
@@ -51,7 +73,15 @@ def test_a_dialogue_in_one_text_is_a_chat(name, text, expected, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["Once upon a time.", "He said:\n### Human: Q### Assistant: A", "### Human: alone", "### Assistant: A### Human: Q"],
+    [
+        "Once upon a time.",
+        "Question: alone",
+        "Answer: A\nQuestion: Q",
+        "You are a poet. Sing.",
+        "He said:\n### Human: Q### Assistant: A",
+        "### Human: alone",
+        "### Assistant: A### Human: Q",
+    ],
 )
 def test_any_other_text_has_no_shape(text, tmp_path):
     with pytest.raises(ValueError, match="line 1: read as JSON lines, but no known shape fits: its keys are text"):
