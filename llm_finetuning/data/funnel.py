@@ -11,7 +11,9 @@ EXAMPLES = 3
 LARGE = 0.3
 """Share of what came to a step from which on its loss is large."""
 UNDECIDED = "first where no rank or quality decides"
-"""The step at which replies go for their order alone: its loss is named however small it is."""
+"""The step at which replies go for their order alone."""
+LARGE_OF = {UNDECIDED: 0.02}
+"""Where another share than LARGE is worth a sentence: nothing says that what stays is better than what goes."""
 
 
 class Funnel:
@@ -68,8 +70,8 @@ def large_losses(funnel: pd.DataFrame) -> str:
     lines = []
     for row in funnel.to_dict("records"):
         came = row["kept"] + row["dropped"]
-        is_large = came and row["dropped"] / came > LARGE or row["step"] == UNDECIDED
-        if row["step"] in funnel.attrs["cures"] and is_large:
+        large = LARGE_OF.get(row["step"], LARGE)
+        if row["step"] in funnel.attrs["cures"] and came and row["dropped"] / came > large:
             cure = funnel.attrs["cures"][row["step"]]
             share = row["dropped"] / came
             lines.append(f"{row['step']} dropped {row['dropped']:,} of {came:,} {row['unit']}s ({share:.0%}); {cure}")

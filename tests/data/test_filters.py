@@ -135,7 +135,7 @@ def test_siblings_in_own_data_are_no_duplicates(tmp_path):
     assert [(p["chosen"], p["rejected"]) for p in best.preferences] == [("A", "C")]
 
 
-@pytest.mark.parametrize("unranked", [40, 2])
+@pytest.mark.parametrize("unranked", [40, 2, 1])
 def test_responses_go_without_a_rank_only_by_a_step_that_says_so(unranked, tmp_path, template):  # noqa: F811
     jokes = [(n, k) for n in range(unranked) for k in "ab"]
     records = [{"prompt": f"A joke about {n * 7919}?", "response": f"{n} and {k}"} for n, k in jokes]
@@ -149,8 +149,11 @@ def test_responses_go_without_a_rank_only_by_a_step_that_says_so(unranked, tmp_p
     steps = part.funnel.set_index("step")["dropped"]
     assert steps["preferred to its siblings"] == 60 and steps[UNDECIDED] == unranked
     said, came = prepare.loss_sentences(part), 60 + 2 * unranked
-    assert f"{UNDECIDED} dropped {unranked} of {came} pairs ({unranked / came:.0%}); set replies = 'all'" in said
-    assert "prompt: 'A joke about 0?'; response: '0 and b'" in said and "No filter took" not in said
+    if unranked == 1:  # too few for a sentence
+        assert "No filter took more than 30%" in said
+    else:
+        assert f"{UNDECIDED} dropped {unranked} of {came} pairs ({unranked / came:.0%}); set replies = 'all'" in said
+        assert "prompt: 'A joke about 0?'; response: '0 and b'" in said and "No filter took" not in said
     every = prepared_split(dataclasses.replace(settings, replies="all"), "train", template)
     assert len(every.pairs) == len(records) and "No filter took" in prepare.loss_sentences(every)
 
