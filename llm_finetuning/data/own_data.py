@@ -16,8 +16,9 @@ from llm_finetuning.data.oasst import Flattened, finish
 from llm_finetuning.data.pairs import check, to_frame, to_records
 from llm_finetuning.data.reading import Problems, without_collector
 from llm_finetuning.data.recipes import Candidates, drop_repeated, prompters_of
+from llm_finetuning.data.record_pairs import NO_SHAPE, Reader
 from llm_finetuning.data.records import records
-from llm_finetuning.data.shapes import NO_SHAPE, USUAL, Columns, Reader, recognise
+from llm_finetuning.data.shapes import USUAL, Columns, recognise
 from llm_finetuning.data.sources import Located, Splits, locate
 from llm_finetuning.data.splits import in_split
 from llm_finetuning.data.turns import Unusable

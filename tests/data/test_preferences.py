@@ -9,7 +9,7 @@ from test_prepare import prepared_split, template, tree  # noqa: F401 (template 
 from llm_finetuning.data import pairs, preferences, prepare, reports
 from llm_finetuning.data.comparisons import differ
 from llm_finetuning.data.oasst import flatten, read_messages
-from llm_finetuning.data.shapes import Reader
+from llm_finetuning.data.record_pairs import Reader
 
 TREES = [tree(f"t{n}", f"What is a {name}?", f"A {name}.", "Not bad.", "Bad.") for n, name in enumerate(QUESTIONS)]
 
