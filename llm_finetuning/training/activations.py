@@ -63,7 +63,8 @@ def layer_activation_bytes(
 
     Counted as the difference between two layers and one in a training forward pass on the meta device, each
     tensor once, parameters left out. Pairs are what eager attention keeps scores of: twice the tokens have four times
-    as many. Of a mixture of experts in bfloat16, which its operators on that device ask for.
+    as many, and what does not depend on the tokens, as a norm's weight in float32, is told apart by three times as
+    many. Of a mixture of experts in bfloat16, which its operators on that device ask for.
     """
     if dtype == torch.float32 and _is_mixture(model_config):
         kept = layer_activation_bytes(model_config, settings, torch.bfloat16, on_gpu, implementation)
@@ -75,10 +76,11 @@ def layer_activation_bytes(
         return two - one
 
     with _FusedDropout() if on_gpu else nullcontext():
-        once = keeps(PROBE_TOKENS)
-        twice = keeps(2 * PROBE_TOKENS) if implementation == attention.EAGER else 2 * once
-    per_pair = (twice - 2 * once) / (2 * PROBE_TOKENS**2)
-    return once / PROBE_TOKENS - per_pair * PROBE_TOKENS, per_pair
+        if implementation != attention.EAGER:
+            return keeps(PROBE_TOKENS) / PROBE_TOKENS, 0.0
+        once, twice, thrice = (keeps(times * PROBE_TOKENS) for times in (1, 2, 3))
+    per_pair = (thrice - 2 * twice + once) / (2 * PROBE_TOKENS**2)
+    return (twice - once) / PROBE_TOKENS - 3 * PROBE_TOKENS * per_pair, per_pair
 
 
 def _is_mixture(model_config: PretrainedConfig) -> bool:

@@ -185,9 +185,11 @@ class StepMemory:
         # DoRA makes B·A out of a unit matrix in float32, adds it to the weight, and measures the rows of the sum
         rows = (4 * widest**2 + (4 + 4 * byte) * size.largest_linear) * dora
         rows += byte * size.largest_expert * self.settings.adapts_experts  # the gradient of the sum
-        scores = 2 * 4 * size.heads * self._pairs(micro)  # and their gradient, in float32
         gradient = 4 if dora or (self.dtype == torch.float16 and self.four_bit) else byte
-        return head, dequantised + rows + scores + wide * micro * widest * gradient
+        at_widest = wide * micro * widest * gradient
+        # of the scores and their gradient, in float32, when what lies behind attention, more than half, is gone
+        at_scores = 2 * 4 * size.heads * self._pairs(micro) - size.layer_bytes * micro / 2
+        return head, dequantised + rows + max(at_widest, at_scores)
 
 
 def verification_memory(settings: Finetuning, size: ModelSize, on_gpu: bool) -> tuple[float, float]:

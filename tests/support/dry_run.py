@@ -151,11 +151,15 @@ def give_weights(model, plan) -> None:
     """Puts fake tensors in the place of all parameters and buffers, and quantises the 4-bit layers."""
     qlora.prepare_cpu_kernels(model)
     packed = {id(module.weight) for module in four_bit_layers(model)}
+    given = {}
+    for old in model.parameters():  # each once: a head that is tied to the embeddings stays so
+        if id(old) not in packed:
+            dtype = torch.float32 if old.requires_grad else plan.dtype
+            given[old] = torch.nn.Parameter(torch.empty(old.shape, dtype=dtype), old.requires_grad)
     for module in model.modules():
         for name, old in list(module._parameters.items()):
-            if old is not None and id(old) not in packed:
-                dtype = torch.float32 if old.requires_grad else plan.dtype
-                module._parameters[name] = torch.nn.Parameter(torch.empty(old.shape, dtype=dtype), old.requires_grad)
+            if old in given:
+                module._parameters[name] = given[old]
         for name, old in list(module._buffers.items()):
             if old is not None:
                 module._buffers[name] = torch.empty(old.shape, dtype=old.dtype)

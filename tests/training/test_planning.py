@@ -105,6 +105,7 @@ def uncapped():
         (capped, {"micro_batch_tokens": 1024}),
         (uncapped, {"micro_batch_tokens": 1024}),
         pytest.param(capped, {"micro_batch_tokens": 2048}, marks=pytest.mark.more),
+        pytest.param(capped, {"micro_batch_tokens": 6144}, marks=pytest.mark.more),
         pytest.param(capped, {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
         pytest.param(uncapped, {"gradient_checkpointing": "on"}, marks=pytest.mark.more),
         pytest.param(uncapped, {"lora_r": 16, "micro_batch_tokens": 2048}, marks=pytest.mark.more),
@@ -116,7 +117,7 @@ def test_scores_that_no_kernel_makes_are_counted(chosen, monkeypatch, shape, cha
     plan = planning.plan(settings, A100, config, [400] * 1000)
     assert plan.attention == "eager"
     predicted = plan.peak_memory - plan.memory["process"]
-    assert predicted == pytest.approx(dry_run.peak_bytes(settings, plan, config, monkeypatch), rel=0.03)
+    assert 1 <= predicted / dry_run.peak_bytes(settings, plan, config, monkeypatch) < 1.15
 
 
 def test_scores_of_padded_examples_are_those_of_each_alone(chosen):
@@ -324,7 +325,7 @@ def test_the_predicted_operations_of_phi2_are_those_that_torch_counts(chosen, ph
     ],
 )
 def test_the_time_of_a_mixture_counts_the_experts_that_a_token_takes(chosen, family, experts):
-    """Beside what torch counts in a forward pass, where routers are left out."""
+    """Beside what torch counts in a forward pass: products with weights, those of the small routers too."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"vocab_size": 256, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
@@ -334,7 +335,7 @@ def test_the_time_of_a_mixture_counts_the_experts_that_a_token_takes(chosen, fam
     model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(input_ids=torch.arange(64)[None], use_cache=False)
-    counted = sum(n for operator, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(operator))
+    counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
     assert 2 * size.multiplied == pytest.approx(counted / 64, rel=0.02)
     assert planning.flops_per_token(size, 0) == 4 * size.multiplied + 6 * size.adapter
 
