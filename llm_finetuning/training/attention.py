@@ -5,6 +5,7 @@ where each begins, and no token attends across a border. Needs a GPU of capabili
 elsewhere, and for padded batches and generation, sdpa does the work.
 """
 
+import copy
 import inspect
 from functools import cache
 from typing import Any
@@ -157,7 +158,38 @@ def _is_served(config: PretrainedConfig) -> bool:
     if not model_class._can_set_attn_implementation():  # Falcon's layers have a table of their own
         return False
     layers = config.get_text_config().per_layer_config
-    return all(_dropout(layer) == 0 and _widest_head(layer) <= WIDEST_HEAD for layer in layers)
+    fit = all(_dropout(layer) == 0 and _widest_head(layer) <= WIDEST_HEAD for layer in layers)
+    return fit and _hands_on_borders(config)
+
+
+def _hands_on_borders(config: PretrainedConfig) -> bool:
+    """Whether the borders of documents reach a model's attention, which StableLM's layers give no further arguments.
+
+    Tried with one layer on the meta device, which takes no memory; True where it cannot be tried there.
+    """
+    arrived: list[bool] = []
+
+    def note(module: Any, query: torch.Tensor, key: Any, value: torch.Tensor, mask: Any, **given: Any) -> tuple:
+        arrived.append(given.get("cu_seq_lens_q") is not None)
+        return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+
+    transformers.AttentionInterface.register("note", note)
+    transformers.AttentionMaskInterface.register("note", _no_mask)
+    one = copy.deepcopy(config)
+    text = one.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    try:
+        with torch.device("meta"), torch.no_grad():
+            load = transformers.AutoModelForCausalLM.from_config
+            model = load(one, dtype=torch.bfloat16, attn_implementation="note")
+            ids, borders = torch.zeros(1, STEP, dtype=torch.long), torch.zeros(2, dtype=torch.int32)
+            given = {"cu_seq_lens_q": borders, "max_length_q": STEP, "use_cache": False}
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), **given)
+    except Exception:  # of any library: not every model runs there
+        return True
+    return all(arrived)
 
 
 def _dropout(layer: PretrainedConfig) -> float:

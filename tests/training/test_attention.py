@@ -36,7 +36,7 @@ WITHOUT = {
 }
 PADDED = {
     "gemma4_text": {"head_dim": 256, **WINDOWED, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 128},
-    "helium": {"head_dim": 264},
+    "helium": {"head_dim": 264, "hidden_size": 528},
     "deepseek_v3": LATENT | DENSE | {"qk_nope_head_dim": 256},
     "starcoder2": {"attention_dropout": 0.1},
     "gpt_bigcode": {"attn_pdrop": 0.1},
@@ -145,7 +145,7 @@ def test_what_the_kernel_cannot_serve_is_padded(family, tmp_path):
         attention.choose_attention(dataclasses.replace(chosen, attention="varlen"), GPU, torch.bfloat16, config)
 
 
-CHEAP = (*PADDED, "gpt_neo", "olmo2")
+CHEAP = (*PADDED, "gpt_neo", "olmo2", "stablelm")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,6 @@ def test_a_model_computes_with_what_is_chosen_for_it(family, tmp_path, kernel):
 
 @pytest.mark.parametrize("family", ["deepseek_v2", "minicpm3", "llama"])
 def test_activations_of_uneven_heads_are_counted(family, tmp_path, capsys):
-    chosen = small_settings(tmp_path, "m")
+    chosen = small_settings(tmp_path, "m", lora_target_modules="o_proj")
     assert model_size.measure_size(chosen, tiny(family), torch.bfloat16, True).activation_bytes > 0
     assert "estimated" not in capsys.readouterr().out
