@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -30,6 +31,8 @@ MEMORY_BYTES = 2**29
 GROWTH = 100
 """Characters that a text may have for each one of its template and conversation; usual is about one."""
 POLL_SECONDS = 0.05
+TOGETHER_SECONDS = 0.01
+"""Answers of so long are one line: a line for each would take longer than most of them."""
 BATCH_CHARACTERS = 2**20
 
 
@@ -56,9 +59,14 @@ def render(
             if _renderer is None or not _renderer.is_alive():
                 _renderer = _Renderer()
                 _renderer.line(START_SECONDS)
-            for batch in _batches(conversations):
-                request = {"template": template, "conversations": batch, "variables": variables, "date": day}
-                answers += _renderer.ask(json.dumps(request), len(batch))
+            shared = {"template": template, "variables": variables, "date": day}
+            requests = ((json.dumps(shared | {"conversations": one}), len(one)) for one in _batches(conversations))
+            request, count = next(requests, ("", 0))
+            while count:
+                _renderer.send(request)
+                following = next(requests, ("", 0))  # made while the process works
+                answers += _renderer.answers(count)
+                request, count = following
         except BaseException:  # an interrupt too: answers that nobody has read would be taken for those of another
             close()
             raise
@@ -73,12 +81,16 @@ def _batches(conversations: list[tuple[list[dict], bool]]) -> Iterator[list[tupl
     batch, size = [], 0
     for each in conversations:
         batch.append(each)
-        size += sum(len(str(message)) for message in each[0])
+        size += _characters(each[0])
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _characters(messages: list[dict]) -> int:
+    return sum([len(str(value)) for message in messages for value in message.values()])
 
 
 class _Renderer:
@@ -97,12 +109,18 @@ class _Renderer:
         """Whether it can be asked; a forked process needs one of its own."""
         return self.owner == os.getpid() and self.process.poll() is None
 
-    def ask(self, request: str, count: int) -> list[dict]:
-        """Sends a request and returns its `count` answers."""
+    def send(self, request: str) -> None:
+        """Sends a request, whose answers have to be taken before the next one: a full pipe has no time limit."""
         with suppress(BrokenPipeError):  # the missing answer tells it
             self.process.stdin.write(request + "\n")
             self.process.stdin.flush()
-        return [json.loads(self.line(CPU_SECONDS)) for _ in range(count)]
+
+    def answers(self, count: int) -> list[dict]:
+        """Returns the `count` answers of a request, some of which come together."""
+        found: list[dict] = []
+        while len(found) < count:
+            found += json.loads(self.line(CPU_SECONDS))
+        return found
 
     def close(self) -> None:
         if self.owner == os.getpid():
@@ -175,10 +193,15 @@ def serve() -> None:
         request = json.loads(line)
         clock.date = request["date"]
         faulthandler.dump_traceback_later(ORPHAN_SECONDS, exit=True)
+        answers, begun = [], time.perf_counter()
         for messages, opened in request["conversations"]:
             variables = request["variables"] | {"add_generation_prompt": opened, "chat_template": request["template"]}
-            answer = _answer(chat_template_utils.render_jinja_template, messages, variables)
-            print(json.dumps(answer), flush=True)
+            answers.append(_answer(chat_template_utils.render_jinja_template, messages, variables))
+            if time.perf_counter() - begun > TOGETHER_SECONDS:
+                print(json.dumps(answers), flush=True)
+                answers, begun = [], time.perf_counter()
+        if answers:
+            print(json.dumps(answers), flush=True)
         faulthandler.cancel_dump_traceback_later()
 
 
@@ -192,7 +215,7 @@ def _answer(render_jinja_template: Callable, messages: list[dict], variables: di
         return {"problem": f"is no valid Jinja: line {error.lineno}: {error.message[:500]}"}
     except Exception as error:  # a template may fail with anything
         return {"problem": f"refuses the conversation: {type(error).__name__}: {str(error)[:500]}"}
-    given = len(variables["chat_template"]) + sum(len(str(message)) for message in messages)
+    given = len(variables["chat_template"]) + _characters(messages)
     if len(text) > GROWTH * given:
         return {"problem": f"makes a text of {len(text):,} characters of {given:,}"}
     return {"text": text}

@@ -43,9 +43,18 @@ def test_no_room_renders_a_chat_template_in_its_own_process():
     assert callers == ["template_process.py"]
 
 
-def test_several_conversations_come_back_in_their_order():
+@pytest.mark.parametrize("characters", [2**20, 1, 40])
+def test_several_conversations_come_back_in_their_order(characters, monkeypatch):
+    monkeypatch.setattr(template_process, "BATCH_CHARACTERS", characters)
     asked = [(ask(str(i)), False) for i in range(200)]
     assert template_process.render("{{ messages[0].content }}", asked, {}) == [str(i) for i in range(200)]
+
+
+def test_one_conversation_of_many_that_never_ends_is_stopped():
+    template = SOUND + "{% if messages[0].content == '150' %}" + FOREVER + "{% endif %}"
+    with pytest.raises(RenderingError, match="more than 1 s on one"):
+        template_process.render(template, [(ask(str(i)), False) for i in range(300)], {"eos_token": ""})
+    assert text() == "user: hi</s>"
 
 
 def test_a_large_data_set_is_not_taken_for_a_template_that_takes_memory(monkeypatch):
