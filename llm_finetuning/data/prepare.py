@@ -96,18 +96,18 @@ def prepare(settings: DataPrep, source: pd.DataFrame, template: Template, ready:
     ready: the source's own preference records. Raises ValueError that names step and parameter if nothing is left.
     """
     counter = TokenCounter(template)
-    candidates: list[dict] = []
+    first: list[dict] = []
 
     def truncate(batch: list[dict]) -> list[dict | None]:
-        candidates.extend(batch)
-        return counter.truncate(batch, settings.max_seq_length)
+        lengths = counter.lengths(batch)
+        first.extend(lengths)
+        return counter.truncate(batch, settings.max_seq_length, lengths)
 
     flat = flatten(settings, source, truncate, ready)
     if len(source):
         funnels.check_left(flat.funnel)
     final = counter.lengths(pairs.to_records(flat.pairs))
-    first = counter.lengths(candidates) if candidates else final
-    tables = [pd.DataFrame(lengths, columns=list(reports.PARTS)) for lengths in (first, final)]
+    tables = [pd.DataFrame(lengths, columns=list(reports.PARTS)) for lengths in (first or final, final)]
     return Prepared(settings, source, flat, *tables)
 
 

@@ -8,13 +8,14 @@ conversations are encoded.
 
 import re
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from llm_finetuning import prompts
 from llm_finetuning.prompts import Template
 
-BATCH = 2000
-"""Texts that are tokenised in one call."""
+BATCH, PARTS = 2000, 4000
+"""Texts that are tokenised in one call; parts that are rendered in one go."""
 OPENING = re.compile(r"\W{0,40}\w?")
 MIDDLE = object()
 """Stands in place of the system message for a part that other turns come before."""
@@ -81,9 +82,12 @@ class TokenCounter:
         self.wholes.update(zip(new, prompts.lengths(list(new.values()), self.template), strict=True))
         return [self.wholes[key] for key in keys]
 
-    def truncate(self, pairs: list[dict], max_length: int) -> list[dict | None]:
-        """Cuts the oldest turns of pairs as `prompts.truncate_histories` does; None for one that stays too long."""
-        totals = [length["total"] for length in self.lengths(pairs)]
+    def truncate(self, pairs: list[dict], max_length: int, lengths: list[dict] | None = None) -> list[dict | None]:
+        """Cuts the oldest turns of pairs as `prompts.truncate_histories` does; None for one that stays too long.
+
+        lengths: those of the pairs, where they are known.
+        """
+        totals = [length["total"] for length in lengths or self.lengths(pairs)]
         places = [place for place, total in enumerate(totals) if total > max_length]
         long = [pairs[place] for place in places]
         if self.adds_up:
@@ -155,8 +159,18 @@ class TokenCounter:
         return max(left - 1, 1 if turns else 0)
 
     def _count(self, parts: Iterable[Part]) -> None:
-        """Counts the parts that are new, with one call of the tokenizer for every BATCH of new texts."""
-        rendered = self._pieces([part for part in dict.fromkeys(parts) if part not in self.parts])
+        """Counts the parts that are new. While some are tokenised, the next ones are rendered in their process."""
+        new = [part for part in dict.fromkeys(parts) if part not in self.parts]
+        waiting: list[Future] = []
+        with ThreadPoolExecutor(1, "token counts") as beside:
+            for start in range(0, len(new), PARTS):
+                pieces = self._pieces(new[start : start + PARTS])
+                waiting.append(beside.submit(self._count_pieces, pieces))
+        for counted in waiting:
+            counted.result()
+
+    def _count_pieces(self, rendered: dict[Part, list[tuple[bool, str]]]) -> None:
+        """Counts parts by their pieces, with one call of the tokenizer for every BATCH of new texts."""
         texts = {text for pieces in rendered.values() for special, text in pieces if not special} - self.texts.keys()
         texts = sorted(texts, key=len)  # those of one call are about equally long
         for start in range(0, len(texts), BATCH):

@@ -9,7 +9,7 @@ import pytest
 from inference_fixtures import make_tokenizer
 
 from llm_finetuning import models, prompts
-from llm_finetuning.data import pairs
+from llm_finetuning.data import pairs, tokens
 from llm_finetuning.data.oasst import flatten, read_messages
 from llm_finetuning.data.tokens import TokenCounter
 
@@ -65,6 +65,32 @@ def test_counts_and_truncations_are_those_of_whole_conversations(name):
     assert counter.adds_up is (name not in ("counts its turns", "turns without a special token"))
     for limit in (30, 120):
         assert counter.truncate(some, limit) == expected_truncations(some, template, limit)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(3, 5), (1, 1), (50, 7)])
+def test_counts_are_the_same_in_pieces_of_any_size(batch, parts, monkeypatch):
+    template, chance = template_of(TEMPLATES["chatml"]), random.Random(batch)
+    some = [random_pair(chance, system=True) for _ in range(60)]
+    whole = TokenCounter(template).lengths(some)
+    monkeypatch.setattr(tokens, "BATCH", batch)
+    monkeypatch.setattr(tokens, "PARTS", parts)
+    counter = TokenCounter(template)
+    assert counter.lengths(some[:20]) + counter.lengths(some) == whole[:20] + whole
+    known = counter.lengths(some)
+    assert counter.truncate(some, 60, known) == expected_truncations(some, template, 60)
+
+
+def test_a_fault_while_texts_are_tokenised_beside_is_raised(monkeypatch):
+    counter = TokenCounter(template_of(TEMPLATES["chatml"]))
+
+    def broken(self: TokenCounter, texts: list[str]) -> list[int]:
+        raise RuntimeError("no tokens")
+
+    monkeypatch.setattr(TokenCounter, "_sizes", broken)
+    monkeypatch.setattr(TokenCounter, "_check_openings", lambda self, pairs: None)
+    with pytest.raises(RuntimeError, match="no tokens"):
+        counter.lengths([{"prompt": "a new one", "response": "yes"}])
+    assert not any("a new one" in str(part) for part in counter.parts)
 
 
 @pytest.mark.more
