@@ -97,12 +97,17 @@ def of_list(record: dict, where: Comparison, not_used: Counter, reasons: Counter
         for entry in as_list(record[name], name, "responses")
     ]
     key = next((key for key in TEXTS if any(is_given(each.get(key)) for each in objects)), "text")
+    if not objects:
+        raise _no_verdict(f"{name} is empty")
     columns = {by: [as_score(each.get(by)) for each in objects] for by in (*RANKS, *SCORES)}
     columns["annotations"] = [_mean_rating(each.get("annotations")) for each in objects]
     if where.by:
         columns = {name: [as_score(value) for value in as_list(record[name], name, "scores")] for name in where.by}
     by, scores = next((each for each in columns.items() if any(score is not None for score in each[1])), ("", []))
-    if not objects or len(scores) != len(objects) > 1:
+    alike = len({str(each.get(key)) for each in objects}) == 1  # as SQuAD's, by several people
+    if not by and alike:
+        objects = objects[:1]
+    if len(scores) != len(objects) > 1:
         numbers = f"{by} {len(scores)} scores" if by else "nothing that ranks them"
         raise _no_verdict(f"{name} holds {len(objects)} responses, and {numbers}")
     not_used.update({f"{name}.{n}" for each in objects for n in each if is_given(each[n]) and n not in (key, by)})
@@ -195,11 +200,11 @@ def is_vote(record: dict) -> bool:
 def _thumb(record: dict, name: str) -> dict:
     """Returns what a thumb up (True) or down (False) says of a response, as in KTO's data; {} for any other label.
 
-    1 and 0 are thumbs in `kto_tag`, and in `label` beside `prompt` and `completion`; elsewhere they may be classes.
+    1 and 0 are thumbs in `kto_tag`; as a label they are mostly classes.
     """
     label = record.get(name)
     label = {"true": True, "false": False}.get(label.strip().casefold(), label) if type(label) is str else label
-    if type(label) is not bool and (name != LABEL or record.keys() >= {"prompt", "completion"}):
+    if type(label) is not bool and name != LABEL:
         number = as_number(label)
         label = number == 1 if type(number) is int and number in (0, 1) else None
     return {"rank": 1 - label, "liked": label} if type(label) is bool else {}

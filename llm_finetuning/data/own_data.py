@@ -122,7 +122,7 @@ def _pairs(path: Path, problems: Problems, reader: Reader) -> Iterator[dict]:
         except Unusable as fault:
             pairs, faults = [], [fault]
         for fault in faults:
-            if fault.reason == NO_SHAPE:  # leaving the record out would leave out all
+            if fault.reason == NO_SHAPE and not reader.shapes:  # leaving the record out would leave out all
                 problems.add(line, None, f"read as {problems.form}, but {fault}", cure="", reason=fault.reason)
             else:
                 problems.add(line, None, str(fault), reason=fault.reason)

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from llm_finetuning.data.comparisons import (
     TWO,
@@ -27,6 +28,7 @@ from llm_finetuning.data.shapes import (
     PROMPTS,
     RESPONSES,
     SCORES,
+    SUMMARY,
     SYSTEMS,
     Columns,
     Shape,
@@ -35,8 +37,8 @@ from llm_finetuning.data.shapes import (
     known_shapes,
     layout_of,
 )
-from llm_finetuning.data.transcripts import TRANSCRIPT, asked, dialogue_of, transcript_turns
-from llm_finetuning.data.turns import BETWEEN, Turn, Unusable, as_turns, is_given, pairs_of, turns_of
+from llm_finetuning.data.transcripts import TRANSCRIPT, asked, dialogue_of, opened, transcript_turns
+from llm_finetuning.data.turns import BETWEEN, Turn, Unusable, as_turns, is_given, pairs_of, text_of, turns_of
 
 NO_SHAPE = "no known shape"
 TIE = "votes for neither of two different answers"
@@ -99,6 +101,8 @@ class Reader:
         """Returns what `recognise` does, without a `prompt` that holds the response beside the instruction."""
         shape = layout_of(names, self.columns) or in_one_text(record, self.columns)
         shape = shape or layout_of(tuple(record), self.columns)
+        if isinstance(shape, Shape) and shape.chat and SUMMARY in names and _is_one_text(record[shape.chat]):
+            return Shape(shape.chat, SUMMARY)
         if isinstance(shape, Shape) and not self.columns.prompt and _is_in_prompt(record, shape):
             return layout_of(tuple(name for name in names if name != shape.prompt), self.columns)
         return shape
@@ -140,7 +144,7 @@ class Reader:
         """Returns the turns before the record's prompt: its system text and its history, none of them in the loss."""
         turns: list[Turn | Unusable] = []
         if is_given(record.get(system)):
-            turns.append(Turn("system", _text(record, system)))
+            turns.append(Turn("system", text_of(record[system]) or _text(record, system)))
         if not shape.chat and shape.prompt != HISTORY and is_given(record.get(HISTORY)):
             turns += _masked(turns_of(record[HISTORY], HISTORY, self.not_used))
         return turns
@@ -154,22 +158,18 @@ class Reader:
         record = record | {name: as_turns(record[name], name) for name in shape.needs}
         if shape.rejected:
             return self._preferred(record, shape, before)
-        prompt, response = record[shape.prompt], record[shape.response]
-        if (
-            type(prompt) is type(response) is str
-            and TRANSCRIPT.match(prompt)
-            and prompt.rstrip().endswith("Assistant:")
-        ):
-            *turns, last = transcript_turns(prompt + response)
-            return pairs_of([*before, *_masked(turns), last])
+        if turns := _in_template(record[shape.prompt], record[shape.response]):
+            return pairs_of([*before, *_masked(turns[:-1]), turns[-1]])
         return pairs_of([*before, *self._prompt(record, shape), *self._response(record, shape.response)])
 
     def _prompt(self, record: dict, shape: Shape) -> list[Turn | Unusable]:
         value = record[shape.prompt]
         if type(value) is list and not all_of(str, value):
             return _masked(turns_of(value, shape.prompt, self.not_used))
+        prompt = _text(record, shape.prompt)
         context = [_text(record, name) for name in CONTEXT if shape.context and is_given(record.get(name))]
-        *turns, last = asked(_text(record, shape.prompt))
+        context = [text for text in context if text.strip() not in prompt]  # which may hold it already
+        *turns, last = asked(prompt)
         return [*turns, last._replace(content=BETWEEN.join([last.content, *context]))]
 
     def _response(self, record: dict, name: str) -> list[Turn | Unusable]:
@@ -202,8 +202,11 @@ class Reader:
         value, prompt = record[name], record.get(shape.prompt)
         whole = re.match(r"\s*Human:", value) if type(value) is str else None
         transcript = value if whole else f"{prompt or ''}{value}"
-        if type(value) is str and TRANSCRIPT.match(transcript) and "\n\nAssistant:" in transcript:
-            turns = transcript_turns(transcript)
+        turns = transcript_turns(transcript) if type(value) is str and TRANSCRIPT.match(transcript) else []
+        if turns and turns[-1].role == "assistant":
+            pass
+        elif written := opened(prompt, value):
+            turns = written
         elif type(value) is str and not shape.prompt:
             raise Unusable("no prompt", f"{name} has no prompt: no such column, nor Human: and Assistant: in the text")
         else:
@@ -214,12 +217,26 @@ class Reader:
         return [*_masked(turns[:-1]), *turns[-1:]]
 
 
+def _in_template(prompt: Any, response: Any) -> list[Turn | Unusable]:
+    """Returns the turns of a prompt that was written by a template, as HH-RLHF's, and its response; [] of others."""
+    if type(prompt) is type(response) is str and TRANSCRIPT.match(prompt) and prompt.rstrip().endswith("Assistant:"):
+        turns = transcript_turns(prompt + response)
+        if turns[-1].role == "assistant":
+            return turns
+    return opened(prompt, response)
+
+
 def _columns_to_name(shape: Shape, missing: str, listed: str, names: tuple[str, ...]) -> str:
     """Says which parameter names the column that a first record seems to lack; "" where it holds no other."""
     parameter = {shape.prompt: "prompt_column", shape.response: "response_column"}.get(missing)
     if not parameter or shape.rejected or not {*names} - {*shape.needs}:
         return ""
     return f": the record has {listed}. Set {parameter} to the one that holds it{renaming(names)}"
+
+
+def _is_one_text(value: Any) -> bool:
+    """Whether a dialogue is written as one text, as one to be summed up is, and not as a list of turns."""
+    return is_text(value) and not value.lstrip().startswith(("[", "{"))
 
 
 def _is_in_prompt(record: dict, shape: Shape) -> bool:
@@ -246,6 +263,9 @@ def _masked(turns: list[Turn | Unusable]) -> list[Turn | Unusable]:
 
 
 def _text(record: dict, name: str) -> str:
-    if not is_text(record[name]):
+    """Returns a text, which may be the only one of a list."""
+    value = record[name]
+    value = value[0] if type(value) is list and len(value) == 1 else value
+    if not is_text(value):
         raise Unusable("values that are no text", f"{name} is {excerpt(record[name])}, expected a text")
-    return record[name]
+    return value

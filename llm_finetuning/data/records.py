@@ -91,6 +91,9 @@ def _unwrapped(found: Iterator[tuple[int, dict]], problems: Problems) -> Iterato
 
 def wrapped(record: dict) -> list | None:
     """Returns the records that an object holds under one of its keys; None if it is a record itself."""
+    values = list(record.values())
+    if len(values) > 1 and all_of(dict, values) and len({tuple(value) for value in values}) == 1 and values[0]:
+        return None if is_turn(values[0]) else _of_pandas(record)
     if recognise(record) or "message_id" in record:
         return None
     names, rows = record.get("columns"), record.get("data")
@@ -99,8 +102,18 @@ def wrapped(record: dict) -> list | None:
     rows = record.get("rows")
     if type(rows) is list and rows and all(type(row) is dict and type(row.get("row")) is dict for row in rows):
         return rows
-    lists = [value for value in record.values() if type(value) is list and value and type(value[0]) in (dict, list)]
+    lists = [value for value in values if type(value) is list and value and type(value[0]) in (dict, list)]
     return lists[0] if len(lists) == 1 and not is_turn(lists[0][0]) else None
+
+
+def _of_pandas(record: dict[str, dict]) -> list[dict]:
+    """Returns the rows of a table as pandas writes it: by column and row, or orient="index", by row and column."""
+    if recognise(next(iter(record.values()))):
+        return list(record.values())
+    return [
+        dict(zip(record, row, strict=True))
+        for row in zip(*(column.values() for column in record.values()), strict=True)
+    ]
 
 
 def _of_viewer(record: Any) -> Any:
@@ -228,18 +241,23 @@ def csv_records(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"{path}, after line {done[0]}: not valid CSV ({error}). Correct it there.") from error
 
 
+def _first_row(head: str, delimiter: str) -> list[str]:
+    """Returns the cells of the first row that holds something; [] where quotes do not fit this delimiter."""
+    try:
+        return next(filter(any, csv.reader(io.StringIO(head, newline=""), delimiter=delimiter, strict=True)), [])
+    except csv.Error:
+        return []
+
+
 def _csv_header(path: Path) -> tuple[list[str], str, int]:
     """Returns (column names, delimiter, lines before the header): what parts the header most, or what `sep=;` names."""
     with io.TextIOWrapper(open_text(path), encoding="utf-8", newline="") as stream:
         head = stream.read(CHUNK)
-    if MARKDOWN.match(head):
+    if MARKDOWN.match(head[:4096].lstrip()):
         raise ValueError(f"{path} is a table in Markdown. {SAVE}")
     named = SEPARATOR.match(head)
     head = head[named.end() :] if named else head
-    headers = {
-        delimiter: next(filter(any, csv.reader(io.StringIO(head, newline=""), delimiter=delimiter)), [])
-        for delimiter in ([named[1]] if named else DELIMITERS)
-    }
+    headers = {delimiter: _first_row(head, delimiter) for delimiter in ([named[1]] if named else DELIMITERS)}
     delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
     header = [name.strip() or f"column {number}" for number, name in enumerate(headers[delimiter], 1)]
     if len(header) < 2 and not recognise(dict.fromkeys(header, DIALOGUE)):  # a column of chats stands alone

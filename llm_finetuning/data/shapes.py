@@ -52,8 +52,10 @@ PREFERRED = (
     *((better, "rejected_response") for better in ("chosen_response", "preferred_response", "response")),
 )
 """Names of a response that people preferred and of one that they did not."""
-EXPLAINED = {"instruction", "question", "query"}
+EXPLAINED = {"instruction", "question", "query", "prompt", "input"}
 """Prompts that a column `input` or `context` belongs to (Alpaca, Dolly)."""
+SUMMARY = "summary"
+"""Of a text, or of a dialogue that is written as one."""
 SHAPES = (
     *(Shape(prompt, *two, context=prompt in EXPLAINED) for two in PREFERRED for prompt in (*PROMPTS, "conversations")),
     Shape("", "chosen", "rejected"),
@@ -61,7 +63,9 @@ SHAPES = (
     Shape(chat="messages"),
     Shape(chat="conversations"),
     *(Shape(prompt, response, context=prompt in EXPLAINED) for prompt in PROMPTS for response in RESPONSES),
-    *(Shape(chat=name) for name in ("conversation", "dialogue", "dialog", "chat")),
+    *(Shape(chat=name) for name in ("conversation", "dialogue", "dialog", "chat", "contents")),
+    *(Shape(text, SUMMARY) for text in ("document", "article")),
+    Shape("inputs", "targets"),
 )
 """The first whose columns a record has is its shape."""
 

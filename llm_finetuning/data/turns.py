@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 from llm_finetuning.data.reading import all_of, excerpt, is_text, literal
 
 ROLES = {"system": "system", "developer": "system"}
-ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
-ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "ai", "bing", "bard"), "assistant")
+ROLES |= dict.fromkeys(("user", "human", "prompter", "customer"), "user")
+ROLES |= dict.fromkeys(
+    ("assistant", "gpt", "chatgpt", "chatbot", "bot", "agent", "model", "ai", "bing", "bard"), "assistant"
+)
 TOOL_ROLES = {"tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation"}
+WEIGHTS = ("weight", "train", "training")
+"""Keys of a turn that say whether it is in the loss: OpenAI's, axolotl's."""
 TOOL_KEYS = ("tool_calls", "function_call")
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "parts", "message")
 EXCHANGES = (("input", "output"), ("prompt", "response"), ("human", "assistant"), ("user", "assistant"))
 """Keys of a user's and an assistant's text where one entry of a list holds both."""
 PLAIN_KEYS = {names: pair for pair in (("role", "content"), ("from", "value")) for names in (pair, pair[::-1])}
@@ -72,12 +76,26 @@ def turns_of(value: Any, name: str, not_used: Counter) -> list["Turn | Unusable"
         turns = [text for pair in turns for text in pair]
     if turns and all_of(dict, turns):
         both = next((names for names in EXCHANGES if all(turn.keys() >= set(names) for turn in turns)), ())
-        turns = [turn[name] for turn in turns for name in both] or turns
+        if both:
+            return _exchanges(turns, both, name, not_used)
     if turns and all_of(str, turns):
         return [Turn(role, text) for role, text in zip(cycle(("user", "assistant")), turns, strict=False)]
     return [
         _plain_turn(turn) or _turn(turn, f"turn {number} of {name}", not_used) for number, turn in enumerate(turns, 1)
     ]
+
+
+def _exchanges(turns: list[dict], both: tuple[str, str], name: str, not_used: Counter) -> list["Turn | Unusable"]:
+    """Returns the turns of entries that hold a user's and an assistant's text each, the first a system text too."""
+    found: list[Turn | Unusable] = [Turn("system", turns[0]["system"])] if is_text(turns[0].get("system")) else []
+    for number, turn in enumerate(turns, 1):
+        in_loss = turn.get("output_with_loss", True) is not False  # XTuner's
+        for key, role in zip(both, ("user", "assistant"), strict=True):
+            lacks = Unusable("turns without a role or a text", f"{key} of entry {number} of {name} is no text")
+            found.append(Turn(role, turn[key], role == "user" or in_loss) if is_text(turn[key]) else lacks)
+        used = (*both, "system", "output_with_loss")
+        not_used.update(key for key, value in turn.items() if key not in used and is_given(value))
+    return found
 
 
 def as_list(value: Any, name: str, of: str = "turns") -> list:
@@ -143,13 +161,14 @@ def _turn(value: Any, place: str, not_used: Counter) -> "Turn | Unusable":
         return Unusable("tool calls", f"{place} is a tool call or its result")
     content_key = next((name for name in CONTENT_KEYS if turn.get(name) is not None), "")
     try:
-        text, in_loss = text_of(turn.get(content_key)), _in_loss(turn.get("weight"))
+        text, in_loss = text_of(turn.get(content_key)), _in_loss(*(turn.get(name) for name in WEIGHTS))
     except Unusable as fault:
         return Unusable(fault.reason, f"{place} {fault}")
     if role not in ROLES or text is None:
-        lacks = f"{place} lacks a role (system, user, assistant) or a text as content"
+        other = f" ({role!r:.40} is none)" * (bool(role) and role not in ROLES)
+        lacks = f"{place} lacks a role (system, user, assistant) or a text as content{other}"
         return Unusable("turns without a role or a text", lacks)
-    used = {role_key, content_key, "weight", *TOOL_KEYS}
+    used = {role_key, content_key, *WEIGHTS, *TOOL_KEYS}
     not_used.update(name for name, part in turn.items() if name not in used and is_given(part))
     return Turn(ROLES[role], text, in_loss)
 
@@ -172,9 +191,8 @@ def _text_of_part(part: Any) -> str:
     return text
 
 
-def _in_loss(weight: Any) -> bool:
-    if not is_given(weight):
-        return True
+def _in_loss(*weights: Any) -> bool:
+    weight = next(filter(is_given, weights), True)
     if str(weight) not in ("0", "1", "0.0", "1.0", "False", "True"):
         raise Unusable("weights other than 0 and 1", f"has the weight {excerpt(weight)}, expected 0 or 1")
     return str(weight) in ("1", "1.0", "True")

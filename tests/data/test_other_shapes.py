@@ -40,6 +40,14 @@ ALPACA = "Below is an instruction that describes a task. Write a response.\n\n"
         ("USER: Q1\n\n\nASSISTANT: A1 <|endoftext|>\n\n\nUSER: Q2\n\n\nASSISTANT: A2 <|endoftext|>", TWICE),
         ("USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>", TWICE),
         ("Human: Q1\nAssistant: A1\n\nHuman: Q2\nAssistant: A2", TWICE),
+        ("### System:\nS\n\n### User:\nQ\n\n### Assistant:\nA", [pair("Q", "A", system="S")]),
+        ("System: S\nUser: Q\nAssistant: A", [pair("Q", "A", system="S")]),
+        (f"{VICUNA} USER: Like this:\nInput: 3\nOutput: 4 ASSISTANT: 6</s>",
+         [pair("Like this:\nInput: 3\nOutput: 4", "6", system=VICUNA)]),
+        ("You are kind.\n\nHuman: Do it.\nQuestion: Q\nAnswer: one word\n\nAssistant: A",
+         [pair("Do it.\nQuestion: Q\nAnswer: one word", "A", system="You are kind.")]),
+        ("<|im_start|>user name=Bob\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>", [pair("Q", "A")]),
+        ("### Instruction:\nI\n\n### Response:\nA\n\n### End", [pair("I", "A")]),
         ("### Question\nQ\n\n### Context\nx\n\n### Answer\nA", [pair("Q\n\nx", "A")]),
         ("### Context:\nx\n### Question:\nQ\n### Answer:\nA", [pair("x\n\nQ", "A")]),
         ("Instruct: Sum.\nOutput: So:\nInput: 1\nOutput: 2\n", [pair("Sum.", "So:\nInput: 1\nOutput: 2")]),
@@ -158,7 +166,7 @@ def test_a_prompt_that_holds_the_answer_is_not_asked(code, name, tmp_path):
     frame = read(tmp_path, record)
     assert found(frame) == [pair("Sum two.\n\n1, 2", code)] and frame.attrs["not_used"] == {"prompt": 1}
     other = read(tmp_path, record | {"prompt": "Add the numbers."}, {"prompt": f"Repeat: {CODE}", "output": CODE})
-    assert [row["prompt"] for row in found(other)] == ["Add the numbers.", f"Repeat: {CODE}"]
+    assert [row["prompt"] for row in found(other)] == ["Add the numbers.\n\n1, 2", f"Repeat: {CODE}"]
 
 
 @pytest.mark.parametrize(
@@ -186,9 +194,8 @@ DOWN = {"rank": 1, "liked": False}
         ({"conversations": chat("Q", "A", **SHARE), "kto_tag": False}, [pair("Q", "A") | DOWN]),
         ({"conversations": chat("Q", "A", **SHARE), "kto_tag": 0}, [pair("Q", "A") | DOWN]),
         ({"instruction": "Q", "output": "A", "kto_tag": "false"}, [pair("Q", "A") | DOWN]),
-        ({"prompt": "Q", "completion": "A", "label": 0}, [pair("Q", "A") | DOWN]),
-        ({"prompt": "Q", "completion": "A", "label": "1"}, [pair("Q", "A") | {"rank": 0, "liked": True}]),
-        ({"prompt": "Q", "completion": "A", "label": 2}, [pair("Q", "A")]),
+        ({"prompt": "Q", "completion": "A", "label": "false"}, [pair("Q", "A") | DOWN]),
+        ({"prompt": "Q", "completion": "A", "label": 0}, [pair("Q", "A")]),
         ({"messages": chat("Q", "A"), "label": 0}, [pair("Q", "A")]),
         ({"messages": chat("Q", "A"), "label": "spam"}, [pair("Q", "A")]),
     ],
@@ -203,3 +210,108 @@ def test_disliked_chats_are_rejected_and_not_imitated(tmp_path):
     assert flat.pairs["response"].tolist() == ["Good"] and "liked" not in flat.pairs.columns
     assert [(record["chosen"], record["rejected"]) for record in flat.preferences] == [("Good", "Bad")]
     assert "response that people liked" in flat.funnel["step"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        ("<s>[INST] Q [/INST]", "A </s>"),
+        ("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n", "A<|im_end|>"),
+        ("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant", "\nA<|im_end|>\n"),
+        ("<|user|>\nQ</s>\n<|assistant|>\n", "A</s>"),
+        ("### Instruction:\nQ\n\n### Response:", "\nA"),
+        ("USER: Q ASSISTANT:", " A</s>"),
+        ("Human: Q\nAssistant:", " A"),
+        (
+            "<|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            "A",
+        ),
+    ],
+)
+def test_a_prompt_that_a_template_wrote_is_asked_without_it(prompt, response, tmp_path):
+    """The model's own template would stand around the other one's markers."""
+    assert found(read(tmp_path, {"prompt": prompt, "completion": response})) == [pair("Q", "A")]
+    rated = read(tmp_path, {"prompt": prompt, "chosen": response, "rejected": response.replace("A", "B")})
+    assert found(rated) == [pair("Q", "A") | {"rejected": "B"}]
+
+
+@pytest.mark.parametrize("prompt", ["Question: Q\nAnswer:", "Input: 1\nOutput:", "What is [INST]?", "### Human: Q"])
+def test_a_prompt_with_words_of_its_own_stays_as_it_is(prompt, tmp_path):
+    assert found(read(tmp_path, {"prompt": prompt, "completion": "A"})) == [pair(prompt, "A")]
+
+
+def test_the_last_newline_of_a_dialogue_loses_no_record(tmp_path):
+    prompt = "Human: Q1\n\nAssistant: A1\n\nHuman: Q2\nAssistant:"
+    expected = pair("Q2", "A2", "Q1", "A1")
+    assert found(read(tmp_path, {"prompt": prompt, "completion": " A2"})) == [expected]
+    assert found(read(tmp_path, {"prompt": prompt, "chosen": " A2", "rejected": " B"})) == [
+        expected | {"rejected": "B"}
+    ]
+
+
+TOOLS = [
+    "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>function\n{}<|im_end|>\n"
+    "<|im_start|>assistant\nB<|im_end|>",
+    "[INST] Q [/INST] A</s>[INST] R [/INST][TOOL_CALLS] [{}]</s>[TOOL_RESULTS] {} [/TOOL_RESULTS] B</s>",
+    "<|user|>\nQ\n<|assistant|>\nA\n<|tool|>\n{}\n<|assistant|>\nB",
+]
+
+
+@pytest.mark.parametrize("text", TOOLS)
+def test_what_a_tool_said_is_no_answer(text, tmp_path):
+    frame = read(tmp_path, {"text": text}, on_error="skip")
+    assert found(frame) == [pair("Q", "A")] and frame.attrs["reasons"] == {"tool calls": 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"conversation": [{"system": "S", "input": "Q", "output": "A"}]}, [pair("Q", "A", system="S")]),
+        ({"conversation": [{"input": "Q", "output": "A", "output_with_loss": False}, {"input": "R", "output": "B"}]},
+         [pair("R", "B", "Q", "A")]),
+        ({"messages": [*chat("Q", "A")[:1], chat("Q", "A")[1] | {"train": False}, *chat("R", "B")]},
+         [pair("R", "B", "Q", "A")]),
+        ({"prompt": "Translate", "input": "hello", "output": "bonjour"}, [pair("Translate\n\nhello", "bonjour")]),
+        ({"prompt": "Who?", "context": "Ada did.", "response": "Ada"}, [pair("Who?\n\nAda did.", "Ada")]),
+        ({"prompt": "Ada did. Who?", "context": "Ada did. ", "response": "Ada"}, [pair("Ada did. Who?", "Ada")]),
+        ({"question": "Q", "answers": {"text": ["A", "A", "A"], "answer_start": [1, 1, 1]}}, [pair("Q", "A")]),
+        ({"question": "Q", "answer": ["A"]}, [pair("Q", "A")]),
+        ({"dialogue": "Amy: Hi\r\nBob: Ho", "summary": "Greetings"}, [pair("Amy: Hi\r\nBob: Ho", "Greetings")]),
+        ({"dialogue": "User: Hi\nAssistant: Ho", "summary": "S"}, [pair("User: Hi\nAssistant: Ho", "S")]),
+        ({"article": "Long", "summary": "Short"}, [pair("Long", "Short")]),
+        ({"inputs": "Q", "targets": "A"}, [pair("Q", "A")]),
+        ({"contents": [{"role": "user", "parts": [{"text": "Q"}]}, {"role": "model", "parts": [{"text": "A"}]}]},
+         [pair("Q", "A")]),
+        ({"system": [{"text": "S"}], "messages": [{"role": "user", "content": [{"text": "Q"}]},
+                                                  {"role": "assistant", "content": [{"text": "A"}]}]},
+         [pair("Q", "A", system="S")]),
+        ({"messages": [{"role": "User", "content": "Q"}, {"role": "Chatbot", "content": "A"}]}, [pair("Q", "A")]),
+    ],
+)  # fmt: skip
+def test_records_of_other_programs_are_read(record, expected, tmp_path):
+    assert found(read(tmp_path, record)) == expected
+
+
+def test_a_role_that_is_none_is_named(tmp_path):
+    with pytest.raises(ValueError, match="lacks a role .* \\('narrator' is none\\)"):
+        read(tmp_path, {"messages": [{"role": "narrator", "content": "Q"}, {"role": "assistant", "content": "A"}]})
+
+
+def test_tables_of_pandas_by_column_and_by_row_are_read(tmp_path):
+    frame = pd.DataFrame({"prompt": ["Q1", "Q2"], "response": ["A1", "A2"]})
+    for orient in ("columns", "index", "records", "split"):
+        (tmp_path / "data.json").write_text(frame.to_json(orient=orient))
+        assert found(own_data.read_pairs(tmp_path / "data.json")) == [pair("Q1", "A1"), pair("Q2", "A2")], orient
+    turns = dict(zip(("prompt", "completion"), chat("Q", "A"), strict=True))
+    assert found(read(tmp_path, turns)) == [pair("Q", "A")]
+
+
+def test_a_header_with_another_delimiter_in_quotes_is_read(tmp_path):
+    (tmp_path / "data.csv").write_text('"question","answer (yes; no; maybe)"\n"Q","yes"\n')
+    frame = own_data.read_pairs(tmp_path / "data.csv", columns=Columns(response="answer (yes; no; maybe)"))
+    assert found(frame) == [pair("Q", "yes")]
+
+
+def test_a_later_record_without_a_shape_has_its_cure(tmp_path):
+    with pytest.raises(ValueError, match="line 2: .*no known shape fits.*on_error"):
+        read(tmp_path, {"text": "### Human: Q### Assistant: A"}, {"text": "### Human: only"})

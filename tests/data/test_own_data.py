@@ -307,7 +307,7 @@ def test_other_names_of_columns(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b'{"prompt": {"0": "Q"}, "response": {"0": "A"}}', "line 1: prompt is {'0': 'Q'}, expected a text"),
+        (b'{"prompt": {"0": "Q"}, "response": "A"}', "line 1: prompt is {'0': 'Q'}, expected a text"),
         (zipped(b"", "[Content_Types].xml", "xl/workbook.xml"), "an Excel or Word file. Save it as CSV UTF-8"),
         (zipped(b"{}", "one.jsonl", "two.jsonl"), r"a zip archive of 2 files \(one.jsonl, two.jsonl\). Unpack it"),
         (b"<!DOCTYPE html><html>", "data is a page of HTML, not data; download the file itself."),

@@ -62,7 +62,7 @@ def test_prompt_and_response_alone_are_complete(tmp_path):
         ({"prompt": "Q"}, "response is missing"),
         ({"prompt": "Q", "response": None}, "response is None"),
         ({"prompt": "Q", "response": ""}, "response is empty"),
-        ({"prompt": ["Q"], "response": "A"}, "prompt is"),
+        ({"prompt": ["Q", "R"], "response": "A"}, "prompt is"),
         ({"prompt": "Q", "response": "A", "history": "Hi"}, "history is str"),
         ({"prompt": "Q", "response": "A", "history": [{"role": "user"}]}, "turn 1 of history"),
         ({"prompt": "Q", "response": "A", "history": [{"role": "critic", "content": ""}]}, "turn 1 of history"),
@@ -143,7 +143,7 @@ def test_a_chat_gives_a_pair_for_each_assistant_turn(tmp_path):
         (["user", "system", "assistant"], "the turns are user, system, assistant"),
         (["user"], "the turns are user;"),
         ([], "the turns are none"),
-        (["user", "bot"], "turn 2 of messages lacks a role"),
+        (["user", "critic"], "turn 2 of messages lacks a role"),
     ],
 )
 def test_a_chat_whose_turns_do_not_alternate_is_refused(roles, problem, tmp_path):
