@@ -5,8 +5,10 @@ import gc
 import os
 import platform
 import re
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -83,7 +85,7 @@ def with_least_memory(machine: Machine) -> Machine:
     if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
         return machine
     store, rank, processes = next(torch.distributed.rendezvous("env://"))
-    asked = f"free_memory/{next(_plans)}"
+    asked = f"free_memory/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_plans)}"
     store.set(f"{asked}/{rank}", str(machine.free_memory))
     free = min(int(store.get(f"{asked}/{other}")) for other in range(processes))
     return replace(machine, free_memory=free)
@@ -235,7 +237,14 @@ def _map_blocks_from(size: int) -> None:
 
 
 def free_memory() -> None:
-    """Returns freed memory to the system: what Python no longer uses, the allocator's free blocks, CUDA's cache."""
+    """Returns freed memory to the system: what Python no longer uses, the allocator's free blocks, CUDA's cache.
+
+    In a notebook the newest error keeps the variables of all functions that it left; where memory ran out they go.
+    """
+    error = getattr(sys, "last_value", None)
+    while isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        traceback.clear_frames(error.__traceback__)  # those that still run are left alone
+        error = error.__cause__
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -205,7 +205,8 @@ def _identity(candidate: Candidate, template: Template, data: HeldOut, settings:
     if settings.task_folder:
         files = sorted(path for path in Path(settings.task_folder).rglob("*") if path.is_file())
         asked["task_folder"] = checksums.hash_together(files)
-    parts = [FORM, candidate.fingerprint(), template.tokenizer.chat_template, asdict(data), asked]
+    dated = [str(template.date)] * ("strftime_now" in str(template.tokenizer.chat_template))
+    parts = [FORM, candidate.fingerprint(), template.tokenizer.chat_template, *dated, asdict(data), asked]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,10 +11,12 @@ from llm_finetuning.evaluation.intervals import Sample
 from llm_finetuning.prompts import Template
 
 BATCH_TOKENS = 4096
-LOGIT_BYTES = 12
-"""Of a token and an entry of the vocabulary: its logit, that in the loss, and this one twice in float32."""
-BATCH_BYTES = 5 * 2**29
-"""Of a batch's logits: with up to 54,000 entries, such as Phi-2's, BATCH_TOKENS have room in it."""
+LOGIT_BYTES = 4
+"""Of a token and an entry of the vocabulary, in float32."""
+BATCH_BYTES = 7 * 2**27
+"""Of a batch's logits: with up to 57,000 entries, such as Phi-2's, BATCH_TOKENS have room in it."""
+SLICE = 256
+"""Tokens whose loss is computed at once, in float32."""
 
 
 def losses(model: torch.nn.Module, examples: list[dict], template: Template) -> Sample:
@@ -54,6 +56,12 @@ def _losses_of_batch(model: torch.nn.Module, batch: list[dict], template: Templa
     targets = padded([example["labels"] for example in batch], prompts.IGNORE_INDEX)[:, 1:]
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     in_loss = targets != prompts.IGNORE_INDEX
-    each = torch.nn.functional.cross_entropy(logits[in_loss].float(), targets[in_loss], reduction="none")
+    each = torch.cat([_loss_at(logits, targets, places) for places in in_loss.nonzero().split(SLICE)])
     counts = in_loss.sum(1).tolist()
     return [(part.double().sum().item(), count) for part, count in zip(each.split(counts), counts, strict=True)]
+
+
+def _loss_at(logits: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihoods (N) at `places` (N, 2) of targets (B, T) under logits (B, T, V)."""
+    at = places.unbind(1)
+    return torch.nn.functional.cross_entropy(logits[at].float(), targets[at], reduction="none")

@@ -7,6 +7,9 @@ import torch
 
 from llm_finetuning import models
 
+NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What libraries beside torch's allocator say of a full GPU."""
+
 
 @contextmanager
 def within_memory(said: Callable[[], str]) -> Iterator[None]:
@@ -16,7 +19,9 @@ def within_memory(said: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in NO_MEMORY):
+            raise
         raise MemoryError(said()) from error
 
 
@@ -24,7 +29,8 @@ def while_measuring() -> str:
     """The sentence for a measurement outside of training."""
     return (
         "the GPU ran out of memory while the model was measured: end what else uses it (in Colab Runtime > Restart"
-        " session, then run all cells again), or lower eval_answers, max_new_tokens or max_seq_length"
+        " session, then run all cells again), or lower eval_answers or max_new_tokens, before the training also"
+        " max_seq_length"
     )
 
 

@@ -1,6 +1,5 @@
 """Counts what a model's layers keep for the backward pass, on torch's meta device, which has shapes and no memory."""
 
-import copy
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import replace
@@ -53,7 +52,7 @@ def scored_heads(config: PretrainedConfig, implementation: str) -> int:
     """Attention heads of a layer that keeps their scores, the most where layers differ; 0 where a kernel computes."""
     if implementation != attention.EAGER:
         return 0
-    return max(layer.num_attention_heads for layer in config.per_layer_config)
+    return max(getattr(layer, "num_attention_heads", None) or 0 for layer in config.per_layer_config)
 
 
 def layer_activation_bytes(
@@ -129,10 +128,7 @@ def _saved_bytes(
     implementation: str,
     tokens: int,
 ) -> int:
-    config = copy.deepcopy(model_config)
-    config.get_text_config().num_hidden_layers = layers
-    if getattr(config.get_text_config(), "layer_types", None):
-        config.get_text_config().layer_types = config.get_text_config().layer_types[:layers]
+    config = attention.with_layers(model_config, layers)
     name = implementation if implementation == attention.EAGER else _register_probe(on_gpu, dtype)
     model = build_on_meta(models.one_kernel_gelu(config), dtype, name)
     model = _with_adapters(model, settings)
@@ -230,7 +226,7 @@ def _register_probe(on_gpu: bool, dtype: torch.dtype) -> str:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         key, value = attention.for_every_head(query, key, value)

@@ -162,6 +162,16 @@ def _is_served(config: PretrainedConfig) -> bool:
     return fit and _hands_on_borders(config)
 
 
+def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """A copy of a model's configuration with so many of its layers, the first ones."""
+    found = copy.deepcopy(config)
+    text = found.get_text_config()
+    text.num_hidden_layers = layers
+    if vars(text).get("layer_types"):  # of some families it is computed of other settings
+        text.layer_types = text.layer_types[:layers]
+    return found
+
+
 def _hands_on_borders(config: PretrainedConfig) -> bool:
     """Whether the borders of documents reach a model's attention, which StableLM's layers give no further arguments.
 
@@ -169,18 +179,16 @@ def _hands_on_borders(config: PretrainedConfig) -> bool:
     """
     arrived: list[bool] = []
 
-    def note(module: Any, query: torch.Tensor, key: Any, value: torch.Tensor, mask: Any, **given: Any) -> tuple:
+    def note(
+        module: Any, query: torch.Tensor, key: Any, value: torch.Tensor, attention_mask: Any, **given: Any
+    ) -> tuple:
         arrived.append(given.get("cu_seq_lens_q") is not None)
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
     transformers.AttentionInterface.register("note", note)
     transformers.AttentionMaskInterface.register("note", _no_mask)
-    one = copy.deepcopy(config)
-    text = one.get_text_config()
-    text.num_hidden_layers = 1
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:1]
     try:
+        one = with_layers(config, 1)
         with torch.device("meta"), torch.no_grad():
             load = transformers.AutoModelForCausalLM.from_config
             model = load(one, dtype=torch.bfloat16, attn_implementation="note")

@@ -44,6 +44,7 @@ class Monitor(TrainerCallback):
         self.metrics = Metrics(self.settings.folders.metrics)
         self.losses: list[tuple[float, int]] = []  # (figure that patience goes by, step) of the whole run
         self.terminated = self.listening = self.stopped_early = False
+        self.no_memory: MemoryError | None = None
         self.before: dict | None = None
         """The scoreboard's column of the base, where it was measured already: the evaluation at step 0."""
         self.held_out_changed = False
@@ -58,6 +59,7 @@ class Monitor(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.no_memory = None
         if self.main:
             self.metrics.cut_after(state.global_step, self.held_out_changed)
         self.trainer.accelerator.wait_for_everyone()
@@ -92,7 +94,17 @@ class Monitor(TrainerCallback):
         if self._anyone_terminated():
             control.should_save = control.should_training_stop = True
         if self._is_due(state):
+            self._evaluate_or_stop(state, control)
+
+    def _evaluate_or_stop(self, state: TrainerState, control: TrainerControl) -> None:
+        """Evaluates; where that does not fit into memory, the step is saved before the run ends with the error."""
+        try:
             self.evaluate(state, control)
+        except MemoryError as error:
+            if self.plan.processes > 1:  # the others would wait for this one
+                raise
+            self.no_memory = error
+            control.should_save = control.should_training_stop = True
 
     def _is_due(self, state: TrainerState) -> bool:
         """Whether this step is evaluated: each eval_steps-th, and the last one where the best adapter is kept."""
@@ -225,6 +237,8 @@ class Monitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.close()
+        if self.no_memory:
+            raise self.no_memory
         if self.terminated:
             raise KeyboardInterrupt(f"stopped by SIGTERM; checkpoint-{state.global_step} is saved, run again to go on")
 

@@ -278,9 +278,10 @@ def _out_of_memory(trainer: ResumableTrainer) -> str:
 
 
 def less_at_once(settings: Finetuning, tokens: int) -> str:
-    """The setting with which a step takes less memory than one on `tokens` tokens."""
+    """The settings with which a step takes less memory than one on `tokens` tokens."""
     half, smaller = max(settings.unit_tokens, tokens // 2), settings.max_seq_length // 2
-    fits = f"micro_batch_tokens = {half}" if half < tokens else f"max_seq_length = {smaller}"
+    shorter = f"max_seq_length = {smaller}, micro_batch_tokens = {settings.unit_tokens // 2}"
+    fits = f"micro_batch_tokens = {half}" if half < tokens else shorter
     return f"{fits} and resume = False, for it is another run then"
 
 

@@ -42,6 +42,14 @@ def test_batches_are_smaller_the_larger_the_vocabulary():
     assert widest == {512: 4000, 51_200: 4000, 262_208: 800}
 
 
+def test_the_loss_of_a_batch_is_that_of_its_slices(world, monkeypatch):
+    model, template = world
+    held_out = scoreboard.held_out_set(small_pairs(9), template, 96, 9, 0)
+    whole = likelihood.losses(model, held_out, template)
+    monkeypatch.setattr(likelihood, "SLICE", 7)
+    assert likelihood.losses(model, held_out, template) == whole
+
+
 def test_a_model_that_knows_scores_full_marks(world, tmp_path):
     model, template = world
     chosen = small_settings(tmp_path, "m", judge_exact_match=True, max_new_tokens=48, eval_answers=8)

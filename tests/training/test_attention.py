@@ -161,6 +161,20 @@ def test_a_model_computes_with_what_is_chosen_for_it(family, tmp_path, kernel):
     assert model(**given, use_cache=False).logits.isfinite().all()
 
 
+OTHERS = {"mamba": "in_proj, x_proj"} | dict.fromkeys(("jamba", "recurrent_gemma", "bamba"), "down_proj")
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_kinds_of_models_are_planned_for(family, tmp_path, capsys):
+    """Without attention, or with kinds of layers that other settings say: they come as far as the self-check."""
+    config = AutoConfig.for_model(family, vocab_size=128, hidden_size=64, intermediate_size=64, num_hidden_layers=2)
+    chosen = small_settings(tmp_path, "m", lora_target_modules=OTHERS[family], packing=False)
+    kind = attention.choose_attention(chosen, GPU, torch.bfloat16, config)
+    assert kind in ("sdpa", "eager")
+    attention.choose_attention(dataclasses.replace(chosen, packing=True), GPU, torch.bfloat16, config)
+    assert model_size.measure_size(chosen, config, torch.bfloat16, True, kind).heads >= 0
+
+
 @pytest.mark.parametrize("family", ["deepseek_v2", "minicpm3", "llama"])
 def test_activations_of_uneven_heads_are_counted(family, tmp_path, capsys):
     chosen = small_settings(tmp_path, "m", lora_target_modules="o_proj")

@@ -83,7 +83,11 @@ def test_a_reference_that_does_not_fit_is_a_sentence(folder, tiny_base, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(PreferenceTrainer, "compute_ref_log_probs", run_out)
-    for tokens, fits in ((384, "pairs at a time. Set micro_batch_tokens = 192"), (192, "Set max_seq_length = 48")):
+    whole, half = (
+        "pairs at a time. Set micro_batch_tokens = 192",
+        "Set max_seq_length = 48, micro_batch_tokens = 96 and",
+    )
+    for tokens, fits in ((384, whole), (192, half)):
         with pytest.raises(MemoryError, match=f"the GPU ran out of memory in the reference's pass.*{fits}"):
             prepare_preference(preference_settings(folder, tiny_base, micro_batch_tokens=tokens))
 

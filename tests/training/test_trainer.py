@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import train_small
 from training_fixtures import digest, prepare, small_pairs, small_settings
 from transformers import TrainerCallback
 
-from llm_finetuning import tracebacks
+from llm_finetuning import hardware, tracebacks
 from llm_finetuning.evaluation import mode, scoreboard
 from llm_finetuning.files import checksums
 from llm_finetuning.training import attention, callbacks, checkpoints, figures, qlora, selfcheck
@@ -442,7 +443,54 @@ def test_running_out_of_memory_is_a_sentence_where_it_first_shows(begin, cure, f
     assert tracebacks.is_curable(raised.value, raised.tb), "shown without a traceback"
 
 
-FITS = {384: "micro_batch_tokens = 192", 128: "micro_batch_tokens = 96", 96: "max_seq_length = 48"}
+def test_an_evaluation_without_room_costs_no_step(tiny_base, tmp_path, monkeypatch):
+    """What was trained up to it is saved, and the advice goes on from there."""
+    small = prepare(small_settings(tmp_path, tiny_base, eval_steps=2, save_steps=100, max_steps=3))
+
+    def run_out(*_: object) -> None:
+        if small.trainer.state.global_step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return 1.0
+
+    monkeypatch.setattr(scoreboard, "held_out_loss", run_out)
+    with pytest.raises(MemoryError, match="in the evaluation at step 2.*Set eval_steps = 0"):
+        training.train(small.trainer)
+    again = prepare(small_settings(tmp_path, tiny_base, eval_steps=0, save_steps=100, max_steps=3))
+    outcome = training.train(again.trainer)
+    assert outcome.resumed_from == "checkpoint-2" and again.trainer.state.global_step == 3
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"])
+def test_a_full_gpu_is_known_by_what_libraries_say(said):
+    with pytest.raises(MemoryError, match="no room"), mode.within_memory(lambda: "no room"):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="device-side assert"), mode.within_memory(lambda: "no room"):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+def test_what_an_error_of_memory_holds_is_freed(monkeypatch):
+    """As in a notebook, which keeps the newest error, and with it the variables of what failed."""
+    held = []
+
+    def fail() -> None:
+        model = torch.nn.Linear(2, 2)
+        held.append(weakref.ref(model))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for kind, freed in ((MemoryError, True), (ValueError, False)):
+        try:
+            try:
+                fail()
+            except torch.OutOfMemoryError as error:
+                raise kind("no room") from error
+        except kind as error:
+            monkeypatch.setattr(sys, "last_value", error, raising=False)
+        hardware.free_memory()
+        assert (held[-1]() is None) is freed
+
+
+FITS = {384: "micro_batch_tokens = 192", 128: "micro_batch_tokens = 96"}
+FITS |= {96: "max_seq_length = 48, micro_batch_tokens = 48 and"}
 
 
 @pytest.mark.parametrize(("tokens", "fits"), FITS.items())
