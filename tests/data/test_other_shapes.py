@@ -86,6 +86,8 @@ def test_a_dialogue_in_one_text_is_a_chat(name, text, expected, tmp_path):
         "Question: alone",
         "Answer: A\nQuestion: Q",
         "You are a poet. Sing.",
+        "<|im_start|> \nQ<|im_end|>",
+        "<|start_header_id|> <|end_header_id|>Q",
         "He said:\n### Human: Q### Assistant: A",
         "### Human: alone",
         "### Assistant: A### Human: Q",
