@@ -37,7 +37,7 @@ from llm_finetuning.data.shapes import (
     known_shapes,
     layout_of,
 )
-from llm_finetuning.data.transcripts import TRANSCRIPT, asked, dialogue_of, opened, transcript_turns
+from llm_finetuning.data.transcripts import answered, asked, dialogue_of, opened
 from llm_finetuning.data.turns import BETWEEN, Turn, Unusable, as_turns, is_given, pairs_of, text_of, turns_of
 
 NO_SHAPE = "no known shape"
@@ -202,14 +202,10 @@ class Reader:
         value, prompt = record[name], record.get(shape.prompt)
         whole = re.match(r"\s*Human:", value) if type(value) is str else None
         transcript = value if whole else f"{prompt or ''}{value}"
-        turns = transcript_turns(transcript) if type(value) is str and TRANSCRIPT.match(transcript) else []
-        if turns and turns[-1].role == "assistant":
-            pass
-        elif written := opened(prompt, value):
-            turns = written
-        elif type(value) is str and not shape.prompt:
+        turns = (type(value) is str and answered(transcript)) or opened(prompt, value)
+        if not turns and type(value) is str and not shape.prompt:
             raise Unusable("no prompt", f"{name} has no prompt: no such column, nor Human: and Assistant: in the text")
-        else:
+        if not turns:
             turns = self._response(record, name)
             whole = type(value) is list and bool(turns) and getattr(turns[0], "role", "") != "assistant"
             if prompt is not None and not whole:
@@ -219,11 +215,8 @@ class Reader:
 
 def _in_template(prompt: Any, response: Any) -> list[Turn | Unusable]:
     """Returns the turns of a prompt that was written by a template, as HH-RLHF's, and its response; [] of others."""
-    if type(prompt) is type(response) is str and TRANSCRIPT.match(prompt) and prompt.rstrip().endswith("Assistant:"):
-        turns = transcript_turns(prompt + response)
-        if turns[-1].role == "assistant":
-            return turns
-    return opened(prompt, response)
+    is_dialogue = type(prompt) is type(response) is str and prompt.rstrip().endswith("Assistant:")
+    return (is_dialogue and answered(prompt + response)) or opened(prompt, response)
 
 
 def _columns_to_name(shape: Shape, missing: str, listed: str, names: tuple[str, ...]) -> str:

@@ -47,11 +47,17 @@ IN_AN_ANSWER = {"input", "output", "context", "response", "answer", "completion"
 CALLS = ("<functioncall>", "[TOOL_CALLS]")
 
 
-def transcript_turns(text: str) -> list[Turn]:
-    """Reads the turns of a dialogue written as text, as in HH-RLHF: \\n\\nHuman: …\\n\\nAssistant: …"""
+def answered(text: str) -> list[Turn]:
+    """Returns the turns of a dialogue written as text that ends with the assistant's; [] of any other text.
+
+    As in HH-RLHF: \\n\\nHuman: …\\n\\nAssistant: …
+    """
+    if not TRANSCRIPT.match(text):
+        return []
     _, *parts = TRANSCRIPT.split(text)
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [Turn(roles[role], content) for role, content in zip(parts[::2], parts[1::2], strict=True)]
+    turns = [Turn(roles[role], content) for role, content in zip(parts[::2], parts[1::2], strict=True)]
+    return turns if turns[-1].role == "assistant" else []
 
 
 def asked(prompt: str) -> list[Turn]:
@@ -99,7 +105,7 @@ def opened(prompt: Any, response: Any) -> list[Turn | Unusable]:
 
 def _label(mark: re.Match) -> str:
     """What stands in a marker; of "user name=Bob" the role."""
-    return mark[1].lower() if mark[1].lower() in (*ROLES, "function response") else mark[1].lower().split()[0]
+    return mark[1].lower().split()[0]
 
 
 def _role(mark: re.Match) -> str:
@@ -110,7 +116,7 @@ def _marks(marker: re.Pattern, text: str) -> Iterator[re.Match]:
     """Yields the markers at which a turn begins."""
     said = ""
     for found in marker.finditer(text):
-        label = found[1].lower()
+        label = _label(found)
         if ROLES.get(said) != "assistant" or label not in IN_AN_ANSWER:
             yield found
             said = label
