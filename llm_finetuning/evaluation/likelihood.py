@@ -16,7 +16,7 @@ LOGIT_BYTES = 4
 BATCH_BYTES = 7 * 2**27
 """Of a batch's logits: with up to 57,000 entries, such as Phi-2's, BATCH_TOKENS have room in it."""
 SLICE = 256
-"""Tokens whose loss is computed at once, in float32."""
+"""Tokens whose distributions are in memory at once, in float32: of Gemma 3 they are 0.3 GB."""
 
 
 def losses(model: torch.nn.Module, examples: list[dict], template: Template) -> Sample:

@@ -10,6 +10,7 @@ import torch
 
 from llm_finetuning.evaluation import agreement, intervals, mode, scoreboard
 from llm_finetuning.evaluation.intervals import Sample
+from llm_finetuning.evaluation.likelihood import SLICE
 from llm_finetuning.files.atomic import read_json
 from llm_finetuning.prompts import IGNORE_INDEX, Template
 from llm_finetuning.settings import PreferenceTuning
@@ -20,8 +21,6 @@ COMPARABLE = ("accuracy", "margin", "chosen_logp", "rejected_logp")
 """What is known of each pair, so that two models are compared on the same ones."""
 WATCHED = (*COMPARABLE, "kl")
 """What an evaluation notes of the pairs."""
-SLICE = 256
-"""Tokens whose distributions are in memory at once, in float32: of Gemma 3 they are 0.3 GB each."""
 GREW = 1.25
 """From which factor on a held-out loss or the length of answers is said to have grown."""
 
