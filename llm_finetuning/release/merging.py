@@ -17,7 +17,7 @@ from llm_finetuning.files.shards import SHARD_BYTES, Weights, write_shards
 from llm_finetuning.release import adapter_checks
 from llm_finetuning.release.expert_adapter import PEFT_PREFIX, ExpertAdapter
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import model_size, qlora
+from llm_finetuning.training import on_meta, qlora
 
 if TYPE_CHECKING:
     from bitsandbytes.nn import Linear4bit
@@ -113,7 +113,7 @@ def _factors(folder: Path, without: set[str]) -> dict[str, dict[str, torch.Tenso
 
 def _read_experts(folder: Path, scaling: float, base: Weights) -> ExpertAdapter:
     config = models.configuration(str(base.folder))
-    return ExpertAdapter(folder, scaling, model_size.build_on_meta(config, torch.float32), base)
+    return ExpertAdapter(folder, scaling, on_meta.build_on_meta(config, torch.float32), base)
 
 
 def quantize_dequantize(weight: torch.Tensor, settings: Finetuning, dtype: torch.dtype) -> torch.Tensor:

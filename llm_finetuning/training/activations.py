@@ -13,20 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from llm_finetuning import models
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import attention, experts, qlora
+from llm_finetuning.training.on_meta import build_on_meta, with_layers
 
 PROBE_TOKENS = 64
-
-
-def build_on_meta(model_config: PretrainedConfig, dtype: torch.dtype, attention: str = "eager") -> PreTrainedModel:
-    """The model of a configuration with no storage behind its weights. Raises ValueError for other models."""
-    from transformers import AutoModelForCausalLM
-
-    if type(model_config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(
-            f"{model_config.model_type} is no causal language model to transformers: set model_name to another base"
-        )
-    with models.reading(model_config.name_or_path, "config.json"), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=attention)
 
 
 def of_layer(
@@ -128,7 +117,7 @@ def _saved_bytes(
     implementation: str,
     tokens: int,
 ) -> int:
-    config = attention.with_layers(model_config, layers)
+    config = with_layers(model_config, layers)
     name = implementation if implementation == attention.EAGER else _register_probe(on_gpu, dtype)
     model = build_on_meta(models.one_kernel_gelu(config), dtype, name)
     model = _with_adapters(model, settings)

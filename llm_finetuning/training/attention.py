@@ -5,7 +5,6 @@ where each begins, and no token attends across a border. Needs a GPU of capabili
 elsewhere, and for padded batches and generation, sdpa does the work.
 """
 
-import copy
 import inspect
 from functools import cache
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import PretrainedConfig
 from llm_finetuning import models
 from llm_finetuning.hardware import Machine
 from llm_finetuning.settings import Finetuning
+from llm_finetuning.training.on_meta import build_on_meta, with_layers
 
 NAME, EAGER = "varlen", "eager"
 WIDEST_HEAD, STEP = 256, 8
@@ -162,16 +162,6 @@ def _is_served(config: PretrainedConfig) -> bool:
     return fit and _hands_on_borders(config)
 
 
-def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """A copy of a model's configuration with so many of its layers, the first ones."""
-    found = copy.deepcopy(config)
-    text = found.get_text_config()
-    text.num_hidden_layers = layers
-    if vars(text).get("layer_types"):  # of some families it is computed of other settings
-        text.layer_types = text.layer_types[:layers]
-    return found
-
-
 def _hands_on_borders(config: PretrainedConfig) -> bool:
     """Whether the borders of documents reach a model's attention, which StableLM's layers give no further arguments.
 
@@ -188,10 +178,8 @@ def _hands_on_borders(config: PretrainedConfig) -> bool:
     transformers.AttentionInterface.register("note", note)
     transformers.AttentionMaskInterface.register("note", _no_mask)
     try:
-        one = with_layers(config, 1)
+        model = build_on_meta(with_layers(config, 1), torch.bfloat16, "note")
         with torch.device("meta"), torch.no_grad():
-            load = transformers.AutoModelForCausalLM.from_config
-            model = load(one, dtype=torch.bfloat16, attn_implementation="note")
             ids, borders = torch.zeros(1, STEP, dtype=torch.long), torch.zeros(2, dtype=torch.int32)
             given = {"cu_seq_lens_q": borders, "max_length_q": STEP, "use_cache": False}
             model(input_ids=ids, attention_mask=torch.ones_like(ids), **given)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from llm_finetuning import models
 from llm_finetuning.files.shards import Weights
 from llm_finetuning.settings import Finetuning
-from llm_finetuning.training import experts, model_size, qlora
+from llm_finetuning.training import experts, on_meta, qlora
 
 WRONG = {
     "missing_keys": "transformers would start {} with random numbers, for the checkpoint does not hold it",
@@ -85,7 +85,7 @@ def not_found(
     settings: Finetuning, config: PretrainedConfig, stored: dict[str, list[int]]
 ) -> tuple[list[str], list[str]]:
     """(weights that are quantised or adapted, those of them that the merge would not find in the checkpoint)."""
-    model = model_size.build_on_meta(config, torch.bfloat16)
+    model = on_meta.build_on_meta(config, torch.bfloat16)
     modules = qlora.linear_modules(model) if settings.use_4bit == "yes" else qlora.adapted_modules(model, settings)
     names = [f"{name}.weight" for name in modules]
     missing = [name for name in names if models.stored_name(name, stored, config) is None]

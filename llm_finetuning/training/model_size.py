@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from llm_finetuning.settings import Finetuning
 from llm_finetuning.training import activations, attention, experts, qlora
-from llm_finetuning.training.activations import build_on_meta
+from llm_finetuning.training.on_meta import build_on_meta
 
 
 @dataclass(frozen=True)
