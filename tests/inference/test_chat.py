@@ -120,9 +120,8 @@ def test_two_streams_at_once_do_not_mix(chat):
 
 def test_the_limit_of_time_ends_an_answer(chat):
     slow = counting(chat, delay=0.05)
-    start = time.monotonic()
     result = slow.generate(ask("Count."), SamplingParameters(max_seconds=0.2))
-    assert time.monotonic() - start < 1
+    assert slow.engine.steps <= 5
     assert result.ended_by == "time"
     assert result.text and NUMBERS.startswith(result.text) and result.text != NUMBERS
 

@@ -16,6 +16,7 @@ from llm_finetuning.inference.page import loading
 
 pytestmark = pytest.mark.browser
 
+STEPS = 10  # of the answer to "Count.": "two" is said, "sixteen" is not
 TYPED = "\tdef f(a, b):\n\t\treturn a < b && c\n\n  * not a list\n${1 + 1} {{value}} <i>x</i> &lt;\n\n\n"
 ANSWER = """# Heading
 
@@ -41,8 +42,8 @@ two
 
 @pytest.fixture(scope="module")
 def slow(chat):
-    """The chat at a speed at which a visitor sees the words come and can stop them."""
-    return Listening(chat, delay=0.25)
+    """A chat whose words come one by one; a test holds them where it looks at them."""
+    return Listening(chat, delay=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +97,15 @@ def wait_until_idle(window, status: str | re.Pattern = "tokens/s") -> None:
     expect(window.get_by_role("button", name="Send")).to_be_visible()
 
 
-def test_an_answer_streams_in_and_a_follow_up_uses_the_history(visit, slow_address, quick_address):
-    window = visit(slow_address)
-    say(window, "Count.")
-    seen = set()
-    while "sixteen" not in (text := answer(window).inner_text()):
-        seen.add(text.strip())
-        window.wait_for_timeout(50)
-    assert len([part for part in seen if part and NUMBERS.startswith(part)]) > 3
+def test_an_answer_streams_in_and_a_follow_up_uses_the_history(visit, slow, slow_address, quick_address):
+    window, seen = visit(slow_address), []
+    for steps in (4, 3, 3):
+        with slow.engine.held(steps):
+            if not seen:
+                say(window, "Count.")
+            expect(answer(window)).not_to_have_text(seen[-1] if seen else "")
+            seen.append(answer(window).inner_text())
+    assert all(text and NUMBERS.startswith(text) for text in seen) and NUMBERS not in seen
     wait_until_idle(window)
     assert answer(window).inner_text().strip() == NUMBERS
     for name in ("bram", "petra"):
@@ -117,10 +119,11 @@ def test_an_answer_streams_in_and_a_follow_up_uses_the_history(visit, slow_addre
 
 def stop_one(window, slow) -> None:
     """Asks, stops in the middle, and looks at what is visible: text and status, and nothing over them."""
-    say(window, "Count.")
-    expect(answer(window)).to_contain_text("two")
-    window.get_by_role("button", name="Stop", exact=True).click()
-    wait_until_idle(window, re.compile(r"^\s*\d+ tokens, stopped\s*$"))
+    with slow.engine.held(STEPS):
+        say(window, "Count.")
+        expect(answer(window)).to_contain_text("two")
+        window.get_by_role("button", name="Stop", exact=True).click()
+        wait_until_idle(window, re.compile(r"^\s*\d+ tokens, stopped\s*$"))
     said, steps = answer(window).inner_text(), slow.engine.steps
     assert NUMBERS.startswith(said) and said != NUMBERS
     window.wait_for_timeout(800)
@@ -143,13 +146,14 @@ def test_stop_ends_the_work_and_keeps_text_and_status(visit, slow_address, slow)
     expect(answer(window)).to_have_text("mira likes red.")
 
 
-def test_what_is_cleared_or_undone_while_it_is_answered_does_not_come_back(visit, slow_address):
+def test_what_is_cleared_or_undone_while_it_is_answered_does_not_come_back(visit, slow, slow_address):
     window = visit(slow_address)
     for press in ("New conversation", "Undo"):
-        say(window, "Count.")
-        expect(answer(window)).to_contain_text("two")
-        window.get_by_role("button", name=press).click()
-        expect(window.get_by_role("button", name="Send")).to_be_visible()
+        with slow.engine.held(STEPS):
+            say(window, "Count.")
+            expect(answer(window)).to_contain_text("two")
+            window.get_by_role("button", name=press).click()
+            expect(window.get_by_role("button", name="Send")).to_be_visible()
         window.wait_for_timeout(1_000)
         assert answer(window).count() == question(window).count() == 0
     assert window.locator("#line textarea").input_value() == "Count."
@@ -347,13 +351,14 @@ def test_nothing_hangs_over_the_edge_and_all_has_a_name(visit, quick_address, wi
     assert nameless == []
 
 
-def test_who_waits_is_told_the_place_in_the_queue(visit, slow_address):
+def test_who_waits_is_told_the_place_in_the_queue(visit, slow, slow_address):
     first, second = visit(slow_address), visit(slow_address)
-    say(first, "Count.")
-    expect(answer(first)).to_contain_text("one")
-    say(second, "Which colour does bram like?")
-    expect(second.locator("#status")).to_contain_text("Number 1 in the queue")
-    first.get_by_role("button", name="Stop", exact=True).click()
+    with slow.engine.held(STEPS):
+        say(first, "Count.")
+        expect(answer(first)).to_contain_text("one")
+        say(second, "Which colour does bram like?")
+        expect(second.locator("#status")).to_contain_text("Number 1 in the queue")
+        first.get_by_role("button", name="Stop", exact=True).click()
     expect(answer(second)).to_have_text("bram likes blue.")
 
 

@@ -142,9 +142,11 @@ def test_an_answer_ends_when_its_visitor_goes(monkeypatch, chat):
     monkeypatch.setattr(queue, "PATIENCE", 0.2)
     slow, line = Listening(chat, delay=0.1), Waiting(limit=5, per_address=5)
     line.visitors.loading.run(lambda: slow)
-    question = line.join("ann")
-    wait_for(lambda: question.text)
-    line.visitors.listeners.clear()
+    with slow.engine.held(4):
+        question = line.join("ann")
+        wait_for(lambda: question.text)
+        line.visitors.listeners.clear()
+        time.sleep(0.3)
     assert question.done.wait(60) and question.text != NUMBERS
     assert line.join("bob").done.wait(60)
 
@@ -156,9 +158,10 @@ def test_answers_side_by_side_are_those_alone_and_each_stops_by_itself(chat):
     names = list(COLOURS)[:3]
     colours = [line.join(name, text=f"Which colour does {name} like?") for name in names]
     counts, alone = line.join("counts"), line.join("alone")
-    line.visitors.loading.run(lambda: slow)
-    wait_for(lambda: counts.text.startswith("one"))
-    line.visitors.stop("counts")
+    with slow.engine.held(4):
+        line.visitors.loading.run(lambda: slow)
+        wait_for(lambda: counts.text.startswith("one"))
+        line.visitors.stop("counts")
     assert all(question.done.wait(60) for question in (*colours, counts, alone))
     assert [question.text for question in colours] == [f"{name} likes {COLOURS[name]}." for name in names]
     assert counts.text != NUMBERS and NUMBERS.startswith(counts.text) and counts.status.endswith("tokens, stopped")

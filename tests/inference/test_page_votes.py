@@ -149,11 +149,12 @@ def test_stop_ends_both_answers_and_opens_no_ballot(serve, chat, tmp_path):
     vote = Vote(NAMES, BallotBox(tmp_path / "votes.jsonl"), str)
     one = Visitor(serve(slow[0], against=slow[1], vote=vote), serve.opened[-1])
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(one.ask, "Count.")
-        wait_for(lambda: slow[0].engine.steps + slow[1].engine.steps > 2)
-        stopper = Visitor(str(one.http.base_url).removesuffix("gradio_api/"), serve.opened[-1])
-        stopper.session = one.session
-        stopper.press("stop", [])
+        with slow[0].engine.held(4), slow[1].engine.held(4):
+            asked = pool.submit(one.ask, "Count.")
+            wait_for(lambda: slow[0].engine.steps + slow[1].engine.steps > 2)
+            stopper = Visitor(str(one.http.base_url).removesuffix("gradio_api/"), serve.opened[-1])
+            stopper.session = one.session
+            stopper.press("stop", [])
         assert asked.result() == ([{"role": "user", "content": "Count."}], "Stopped.")
     assert answers_of(one.view) == {} and slow[0].engine.steps + slow[1].engine.steps < 20
 

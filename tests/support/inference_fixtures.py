@@ -2,7 +2,9 @@
 tokenizer, chat template, generation config and SHA256SUMS. Made in the process, in seconds."""
 
 import json
+import math
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -151,7 +153,7 @@ class Counting:
     """An engine that counts what it computes, each step `delay` seconds long."""
 
     def __init__(self, engine, delay: float = 0.0):
-        self.engine, self.delay, self.steps = engine, delay, 0
+        self.engine, self.delay, self.steps, self.limit = engine, delay, 0, math.inf
         self.context, self.max_batch_size = engine.context, engine.max_batch_size
 
     def session(self, sequences):
@@ -161,10 +163,22 @@ class Counting:
         def counted(ids):
             self.steps += 1
             time.sleep(self.delay)
+            while self.steps > self.limit:
+                time.sleep(0.01)
             push(ids)
 
         session.push = counted
         return session
+
+    @contextmanager
+    def held(self, after: int):
+        """While this lasts, no more than `after` steps are computed: an answer is still going on, however busy the
+        machine is."""
+        self.limit = self.steps + after
+        try:
+            yield
+        finally:
+            self.limit = math.inf
 
 
 def counting(chat, delay: float = 0.0):
