@@ -89,6 +89,29 @@ def min_hashes(sets: Sequence[np.ndarray], number: int) -> np.ndarray:
     return np.concatenate(found)
 
 
+def _buckets(hashes: np.ndarray, bands: int, labels: Sequence[str]) -> list[list[int]]:
+    """Returns the places, in rising order, whose labels and hashes of a band are the same: two or more.
+
+    hashes: (N, bands * rows) in 32 bits; labels: (N,). The buckets come in the order of their first places.
+    """
+    numbers: dict[str, int] = {}
+    labelled = np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.uint64)
+    found = []
+    for band, columns in enumerate(np.split(hashes.T, bands)):
+        keys = labelled
+        for column in columns:  # wraps around at 2**64 on purpose
+            keys = keys * np.uint64(0x9E3779B97F4A7C15)
+            keys ^= keys >> np.uint64(29)
+            keys ^= column
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
+        ends = np.append(starts[1:], len(order))
+        several = ends - starts > 1
+        for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):
+            found.append((int(order[start]), band, order[start:end].tolist()))
+    return [places for _, _, places in sorted(found)]
+
+
 def similarity(first: np.ndarray, second: np.ndarray) -> float:
     """Returns the Jaccard similarity of two sets of shingles, 0 to 1."""
     common = len(np.intersect1d(first, second, assume_unique=True))
@@ -183,26 +206,22 @@ class NearSearch:
 
     def _fill_buckets(self) -> None:
         lsh = MinHashLSH(threshold=self.threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-        buckets: dict[Hashable, list[int]] = defaultdict(list)
         numbers = [" ".join(NUMBER.findall(text)) for text in self.texts]
-        for place, hashes in enumerate(min_hashes(self.shingles, lsh.b * lsh.r)):
-            for band, values in enumerate(hashes.reshape(lsh.b, lsh.r)):
-                buckets[hash((band, values.tobytes(), numbers[place]))].append(place)
-        overfull = self._share(buckets)
+        overfull = self._share(_buckets(min_hashes(self.shingles, lsh.b * lsh.r), lsh.b, numbers))
         counts = np.bincount(np.concatenate([*self.shingles, [0]]) & 0x3FFFFF, minlength=0x400000) if overfull else []
-        buckets.clear()
+        buckets: dict[Hashable, list[int]] = defaultdict(list)
         for place in sorted(overfull):
             parts = self.shingles[place]
             common = counts[parts & 0x3FFFFF]
             rare = parts[(common > 1) & (common <= CROWD)][:RARE]
             for part in rare.tolist():
                 buckets[part, numbers[place]].append(place)
-        self._share(buckets)
+        self._share(buckets.values())
 
-    def _share(self, buckets: dict[Hashable, list[int]]) -> set[int]:
+    def _share(self, buckets: Iterable[list[int]]) -> set[int]:
         """Gives each text the buckets that it shares with others; returns those of overfull ones."""
         overfull: set[int] = set()
-        for places in buckets.values():
+        for places in buckets:
             if len(places) > 1:
                 first = {
                     side: list(islice((place for place in places if self.side_of[place] == side), CROWD))

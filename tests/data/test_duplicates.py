@@ -1,12 +1,14 @@
 """Near duplicates: what differs decides, not how much text two prompts share."""
 
 import random
+from collections import defaultdict
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from llm_finetuning.data import leaks
-from llm_finetuning.data.duplicates import NearSearch, hunks, like_earlier, normalise, shingles, similarity
+from llm_finetuning.data.duplicates import NearSearch, _buckets, hunks, like_earlier, normalise, shingles, similarity
 
 INSTRUCTION = (
     "You are a careful assistant who writes for children. Read the word at the end, think about what it means in "
@@ -154,6 +156,18 @@ def test_similar_texts_are_proposed():
         assert expected <= set(search._proposed(place, 0))
         found += len(expected)
     assert found >= 100
+
+
+@pytest.mark.parametrize("texts", [0, 1, 30, 200])
+def test_buckets_hold_the_texts_with_equal_labels_and_hashes(texts):
+    bands, rows, chance = 3, 2, np.random.default_rng(texts)
+    hashes = chance.integers(2**32 - 4, 2**32, size=(texts, bands * rows), dtype=np.uint64)
+    labels = [str(number) for number in chance.integers(0, 3, size=texts)]
+    expected = defaultdict(list)
+    for place, label in enumerate(labels):
+        for band in range(bands):
+            expected[label, band, *hashes[place, band * rows : (band + 1) * rows].tolist()].append(place)
+    assert _buckets(hashes, bands, labels) == [places for places in expected.values() if len(places) > 1]
 
 
 def test_hunks_are_where_two_texts_differ():
