@@ -21,6 +21,7 @@ import transformers  # lazy: torch comes with what is used of it
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from llm_finetuning import template_process
 from llm_finetuning.files import checksums
 from llm_finetuning.files.shards import Weights
 from llm_finetuning.sample import making, phi
@@ -60,6 +61,7 @@ def tokenizer(
     if tokenizer_folder:
         return read_tokenizer(_tokenizer_folder(tokenizer_folder))
     if model_name in (SAMPLE, REHEARSAL):
+        template_process.start()
         return deepcopy(_sample_tokenizer())  # callers set chat templates on it
     return read_tokenizer(_hub_id_or_folder(model_name), revision)
 
@@ -69,6 +71,7 @@ def read_tokenizer(name: str, revision: str = "main") -> "transformers.PreTraine
     if (Path(name) / "config.json").is_file():
         _check_sizes(name, revision)  # transformers reads it for a tokenizer too
     _check_growth(Path(name) / "tokenizer.json")
+    template_process.start()  # its template is rendered next
     with asking_the_hub("model_name", name), reading(name, "tokenizer"):
         loaded = transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
         loaded("a b")  # some that are wrong can be loaded, and not used

@@ -18,7 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
+import msgspec
 import psutil
 
 CPU_SECONDS = 1
@@ -52,19 +54,17 @@ def render(
     date: what the template takes for today, None = the day on which it is rendered.
     Raises RenderingError for a template that is no valid Jinja, refuses a conversation, or takes too much.
     """
-    global _renderer
     answers, day = [], date and date.isoformat()
     with _lock:
         try:
-            if _renderer is None or not _renderer.is_alive():
-                _renderer = _Renderer()
-                _renderer.line(START_SECONDS)
+            _begin()
+            _renderer.wait_until_ready()
             shared = {"template": template, "variables": variables, "date": day}
-            requests = ((json.dumps(shared | {"conversations": one}), len(one)) for one in _batches(conversations))
-            request, count = next(requests, ("", 0))
+            requests = ((_line_of(shared | {"conversations": one}), len(one)) for one in _batches(conversations))
+            request, count = next(requests, (b"", 0))
             while count:
                 _renderer.send(request)
-                following = next(requests, ("", 0))  # made while the process works
+                following = next(requests, (b"", 0))  # made while the process works
                 answers += _renderer.answers(count)
                 request, count = following
         except BaseException:  # an interrupt too: answers that nobody has read would be taken for those of another
@@ -74,6 +74,18 @@ def render(
         if "problem" in answer:
             raise RenderingError(answer["problem"])
     return [answer["text"] for answer in answers]
+
+
+def start() -> None:
+    """Begins the process, so that it is ready when the first template is to be rendered."""
+    with _lock:
+        _begin()
+
+
+def _begin() -> None:
+    global _renderer
+    if _renderer is None or not _renderer.is_alive():
+        _renderer = _Renderer()
 
 
 def _batches(conversations: list[tuple[list[dict], bool]]) -> Iterator[list[tuple[list[dict], bool]]]:
@@ -93,15 +105,30 @@ def _characters(messages: list[dict]) -> int:
     return sum([len(str(value)) for message in messages for value in message.values()])
 
 
+def _line_of(value: object) -> bytes:
+    """A line of JSON; json writes what msgspec refuses, such as half of a surrogate pair."""
+    try:
+        return msgspec.json.encode(value) + b"\n"
+    except (TypeError, UnicodeEncodeError):
+        return json.dumps(value).encode() + b"\n"
+
+
+def _value_of(line: bytes) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return json.loads(line)
+
+
 class _Renderer:
     """The process, and a thread that reads what it writes: a pipe cannot be read with a time limit everywhere."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", __file__]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, encoding="utf-8", **pipes)
-        self.owner = os.getpid()
-        self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.process = subprocess.Popen(command, **pipes)
+        self.owner, self.is_ready = os.getpid(), False
+        self.lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.reader = threading.Thread(target=self._read, name="chat-templates", daemon=True)
         self.reader.start()
 
@@ -109,17 +136,22 @@ class _Renderer:
         """Whether it can be asked; a forked process needs one of its own."""
         return self.owner == os.getpid() and self.process.poll() is None
 
-    def send(self, request: str) -> None:
+    def wait_until_ready(self) -> None:
+        if not self.is_ready:
+            self.line(START_SECONDS)
+            self.is_ready = True
+
+    def send(self, request: bytes) -> None:
         """Sends a request, whose answers have to be taken before the next one: a full pipe has no time limit."""
         with suppress(BrokenPipeError):  # the missing answer tells it
-            self.process.stdin.write(request + "\n")
+            self.process.stdin.write(request)
             self.process.stdin.flush()
 
     def answers(self, count: int) -> list[dict]:
         """Returns the `count` answers of a request, some of which come together."""
         found: list[dict] = []
         while len(found) < count:
-            found += json.loads(self.line(CPU_SECONDS))
+            found += _value_of(self.line(CPU_SECONDS))
         return found
 
     def close(self) -> None:
@@ -131,9 +163,9 @@ class _Renderer:
     def _read(self) -> None:
         for line in self.process.stdout:
             self.lines.put(line)
-        self.lines.put("")
+        self.lines.put(b"")
 
-    def line(self, seconds: float) -> str:
+    def line(self, seconds: float) -> bytes:
         """The next line. Raises RenderingError when the process ends, or takes more than `seconds` or the memory."""
         begun = None
         while True:
@@ -189,8 +221,8 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     chat_template_utils.datetime = clock = _Clock()
     print("ready", flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
+    for line in sys.stdin.buffer:
+        request = _value_of(line)
         clock.date = request["date"]
         faulthandler.dump_traceback_later(ORPHAN_SECONDS, exit=True)
         answers, begun = [], time.perf_counter()
@@ -198,11 +230,16 @@ def serve() -> None:
             variables = request["variables"] | {"add_generation_prompt": opened, "chat_template": request["template"]}
             answers.append(_answer(chat_template_utils.render_jinja_template, messages, variables))
             if time.perf_counter() - begun > TOGETHER_SECONDS:
-                print(json.dumps(answers), flush=True)
+                _write(answers)
                 answers, begun = [], time.perf_counter()
         if answers:
-            print(json.dumps(answers), flush=True)
+            _write(answers)
         faulthandler.cancel_dump_traceback_later()
+
+
+def _write(answers: list[dict]) -> None:
+    sys.stdout.buffer.write(_line_of(answers))
+    sys.stdout.buffer.flush()
 
 
 def _answer(render_jinja_template: Callable, messages: list[dict], variables: dict) -> dict:

@@ -9,12 +9,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from hostile_templates import FOREVER, doubling
 from inference_fixtures import ask, make_tokenizer
 
-from llm_finetuning import prompts, template_process
+from llm_finetuning import models, prompts, template_process
 from llm_finetuning.template_process import RenderingError
 
 SOUND = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
@@ -30,9 +31,18 @@ def test_a_sound_template_is_rendered_after_one_that_was_stopped():
     assert text() == "user: hi</s>"
 
 
-@pytest.mark.parametrize("question", ['"\\ \n\t\x00', "\ud800 half", "日本語 😀", "{{ 1 }}", "x" * 10**6])
+@pytest.mark.parametrize("question", ['"\\ \n\t\x00', "\ud800 half", "日本語 😀", "{{ 1 }}", np.str_("a"), "x" * 10**6])
 def test_messages_arrive_as_they_are(question):
     assert text(question=question) == f"user: {question}</s>"
+
+
+def test_the_process_is_begun_while_a_tokenizer_is_read(published):
+    template_process.close()
+    models.read_tokenizer(str(published))
+    begun = template_process._renderer.process
+    assert begun.poll() is None and not template_process._renderer.is_ready
+    template_process.start()
+    assert text() == "user: hi</s>" and template_process._renderer.process is begun
 
 
 def test_no_room_renders_a_chat_template_in_its_own_process():
