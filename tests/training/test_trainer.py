@@ -319,7 +319,11 @@ def test_a_fresh_start_moves_the_checkpoints_on_drive_aside_too(tiny_base, tmp_p
 
 def test_sigterm_saves_first(tiny_base, tmp_path):
     process = subprocess.Popen(
-        command(tmp_path, tiny_base, 30), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=SUPPORT.parents[1], text=True
+        command(tmp_path, tiny_base, 30),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=SUPPORT.parents[1],
+        text=True,
     )
     metrics = tmp_path / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):
