@@ -195,9 +195,10 @@ class NearSearch:
         self.sides = [list(side) for side in sides]
         self.texts = [text for side in self.sides for text in side]
         self.side_of = [number for number, side in enumerate(self.sides) for _ in side]
-        words = [WORD.findall(text.replace("'", "").replace("’", "")) for text in self.texts]
-        self.words = [(one, frozenset(one)) for one in words]
-        self.shingles = shingles([" ".join(one) or text for one, text in zip(words, self.texts, strict=True)])
+        self.words = [WORD.findall(text.replace("'", "").replace("’", "")) for text in self.texts]
+        self.shingles = shingles([" ".join(one) or text for one, text in zip(self.words, self.texts, strict=True)])
+        self.distinct: dict[int, frozenset[str]] = {}
+        """The distinct words of a text that was proposed; few are."""
         self.buckets: list[list[dict[int, list[int]]]] = [[] for _ in self.texts]
         self.last: int | None = None
         self.found: list[list[Hunk] | None] = []
@@ -247,10 +248,13 @@ class NearSearch:
 
     def _hunks(self, place: int, other: int) -> list[Hunk] | None:
         """Returns where two texts differ, None where that is in many words."""
-        (one, first), (two, second) = self.words[place], self.words[other]
+        for text in (place, other):
+            if text not in self.distinct:
+                self.distinct[text] = frozenset(self.words[text])
+        first, second = self.distinct[place], self.distinct[other]
         if len(first ^ second) > 4 + min(len(first), len(second)) // 4:
             return None
-        return hunks(one, two)
+        return hunks(self.words[place], self.words[other])
 
     def _only_trifles(self, place: int, other: int) -> bool:
         """Whether what differs is no more than typing errors, or short words where the rest is no template.

@@ -11,6 +11,7 @@ from llm_finetuning import plotting
 from llm_finetuning.data import containers, figures, leaks, oasst, own_data, pairs, preferences, reports
 from llm_finetuning.data import funnel as funnels
 from llm_finetuning.data.filters import Filters
+from llm_finetuning.data.reading import without_collector
 from llm_finetuning.data.shapes import Columns
 from llm_finetuning.data.sources import locate
 from llm_finetuning.data.tokens import TokenCounter
@@ -171,6 +172,7 @@ def _token_settings(settings: DataPrep) -> dict:
     return {name: getattr(settings, name) for name in names}
 
 
+@without_collector()
 def write(prepared: Prepared) -> pd.DataFrame:
     """Writes the pairs, their report and the preference pairs, and returns the pairs as read back from the file.
 
@@ -281,6 +283,7 @@ def leak_sentence(prepared: Prepared) -> str:
     )
 
 
+@without_collector()
 def check_leaks(prepared: Prepared, template: Template) -> pd.DataFrame:
     """Compares what validation holds with what training holds, and removes leaks from the latter.
 
