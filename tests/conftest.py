@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import filelock
 import nbformat
 import pytest
 
@@ -48,6 +49,17 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not there: set LLM_FINETUNING_REAL_DATA to the folder that holds {path.name}")
     return path
+
+
+@pytest.fixture(scope="session")
+def sample_base(tmp_path_factory) -> Path:
+    """The sample's base, made once for all workers: it takes a minute, and a run that finds it makes none."""
+    from llm_finetuning import models
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with filelock.FileLock(folder / "sample-base.lock"):
+        return Path(models.locate("sample", folder / "sample-base"))
 
 
 @pytest.fixture

@@ -197,6 +197,7 @@ def language_counts(report: dict) -> tuple[dict | None, dict]:
     return report["messages"] and report["messages"]["languages"], report["pairs"]["languages"]
 
 
+@without_collector()
 def save_figures(prepared: Prepared) -> list[plotting.Figure]:
     """Draws all four figures of a split, writes them to figures/ and returns them for display."""
     if prepared.is_empty:

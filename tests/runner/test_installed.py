@@ -12,7 +12,6 @@ import pytest
 from packaging.requirements import Requirement
 from test_pipeline import CUT
 
-from llm_finetuning import models
 from llm_finetuning.runner.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -123,8 +122,8 @@ def test_a_tag_of_a_bare_repository_installs_as_the_wheel_does(source, elsewhere
 
 
 @pytest.mark.more
-def test_the_installed_command_runs_all_four(python, elsewhere):
-    models.locate("sample", elsewhere / "out" / "base")
+def test_the_installed_command_runs_all_four(python, elsewhere, sample_base):
+    shutil.copytree(sample_base, elsewhere / "out" / "base" / sample_base.name)
     cut = [word for name, value in CUT.items() for word in ("-p", f"{name}={value}")]
     done = run(python, "-m", "llm_finetuning", "run", "--output", "out", *cut, folder=elsewhere)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from colab_fixtures import STUB
 
-from llm_finetuning import models, prompts
+from llm_finetuning import prompts
 from llm_finetuning.evaluation import votes
 from llm_finetuning.files import checksums
 from llm_finetuning.inference.vote_box import vote_box
@@ -35,15 +35,9 @@ def run(output: Path, **cut: object) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """The sample's base, made once: it takes a minute, and a run that finds it does not make it again."""
-    return Path(models.locate("sample", tmp_path_factory.mktemp("base")))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, base) -> tuple[Path, subprocess.CompletedProcess]:
+def finished(tmp_path_factory, sample_base) -> tuple[Path, subprocess.CompletedProcess]:
     output = tmp_path_factory.mktemp("pipeline") / "out"
-    shutil.copytree(base, output / "base" / base.name)
+    shutil.copytree(sample_base, output / "base" / sample_base.name)
     return output, run(output, **CUT)
 
 
@@ -158,7 +152,7 @@ def _talk(stdout: str) -> list[str]:
 
 
 @pytest.mark.more
-def test_the_four_run_on_colab_with_drive_between_them(tmp_path, monkeypatch, repository, base):
+def test_the_four_run_on_colab_with_drive_between_them(tmp_path, monkeypatch, repository, sample_base):
     """Each notebook in a fresh working folder, as on a machine of its own: only Drive is common to them."""
     stub = tmp_path / "stub"
     stub.mkdir()
@@ -166,7 +160,8 @@ def test_the_four_run_on_colab_with_drive_between_them(tmp_path, monkeypatch, re
     monkeypatch.setenv("COLAB_STUB", str(stub))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     drive = stub / "drive" / "MyDrive" / "llm_finetuning"
-    shutil.copytree(base, stub / "cloud" / drive.relative_to(stub / "drive") / "base" / base.name)  # as others see it
+    cloud = stub / "cloud" / drive.relative_to(stub / "drive")  # as others see it
+    shutil.copytree(sample_base, cloud / "base" / sample_base.name)
     given = parameters.read_profile("sample") | CUT
     given |= {"max_steps": 2, "save_steps": 2, "eval_steps": 2, "eval_pairs": 4, "eval_answers": 2}
     for number, step in enumerate(notebooks.STEPS):

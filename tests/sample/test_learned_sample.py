@@ -1,6 +1,7 @@
 """What the tiny Phi learns from the sample: to answer, and of what people prefer no more than the responses show."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,9 +49,10 @@ def agreement(model, template, records: list[dict]) -> tuple[float, float]:
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory) -> SimpleNamespace:
+def learned(tmp_path_factory, sample_base) -> SimpleNamespace:
     """The sample profile's training, with what was measured before and after it."""
     folder = tmp_path_factory.mktemp("learned")
+    shutil.copytree(sample_base, folder / "base" / sample_base.name)
     rules, chosen = settings_of(DataPrep, folder), settings_of(Finetuning, folder)
     template = prompts.template_for(models.tokenizer("sample"), rules.system_message)
     for split in (TRAIN, VALIDATION):
