@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from llm_finetuning import prompts
 from llm_finetuning.prompts import Template
 
-BATCH, PARTS = 2000, 4000
+BATCH, PARTS = 2000, 2000
 """Texts that are tokenised in one call; parts that are rendered in one go."""
 OPENING = re.compile(r"\W{0,40}\w?")
 MIDDLE = object()
