@@ -99,7 +99,7 @@ def wait_until_idle(window, status: str | re.Pattern = "tokens/s") -> None:
 
 def test_an_answer_streams_in_and_a_follow_up_uses_the_history(visit, slow, slow_address, quick_address):
     window, seen = visit(slow_address), []
-    for steps in (4, 3, 3):
+    for steps in (4, 3, 3, 3):
         with slow.engine.held(steps):
             if not seen:
                 say(window, "Count.")
